@@ -1,0 +1,134 @@
+"""The exception tree: what happened, to what, and what to do next.
+
+OrchestratorError
+├── SettingsError            a setting is missing or wrong; nothing was started
+├── JenkinsError
+│   ├── JenkinsUnavailable   no connection, timeout, 429 or 5xx, after retries
+│   ├── JenkinsRefused       401, 403, or a redirect to a login page
+│   ├── JenkinsNotFound      404: no such job or build (any more)
+│   └── JenkinsBadAnswer     HTML, broken JSON, or JSON of another shape
+├── Ec2Error
+│   ├── LaunchRefused        AWS does not start this instance, whatever the number of tries
+│   ├── CapacityUnavailable  not now, not of this type, or not here
+│   └── InstanceLost         the instance is gone, or went away under us
+├── SshError
+│   ├── SshUnreachable       no connection before the deadline
+│   ├── SshRefused           the login was refused, or the key cannot be used
+│   └── HostKeyMismatch      the host is not the one that we launched
+├── MlflowError
+│   ├── MlflowUnavailable    no connection, timeout, 429 or 5xx, after retries
+│   ├── MlflowRefused        401 or 403
+│   └── MlflowNotFound       no such experiment or run
+├── BuildUnusable            this build cannot be trained (no commit, not successful, gone)
+├── TrainingError
+│   ├── TrainingFailed       the training process exited non-zero, or was killed by a signal
+│   ├── TrainingTimedOut     the deadline passed
+│   └── TrainingLost         the process vanished without an exit status
+└── SandboxError             a part of the local sandbox did not start or died
+"""
+
+from __future__ import annotations
+
+
+class OrchestratorError(Exception):
+    """Root of everything this project raises on purpose.
+
+    The message is one plain sentence that a stranger understands: what happened, to what, and
+    what to do next. It never holds a secret.
+    """
+
+
+class SettingsError(OrchestratorError):
+    """A setting is missing or wrong; nothing was started."""
+
+
+class JenkinsError(OrchestratorError):
+    """Jenkins did not give what was asked for."""
+
+
+class JenkinsUnavailable(JenkinsError):
+    """No connection, a timeout, 429 or 5xx, after retries."""
+
+
+class JenkinsRefused(JenkinsError):
+    """401, 403, or a redirect to a login page."""
+
+
+class JenkinsNotFound(JenkinsError):
+    """404: no such job or build, or not any more."""
+
+
+class JenkinsBadAnswer(JenkinsError):
+    """HTML, broken JSON, or JSON of another shape."""
+
+
+class Ec2Error(OrchestratorError):
+    """EC2 did not do what was asked for."""
+
+
+class LaunchRefused(Ec2Error):
+    """AWS does not start this instance, however often it is asked."""
+
+
+class CapacityUnavailable(Ec2Error):
+    """Not now, not of this type, or not in this zone: another try or place may succeed."""
+
+
+class InstanceLost(Ec2Error):
+    """The instance is gone, or went away under us."""
+
+
+class SshError(OrchestratorError):
+    """The instance could not be used over SSH."""
+
+
+class SshUnreachable(SshError):
+    """No connection before the deadline, or the connection broke."""
+
+
+class SshRefused(SshError):
+    """The login was refused, or the private key cannot be used."""
+
+
+class HostKeyMismatch(SshError):
+    """The host that answers is not the one that we launched."""
+
+
+class MlflowError(OrchestratorError):
+    """MLflow did not give what was asked for."""
+
+
+class MlflowUnavailable(MlflowError):
+    """No connection, a timeout, 429 or 5xx, after retries."""
+
+
+class MlflowRefused(MlflowError):
+    """401 or 403."""
+
+
+class MlflowNotFound(MlflowError):
+    """No such experiment or run."""
+
+
+class BuildUnusable(OrchestratorError):
+    """This build cannot be trained: no commit, not successful, or gone without a record."""
+
+
+class TrainingError(OrchestratorError):
+    """The training did not end well."""
+
+
+class TrainingFailed(TrainingError):
+    """The training process exited non-zero, or was killed by a signal."""
+
+
+class TrainingTimedOut(TrainingError):
+    """The deadline passed before the training ended."""
+
+
+class TrainingLost(TrainingError):
+    """The training process vanished without an exit status."""
+
+
+class SandboxError(OrchestratorError):
+    """A part of the local sandbox did not start, or died."""

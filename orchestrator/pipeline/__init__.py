@@ -1,0 +1,1 @@
+"""What one defs.yaml turns into: partitions, sensor, job and assets of one ML project."""

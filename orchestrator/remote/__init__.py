@@ -1,0 +1,1 @@
+"""The supervisor that runs on the instance, and our side of it."""

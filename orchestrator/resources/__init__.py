@@ -1,0 +1,1 @@
+"""One module per system that we talk to; nothing here knows of Dagster assets."""

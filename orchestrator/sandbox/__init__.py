@@ -1,0 +1,1 @@
+"""Jenkins, EC2 with real SSH hosts, MLflow and a Git remote, on one laptop."""

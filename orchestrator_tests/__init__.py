@@ -1,0 +1,1 @@
+"""The tests; one flat file per module, named after behaviour."""
