@@ -17,13 +17,15 @@ OrchestratorError
 │   └── HostKeyMismatch      the host is not the one that we launched
 ├── MlflowError
 │   ├── MlflowUnavailable    no connection, timeout, 429 or 5xx, after retries
-│   ├── MlflowRefused        401 or 403
+│   ├── MlflowRefused        401, 403, or a redirect to a login page
+│   ├── MlflowRejected       400 and its like: MLflow does not accept what was asked
 │   └── MlflowNotFound       no such experiment or run
 ├── BuildUnusable            this build cannot be trained (no commit, not successful, gone)
 ├── TrainingError
 │   ├── TrainingFailed       the training process exited non-zero, or was killed by a signal
 │   ├── TrainingTimedOut     the deadline passed
 │   └── TrainingLost         the process vanished without an exit status
+├── DagsterDown              Dagster's webserver or daemon did not start, ended, or gave no usable answer
 └── SandboxError             a part of the local sandbox did not start or died
 """
 
@@ -103,7 +105,11 @@ class MlflowUnavailable(MlflowError):
 
 
 class MlflowRefused(MlflowError):
-    """401 or 403."""
+    """401, 403, or a redirect to a login page."""
+
+
+class MlflowRejected(MlflowError):
+    """400 and its like: MLflow does not accept what was asked."""
 
 
 class MlflowNotFound(MlflowError):
@@ -112,6 +118,10 @@ class MlflowNotFound(MlflowError):
 
 class BuildUnusable(OrchestratorError):
     """This build cannot be trained: no commit, not successful, or gone without a record."""
+
+
+class BuildBusy(OrchestratorError):
+    """Another attempt is training this build at this moment."""
 
 
 class TrainingError(OrchestratorError):
@@ -128,6 +138,10 @@ class TrainingTimedOut(TrainingError):
 
 class TrainingLost(TrainingError):
     """The training process vanished without an exit status."""
+
+
+class DagsterDown(OrchestratorError):
+    """Dagster's webserver or daemon did not start, ended, or gave no usable answer."""
 
 
 class SandboxError(OrchestratorError):

@@ -23,9 +23,7 @@ from orchestrator.errors import SettingsError
 
 def _words(value: object) -> object:
     """Turn ``"a, b"`` into ``("a", "b")``."""
-    return (
-        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-    )
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _json_object(value: object) -> object:
@@ -59,7 +57,8 @@ def setting(name: str, meaning: str, default: Any = ..., **constraints: Any) -> 
 def env_name(field_info: FieldInfo) -> str:
     """The environment variable that fills this field."""
     extra = field_info.json_schema_extra
-    assert isinstance(extra, dict), "declare settings with setting()"
+    if not isinstance(extra, dict):
+        raise TypeError("settings are declared with setting()")
     return str(extra["env"])
 
 
@@ -81,25 +80,19 @@ class JenkinsSettings(SettingsGroup):
     title = "Jenkins"
     url: str = setting("JENKINS_URL", "Jenkins' own address, such as https://jenkins.example.com/")
     user: str = setting("JENKINS_USER", "the user whose API token follows")
-    token: SecretStr = setting(
-        "JENKINS_TOKEN", "an API token of that user (Jenkins: user > Security > API Token)"
-    )
+    token: SecretStr = setting("JENKINS_TOKEN", "an API token of that user (Jenkins: user > Security > API Token)")
     job: str = setting("JENKINS_JOB_NAME", "the job; folders and multibranch projects as in team/project")
     ca_bundle: Path | None = setting(
         "JENKINS_CA_BUNDLE", "PEM file with the CA of a Jenkins whose certificate is signed privately", None
     )
-    train_unstable: bool = setting(
-        "TRAIN_UNSTABLE", "true: UNSTABLE builds are trained too, not just SUCCESS", False
-    )
+    train_unstable: bool = setting("TRAIN_UNSTABLE", "true: UNSTABLE builds are trained too, not just SUCCESS", False)
 
 
 class MachineSettings(SettingsGroup):
     """The EC2 instance that a build is trained on."""
 
     title = "EC2"
-    ami: str = setting(
-        "AMI_ID", "the image of the training instances, with mlflow (and Docker, conda, ...) installed"
-    )
+    ami: str = setting("AMI_ID", "the image of the training instances, with mlflow (and Docker, conda, ...) installed")
     instance_types: Words = setting(
         "INSTANCE_TYPE",
         "instance type; a comma list is tried in order when AWS has no capacity",
@@ -118,17 +111,13 @@ class MachineSettings(SettingsGroup):
     market: Words = setting(
         "INSTANCE_MARKET", "on-demand or spot; `spot,on-demand` tries one after the other", ("on-demand",)
     )
-    root_volume_gb: int = setting(
-        "ROOT_VOLUME_GB", "size of the encrypted gp3 root volume, in GB", 30, ge=1, le=16384
-    )
+    root_volume_gb: int = setting("ROOT_VOLUME_GB", "size of the encrypted gp3 root volume, in GB", 30, ge=1, le=16384)
     ready_when: Literal["status-checks", "ssh"] = setting(
         "READY_WHEN",
         "status-checks: wait for EC2's 2/2; ssh: only until SSH answers (saves minutes)",
         "status-checks",
     )
-    ready_minutes: float = setting(
-        "READY_MINUTES", "minutes that an instance may take until it can be used", 15, gt=0
-    )
+    ready_minutes: float = setting("READY_MINUTES", "minutes that an instance may take until it can be used", 15, gt=0)
     address: Literal["auto", "public", "private"] = setting(
         "INSTANCE_ADDRESS", "which address we connect to; auto: the public one if there is one", "auto"
     )
@@ -140,7 +129,7 @@ class MachineSettings(SettingsGroup):
     )
     deployment: str = setting(
         "ORCHESTRATOR_DEPLOYMENT",
-        "tells two installations in one AWS account apart",
+        "tells two installations in one AWS account apart; default: the host name",
         "",
         validate_default=True,
     )
@@ -160,9 +149,7 @@ class SshSettings(SettingsGroup):
     user: str = setting("SSH_USER", "login on the instance", "ubuntu")
     port: int = setting("SSH_PORT", "port of its SSH server", 22, ge=1, le=65535)
     key_path: Path = setting("KEY_PATH", "private key file of KEY_PAIR_NAME (PEM or OpenSSH format)")
-    key_passphrase: SecretStr | None = setting(
-        "KEY_PASSPHRASE", "passphrase of that file, if it has one", None
-    )
+    key_passphrase: SecretStr | None = setting("KEY_PASSPHRASE", "passphrase of that file, if it has one", None)
     host_keys: Literal["planted", "accept-new", "known_hosts"] = setting(
         "SSH_HOST_KEYS",
         "how the host is verified: planted (a key given to it through cloud-init), accept-new or known_hosts",
@@ -181,9 +168,7 @@ class MlflowSettings(SettingsGroup):
     experiment_id: str = setting("MLFLOW_EXPERIMENT_ID", "ID of the experiment that holds the runs")
     username: str | None = setting("MLFLOW_TRACKING_USERNAME", "user, when the server asks for one", None)
     password: SecretStr | None = setting("MLFLOW_TRACKING_PASSWORD", "password of that user", None)
-    token: SecretStr | None = setting(
-        "MLFLOW_TRACKING_TOKEN", "bearer token, instead of user and password", None
-    )
+    token: SecretStr | None = setting("MLFLOW_TRACKING_TOKEN", "bearer token, instead of user and password", None)
     ca_bundle: Path | None = setting(
         "MLFLOW_TRACKING_SERVER_CERT_PATH", "PEM file with the CA of a privately signed MLflow server", None
     )
@@ -206,15 +191,11 @@ class ProjectSettings(SettingsGroup):
     env_manager: Literal["local", "virtualenv", "uv", "conda"] | None = setting(
         "MLPROJECT_ENV_MANAGER", "local, virtualenv, uv or conda; default: as the project says", None
     )
-    build_image: bool = setting(
-        "MLPROJECT_BUILD_IMAGE", "true: build the docker_env image on the instance", False
-    )
+    build_image: bool = setting("MLPROJECT_BUILD_IMAGE", "true: build the docker_env image on the instance", False)
     docker_args: Parameters = setting(
         "MLPROJECT_DOCKER_ARGS", 'arguments of `docker run`, a JSON object, such as {"gpus": "all"}', {}
     )
-    training_env: Words = setting(
-        "TRAINING_ENV", "names of variables to hand to the training, a comma list", ()
-    )
+    training_env: Words = setting("TRAINING_ENV", "names of variables to hand to the training, a comma list", ())
     max_minutes: float = setting(
         "MAX_TRAINING_MINUTES",
         "hard deadline of one training, kept by us and by the machine itself",
@@ -273,9 +254,7 @@ class Settings:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else "; .env.example lists them all"
-                raise SettingsError(
-                    f"defs.yaml of pipeline {self.pipeline!r}: there is no setting {name}{hint}"
-                )
+                raise SettingsError(f"defs.yaml of pipeline {self.pipeline!r}: there is no setting {name}{hint}")
         for name in self.values:
             if is_secret(known[name]):
                 raise SettingsError(
@@ -307,9 +286,7 @@ class Settings:
         read: list[SettingsGroup] = []
         for group in groups:
             fields = group.model_fields
-            given = {
-                key: text for key, info in fields.items() if (text := self.raw(env_name(info))) is not None
-            }
+            given = {key: text for key, info in fields.items() if (text := self.raw(env_name(info))) is not None}
             try:
                 read.append(group.model_validate(given))
             except ValidationError as error:
@@ -352,3 +329,39 @@ class PipelineSettings:
             SettingsError: names everything that is missing or wrong.
         """
         return cls(*settings.read_all(*GROUPS))  # type: ignore[arg-type]
+
+
+def env_example() -> str:
+    """The text of `.env.example`: every setting with its meaning and default."""
+    lines = [
+        "# Settings of orchestrator. Copy this file to .env and fill in what has no default.",
+        "",
+        "# ---- AWS: read by boto3 itself; leave them out where a role or ~/.aws provides them",
+        "#AWS_ACCESS_KEY_ID=",
+        "#AWS_SECRET_ACCESS_KEY=",
+        "#AWS_DEFAULT_REGION=",
+        "#AWS_ENDPOINT_URL=",
+    ]
+    for group in GROUPS:
+        lines += ["", f"# ---- {group.title}: {(group.__doc__ or '').splitlines()[0]}"]
+        for info in group.model_fields.values():
+            lines.append(f"# {info.description}")
+            if info.is_required():
+                lines.append(f"{env_name(info)}=")
+            else:
+                lines.append(f"#{env_name(info)}={_shown(info.default)}")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return ",".join(default)
+    if default is None or isinstance(default, str):
+        return default or ""
+    return json.dumps(default)
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(env_example())

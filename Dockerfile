@@ -1,0 +1,23 @@
+# Webserver, daemon and code location in one container: `docker run --env-file .env -p 127.0.0.1:3000:3000 …`
+FROM python:3.11-slim
+
+# git: Dagster's code links; tini: signals reach the children, and zombies are reaped
+RUN apt-get update && apt-get install -y --no-install-recommends git tini && rm -rf /var/lib/apt/lists/*
+RUN pip install --no-cache-dir uv
+
+WORKDIR /opt/orchestrator
+COPY pyproject.toml requirements.lock README.md ./
+COPY orchestrator ./orchestrator
+COPY workspace.yaml dagster.yaml ./
+# The lock only constrains here: the image gets what the orchestrator needs, not the sandbox and the test tools.
+RUN uv pip install --system --no-cache --constraint requirements.lock --editable .
+
+# Runs, schedules and logs live here: mount a volume. Secrets come from the environment, never from the image.
+ENV DAGSTER_HOME=/var/lib/orchestrator
+RUN useradd --create-home --uid 10001 orchestrator && install -d -o orchestrator "$DAGSTER_HOME"
+USER orchestrator
+VOLUME /var/lib/orchestrator
+EXPOSE 3000
+ENTRYPOINT ["tini", "-g", "--"]
+# The webserver has no login: publish the port on loopback, or put an authenticating proxy before it.
+CMD ["orchestrator", "serve", "--host", "0.0.0.0", "--port", "3000"]

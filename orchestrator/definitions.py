@@ -1,0 +1,28 @@
+"""The one entry point: every pipeline under defs/, and the resources that they share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+
+from orchestrator.pipeline.training import TrainingAttempts
+from orchestrator.resources.ec2 import Ec2Resource
+from orchestrator.resources.jenkins import JenkinsResource
+from orchestrator.resources.mlflow import MlflowResource
+from orchestrator.resources.ssh import SshResource
+
+defs = dg.Definitions.merge(
+    dg.load_from_defs_folder(path_within_project=Path(__file__).parent),
+    dg.Definitions(
+        resources={
+            "jenkins": JenkinsResource(),
+            "ec2": Ec2Resource(),
+            "ssh": SshResource(),
+            "mlflow": MlflowResource(),
+            "attempts": TrainingAttempts(),
+        },
+        # Steps wait for other machines: one process does, and a cancel reaches whichever step runs.
+        executor=dg.in_process_executor,
+    ),
+)

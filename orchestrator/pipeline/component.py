@@ -1,0 +1,54 @@
+"""TrainingPipeline: the Dagster component that turns one defs.yaml into a pipeline."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from orchestrator.pipeline.builds import jenkins_build_spec, jenkins_sensor
+from orchestrator.pipeline.training import trained_model, training_job
+from orchestrator.settings import Settings
+
+
+class TrainingPipeline(dg.Component, dg.Model, dg.Resolvable):
+    """Every green build of one Jenkins job becomes a trained model."""
+
+    name: str = Field(
+        default="training",
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
+        description="prefix of this pipeline's assets, job, sensor and partitions",
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings that differ from the environment, by the names of .env.example; no secrets",
+    )
+    settings_from_env: dict[str, str] = Field(
+        default_factory=dict,
+        description="setting: name of the environment variable to read it from, for this pipeline; for secrets too",
+    )
+
+    def pipeline_settings(self) -> Settings:
+        """The environment, and what this defs.yaml says instead."""
+        return Settings(
+            pipeline=self.name,
+            values={name: _text(value) for name, value in self.settings.items()},
+            from_env=self.settings_from_env,
+        )
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The assets, the job and the sensor of this pipeline."""
+        settings = self.pipeline_settings()
+        job = training_job(self.name)
+        return dg.Definitions(
+            assets=[jenkins_build_spec(self.name), trained_model(self.name, settings)],
+            jobs=[job],
+            sensors=[jenkins_sensor(self.name, settings, job)],
+        )
+
+
+def _text(value: object) -> str:
+    """A YAML value as the environment would hold it."""
+    return value if isinstance(value, str) else json.dumps(value)

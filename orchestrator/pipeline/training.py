@@ -1,0 +1,267 @@
+"""The asset `P/trained_model`: resolve the build, provision, train, terminate, record."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+from pydantic import PrivateAttr
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.pipeline.attempt import Attempt
+from orchestrator.pipeline.builds import builds_partitions, find_build
+from orchestrator.pipeline.plan import TrainingConfig, make_plan
+from orchestrator.pipeline.record import training_metadata
+from orchestrator.resources.ec2 import Ec2Resource, Instance
+from orchestrator.resources.jenkins import JenkinsResource
+from orchestrator.resources.mlflow import MlflowResource
+from orchestrator.resources.ssh import Ssh, SshResource
+from orchestrator.settings import PipelineSettings, Settings
+
+STEPS = ("resolve", "provision", "train", "terminate", "record")
+
+
+class ThisRun:
+    """The Dagster run that an op belongs to, as :class:`~orchestrator.pipeline.attempt.DagsterRun`."""
+
+    def __init__(self, context: dg.OpExecutionContext) -> None:
+        self._instance = context.instance
+        self._asset = context.assets_def.key
+        self._job = job_name(self._asset.path[0])
+        self._partition = context.partition_key
+        self.run_id = context.run_id
+        self.root_run_id = context.run.root_run_id or context.run_id
+
+    def is_live(self, run_id: str) -> bool:
+        """Whether this run is queued, starting or under way."""
+        run = self._instance.get_run_by_id(run_id)
+        return run is not None and not run.is_finished
+
+    def rival(self) -> str | None:
+        """The run that began to train this very build before us, and is still at it."""
+        live = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+        records = self._instance.get_run_records(
+            dg.RunsFilter(statuses=live, tags={"dagster/partition": self._partition})
+        )
+        began = {
+            record.dagster_run.run_id: (record.start_time, record.dagster_run.run_id)
+            for record in records
+            if record.start_time is not None and self._trains_it(record.dagster_run)
+        }
+        mine = began.pop(self.run_id, None)
+        return min((run for run, start in began.items() if mine is None or start < mine), default=None)
+
+    def _trains_it(self, run: dg.DagsterRun) -> bool:
+        # A run of the job has no selection of its own: it materialises all that the job does.
+        return run.job_name == self._job or self._asset in (run.asset_selection or ())
+
+
+class TrainingAttempts(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Holds this Dagster run's attempt over all of its steps, and leaves nothing of it behind.
+
+    Needs the in-process executor: one process, and so one instance of this resource, for all steps.
+    """
+
+    _attempts: dict[str, Attempt] = PrivateAttr(default_factory=dict)
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[TrainingAttempts]:
+        """Close every attempt when the run ends; a cancel between two steps is seen nowhere else."""
+        try:
+            yield self
+        finally:
+            for attempt in self._attempts.values():
+                attempt.close()
+
+    def of(self, pipeline: str, make: Callable[[], Attempt]) -> Attempt:
+        """The attempt of this pipeline, made at the first call."""
+        if pipeline not in self._attempts:
+            self._attempts[pipeline] = make()
+        return self._attempts[pipeline]
+
+
+@contextmanager
+def failures_in_plain_words() -> Iterator[None]:
+    """Let Dagster show our errors as one description instead of a stack of wrapped tracebacks."""
+    try:
+        yield
+    except OrchestratorError as error:
+        raise dg.Failure(
+            description=str(error), metadata={"kind": type(error).__name__}, allow_retries=False
+        ) from error
+
+
+def _write_to_run_log(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def trained_model(name: str, settings: Settings, *, group: str | None = None) -> dg.AssetsDefinition:
+    """Make the asset `<name>/trained_model`.
+
+    Args:
+        name: the pipeline.
+        settings: its settings; read when a run needs them.
+        group: Dagster's asset group; default: the pipeline's name.
+    """
+
+    def attempt_of(context: dg.OpExecutionContext, config: TrainingConfig) -> Attempt:
+        resources = context.resources
+        attempts: TrainingAttempts = resources.attempts
+        jenkins: JenkinsResource = resources.jenkins
+        ec2: Ec2Resource = resources.ec2
+        ssh: SshResource = resources.ssh
+        mlflow: MlflowResource = resources.mlflow
+
+        def connect(instance: Instance) -> Ssh:
+            return ssh.connect(settings, address=instance.address or "", host_key=instance.host_key)
+
+        def make() -> Attempt:
+            read = PipelineSettings.read(settings)
+            partition = context.partition_key
+            with jenkins.connect(settings) as server:
+                build = find_build(server, context.instance, name, partition, read.jenkins)
+            plan = make_plan(
+                pipeline=name,
+                partition=partition,
+                build=build,
+                settings=read,
+                config=config,
+            )
+            return Attempt(
+                plan=plan,
+                settings=settings,
+                read=read,
+                ec2=ec2.connect(settings),
+                mlflow=mlflow.connect(settings),
+                connect=connect,
+                run=ThisRun(context),
+                log=context.log,
+                write=_write_to_run_log,
+            )
+
+        return attempts.of(name, make)
+
+    needed = {"attempts", "jenkins", "ec2", "ssh", "mlflow"}
+
+    def step(step_name: str, meaning: str, work: Callable[[dg.OpExecutionContext, Attempt], None]) -> dg.OpDefinition:
+        @dg.op(
+            name=f"{name}__{step_name}",
+            description=meaning,
+            ins={"after": dg.In(dg.Nothing)},
+            out=dg.Out(dg.Nothing),
+            required_resource_keys=needed,
+            tags={"dagster/op_kind": step_name},
+        )
+        def run_step(context: dg.OpExecutionContext, config: TrainingConfig) -> None:
+            with failures_in_plain_words():
+                work(context, attempt_of(context, config))
+
+        return run_step
+
+    resolve = step("resolve", "Ask Jenkins what the build tested; check all settings before money is spent.", _resolve)
+    provision = step("provision", "Find or launch this build's EC2 instance, and wait for it.", _provision)
+    train = step("train", "Run `mlflow run` on the instance and follow it to its end.", _train)
+    terminate = step("terminate", "Give the instance back.", _terminate)
+    record = step("record", "Record what MLflow holds on the asset.", _record)
+
+    @dg.config_mapping
+    def one_config_for_all_steps(config: TrainingConfig) -> dict[str, object]:
+        # Every step gets it, because a re-execution may begin at any step.
+        given = config.model_dump()
+        return {step_name: {"config": given} for step_name in STEPS}
+
+    @dg.graph_asset(
+        name="trained_model",
+        key_prefix=[name],
+        group_name=group or name,
+        partitions_def=builds_partitions(name),
+        ins={"build": dg.AssetIn(key=[name, "jenkins_build"], dagster_type=dg.Nothing)},
+        config=one_config_for_all_steps,
+        description=f"The model that MLflow holds for each green Jenkins build of {name}.",
+        kinds={"mlflow", "ec2"},
+    )
+    def asset(build: None) -> object:
+        resolved = resolve.alias("resolve")(build)
+        ready = provision.alias("provision")(resolved)
+        trained = train.alias("train")(ready)
+        terminated = terminate.alias("terminate")(trained)
+        return record.alias("record")(terminated)
+
+    return asset
+
+
+def job_name(pipeline: str) -> str:
+    """The job that the sensor launches."""
+    return f"{pipeline}_training"
+
+
+def training_job(name: str) -> dg.UnresolvedAssetJobDefinition:
+    """The job `<name>_training`, which the sensor launches."""
+    return dg.define_asset_job(
+        job_name(name),
+        selection=dg.AssetSelection.assets([name, "trained_model"]),
+        description=f"Trains one green Jenkins build of {name} on an EC2 instance of its own.",
+        executor_def=dg.in_process_executor,
+        # A dead worker is tried again; a training that failed is not. dagster.yaml says the same for
+        # runs that are not of this job.
+        tags={"dagster/retry_strategy": "ALL_STEPS", "dagster/retry_on_asset_or_op_failure": "false"},
+    )
+
+
+def _resolve(context: dg.OpExecutionContext, attempt: Attempt) -> None:
+    plan = attempt.check()
+    context.add_output_metadata(
+        {
+            "Jenkins build": dg.MetadataValue.url(plan.build.url),
+            "project": plan.project_uri,
+            "version": plan.version,
+            "entry point": plan.entry_point,
+            "parameters": dg.MetadataValue.json(dict(plan.parameters)),
+            "at most, minutes": plan.max_minutes,
+        }
+    )
+
+
+def _provision(context: dg.OpExecutionContext, attempt: Attempt) -> None:
+    instance = attempt.provision()
+    context.add_output_metadata(
+        {
+            "instance": instance.id,
+            "type": instance.type,
+            "market": instance.market,
+            "address": instance.address or "",
+        }
+    )
+
+
+def _train(context: dg.OpExecutionContext, attempt: Attempt) -> None:
+    context.add_output_metadata({"MLflow run": attempt.train()})
+
+
+def _terminate(context: dg.OpExecutionContext, attempt: Attempt) -> None:
+    usage = attempt.terminate()
+    if usage is not None:
+        context.add_output_metadata({"instance": usage.instance_id, "minutes": usage.minutes})
+
+
+def _record(context: dg.OpExecutionContext, attempt: Attempt) -> None:
+    finished = attempt.finished()
+    usage = finished.usage
+    context.add_output_metadata(
+        training_metadata(
+            run=finished.run,
+            run_url=finished.url,
+            histories=finished.histories,
+            build=attempt.plan.build,
+            instance_id=usage.instance_id if usage else None,
+            instance_type=usage.instance_type if usage else None,
+            market=usage.market if usage else None,
+            minutes=usage.minutes if usage else None,
+            usd=usage.usd if usage else None,
+        )
+    )
+    # The run is the version of the model: a new training is new data, a re-recorded one is not.
+    context.set_data_version(context.assets_def.key, dg.DataVersion(finished.run.id))

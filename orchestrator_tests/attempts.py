@@ -1,0 +1,153 @@
+"""Parts for tests of one attempt: a tiny ML project behind a Git server, an EC2 with real SSH hosts, an MLflow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.pipeline.attempt import Attempt
+from orchestrator.pipeline.plan import TrainingConfig, make_plan
+from orchestrator.resources.ec2 import Ec2, Instance
+from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.mlflow import Mlflow
+from orchestrator.resources.ssh import Ssh
+from orchestrator.sandbox.ec2 import Ec2Server
+from orchestrator.sandbox.git import GitRemote
+from orchestrator.sandbox.mlflow import MlflowServer
+from orchestrator.settings import PipelineSettings, Settings
+
+PROJECT = {
+    "MLproject": (
+        "name: tiny\n"
+        "entry_points:\n"
+        "  main:\n"
+        "    parameters:\n"
+        "      note: {type: string, default: none}\n"
+        "      status: {type: int, default: 0}\n"
+        "    command: python train.py {note} {status}\n"
+    ),
+    "train.py": (
+        "import json, os, sys, urllib.request\n"
+        "note, status = sys.argv[1:]\n"
+        "print('note is', ascii(note), flush=True)\n"
+        "for step in (1, 2, 3):\n"
+        "    point = {'run_id': os.environ['MLFLOW_RUN_ID'], 'key': 'accuracy', 'value': step / 4,\n"
+        "             'timestamp': 1_700_000_000_000 + step, 'step': step}\n"
+        "    request = urllib.request.Request(\n"
+        "        os.environ['MLFLOW_TRACKING_URI'] + '/api/2.0/mlflow/runs/log-metric',\n"
+        "        json.dumps(point).encode(), {'Content-Type': 'application/json'})\n"
+        "    urllib.request.urlopen(request).read()\n"
+        "print('trained', flush=True)\n"
+        "if status != '0':\n"
+        "    raise ValueError('the data is not what it was')\n"
+    ),
+}
+
+
+@dataclass
+class ThisRun:
+    """A Dagster run, as far as an attempt asks."""
+
+    run_id: str
+    root_run_id: str = ""
+    live: set[str] = field(default_factory=set)
+    before_us: str | None = None
+
+    def __post_init__(self) -> None:
+        self.root_run_id = self.root_run_id or self.run_id
+
+    def is_live(self, run_id: str) -> bool:
+        return run_id in self.live
+
+    def rival(self) -> str | None:
+        return self.before_us
+
+
+@dataclass
+class World:
+    """All that an attempt needs, running."""
+
+    git: GitRemote
+    ec2_server: Ec2Server
+    mlflow_server: MlflowServer
+    directory: Path
+
+    def __post_init__(self) -> None:
+        self.environment = {
+            **self.ec2_server.env(),
+            **self.mlflow_server.env(),
+            "JENKINS_URL": "http://127.0.0.1:1/",
+            "JENKINS_USER": "nobody",
+            "JENKINS_TOKEN": "unused",
+            "JENKINS_JOB_NAME": "tiny",
+            "MLPROJECT_ENV_MANAGER": "local",
+            "READY_WHEN": "ssh",
+            "INSTANCE_HOURLY_USD": "3.6",
+            "ORCHESTRATOR_DEPLOYMENT": "tests",
+        }
+
+    def build(self, number: int, commit: str | None = None) -> Build:
+        return Build(
+            number=number,
+            timestamp=1_700_000_000_000 + number,
+            result="SUCCESS",
+            job="tiny",
+            duration_ms=1000,
+            url=f"http://127.0.0.1:1/job/tiny/{number}/",
+            commit=commit or self.git.head(),
+            branch="main",
+            repository=self.git.url,
+        )
+
+    def script(self, name: str, text: str) -> dict[str, str]:
+        """A program on the machine in mlflow's place, for what needs none of its 7 s of imports."""
+        path = self.directory / name
+        path.write_text(text)
+        path.chmod(0o755)
+        return {"MLFLOW_COMMAND": str(path)}
+
+    def attempt(
+        self,
+        number: int,
+        *,
+        run: ThisRun,
+        build: Build | None = None,
+        settings: Mapping[str, str] | None = None,
+        config: TrainingConfig | None = None,
+        write: Callable[[str], Any] = lambda _: None,
+    ) -> Attempt:
+        source = Settings(pipeline="tiny", lookup={**self.environment, **(settings or {})}.get)
+        read = PipelineSettings.read(source)
+        plan = make_plan(
+            pipeline="tiny",
+            partition=str(number),
+            build=build or self.build(number),
+            settings=read,
+            config=config or TrainingConfig(),
+        )
+
+        def connect(instance: Instance) -> Ssh:
+            return Ssh(read.ssh, address=instance.address or "", host_key=instance.host_key)
+
+        return Attempt(
+            plan=plan,
+            settings=source,
+            read=read,
+            ec2=Ec2(read.machine),
+            mlflow=Mlflow(read.mlflow, patience_seconds=1),
+            connect=connect,
+            run=run,
+            log=logging.getLogger("attempt"),
+            write=write,
+        )
+
+    @property
+    def ec2(self) -> Ec2:
+        return Ec2(PipelineSettings.read(Settings(lookup=self.environment.get)).machine)
+
+    @property
+    def mlflow(self) -> Mlflow:
+        return Mlflow(PipelineSettings.read(Settings(lookup=self.environment.get)).mlflow)

@@ -1,0 +1,260 @@
+"""One attempt at one build: what it trains, what it leaves, and what it takes over."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import (
+    BuildBusy,
+    InstanceLost,
+    MlflowNotFound,
+    MlflowUnavailable,
+    TrainingFailed,
+    TrainingTimedOut,
+)
+from orchestrator.pipeline.plan import TrainingConfig
+from orchestrator.sandbox.ec2 import Ec2Server
+from orchestrator.sandbox.git import GitRemote
+from orchestrator.sandbox.mlflow import MlflowServer
+from orchestrator_tests.attempts import PROJECT, ThisRun, World
+
+NASTY = 'it\'s "quoted", `id` $(id) ${HOME} \\ ; & | * ü\tand\nmore -x=1'
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer) -> Iterator[World]:
+    directory = tmp_path_factory.mktemp("world")
+    source = directory / "tiny"
+    source.mkdir()
+    for name, text in PROJECT.items():
+        (source / name).write_text(text)
+    os.environ.update(ENVIRONMENT := {"AWS_ACCESS_KEY_ID": "sandbox", "AWS_SECRET_ACCESS_KEY": "sandbox"})
+    with GitRemote(directory / "git", source) as git, Ec2Server(directory / "ec2") as ec2:
+        aws = {name: value for name, value in ec2.env().items() if name.startswith("AWS_")}
+        before = {name: os.environ.get(name) for name in {*aws, *ENVIRONMENT}}
+        os.environ.update(aws)
+        yield World(git, ec2, mlflow_server, directory)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def gone(world: World, instance_id: str) -> bool:
+    return not world.ec2.describe(instance_id).alive
+
+
+def test_a_build_is_trained_at_its_commit_and_the_instance_given_back(world: World) -> None:
+    tested = world.git.head()
+    world.git.commit("The branch moves on", {"later.txt": "not tested"})
+    output: list[str] = []
+    attempt = world.attempt(
+        1,
+        run=ThisRun("run-1"),
+        build=world.build(1, commit=tested),
+        settings={"MLPROJECT_PARAMETERS": json.dumps({"note": NASTY})},
+        write=output.append,
+    )
+    attempt.check()
+    instance = attempt.provision()
+    run_id = attempt.train()
+    usage = attempt.terminate()
+    finished = attempt.finished()
+
+    assert gone(world, instance.id)
+    assert finished.run.id == run_id
+    assert finished.run.status == "FINISHED"
+    assert finished.run.metrics == {"accuracy": 0.75}
+    assert [point.value for point in finished.histories["accuracy"]] == [0.25, 0.5, 0.75]
+    assert finished.run.params == {"note": NASTY}
+    assert ascii(NASTY) in "".join(output), "the parameter reached the training as it was written"
+    tags = finished.run.tags
+    assert tags["mlflow.source.git.commit"] == tested
+    assert tags["dagster_run_id"] == "run-1"
+    assert tags["jenkins.build"] == "1"
+    assert tags["ec2.instance_id"] == instance.id
+    assert tags["ec2.instance_type"] == "t3.medium"
+    assert usage is not None
+    assert finished.usage is not None
+    assert finished.usage.instance_id == instance.id
+    assert finished.usage.usd == pytest.approx(finished.usage.minutes * 3.6 / 60, abs=1e-4)
+
+
+def test_a_training_that_exits_non_zero_is_red_with_its_last_lines_and_leaves_no_instance(world: World) -> None:
+    attempt = world.attempt(2, run=ThisRun("run-2"), config=TrainingConfig(parameters={"status": "3"}))
+    instance = attempt.provision()
+    with pytest.raises(TrainingFailed) as error:
+        attempt.train()
+    assert "build 2: the training exited with status 1" in str(error.value)
+    assert "ValueError: the data is not what it was" in str(error.value)
+    assert gone(world, instance.id)
+    run = world.mlflow.run(instance.mlflow_run)
+    assert run.status == "FAILED"
+    assert "exited with status 1" in run.tags["orchestrator.reason"]
+
+
+def test_an_unknown_entry_point_is_told_in_the_error(world: World) -> None:
+    attempt = world.attempt(3, run=ThisRun("run-3"), config=TrainingConfig(entry_point="evaluate"))
+    with pytest.raises(TrainingFailed, match="Could not find evaluate among entry points"):
+        attempt.train()
+    assert world.ec2.find(pipeline="tiny", partition="3") is None
+
+
+def test_a_commit_that_the_repository_does_not_have_is_told_in_the_error(world: World) -> None:
+    attempt = world.attempt(4, run=ThisRun("run-4"), build=world.build(4, commit="0123456789" * 4))
+    with pytest.raises(TrainingFailed, match="0123456789"):
+        attempt.train()
+    assert world.ec2.find(pipeline="tiny", partition="4") is None
+
+
+def test_every_argument_arrives_as_it_is_and_no_shell_reads_it(world: World) -> None:
+    program = world.script(
+        "argv", "#!/usr/bin/env python\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\nsys.exit(9)\n"
+    )
+    output: list[str] = []
+    attempt = world.attempt(
+        5,
+        run=ThisRun("run-5"),
+        settings={
+            **program,
+            "MLPROJECT_BUILD_IMAGE": "true",
+            "MLPROJECT_DOCKER_ARGS": '{"gpus": "all", "t": ""}',
+            "MLPROJECT_URI": "#sub dir",
+        },
+        config=TrainingConfig(parameters={"note": NASTY}, entry_point="-x; id"),
+        write=output.append,
+    )
+    with pytest.raises(TrainingFailed, match="status 9"):
+        attempt.train()
+    given = json.loads("".join(output))
+    assert given[:4] == ["run", f"{world.git.url}#sub dir", "--version", world.git.head()]
+    assert given[given.index("--entry-point") + 1] == "-x; id"
+    assert given[given.index("--env-manager") + 1] == "local"
+    assert given[given.index("--param-list") + 1] == f"note={NASTY}"
+    assert "--build-image" in given
+    assert [given[i + 1] for i, word in enumerate(given) if word == "--docker-args"] == ["gpus=all", "t"]
+
+
+def test_secrets_that_the_training_prints_are_masked(world: World) -> None:
+    program = world.script("leak", '#!/bin/sh\necho "the password is $DB_PASSWORD"\nexit 1\n')
+    output: list[str] = []
+    secrets = {"TRAINING_ENV": "DB_PASSWORD", "DB_PASSWORD": "correct horse battery"}
+    attempt = world.attempt(6, run=ThisRun("run-6"), settings={**program, **secrets}, write=output.append)
+    with pytest.raises(TrainingFailed) as error:
+        attempt.train()
+    assert "the password is ****" in "".join(output)
+    assert "correct horse" not in "".join(output) + str(error.value)
+
+
+def test_a_training_past_its_deadline_is_ended(world: World) -> None:
+    program = world.script("forever", "#!/bin/sh\necho begun\nexec sleep 600\n")
+    attempt = world.attempt(7, run=ThisRun("run-7"), settings=program, config=TrainingConfig(max_minutes=0.05))
+    instance = attempt.provision()
+    with pytest.raises(TrainingTimedOut, match="MAX_TRAINING_MINUTES"):
+        attempt.train()
+    assert gone(world, instance.id)
+    assert world.mlflow.run(instance.mlflow_run).status == "FAILED"
+
+
+def test_an_interrupt_in_mid_training_gives_the_instance_back_and_closes_the_mlflow_run(world: World) -> None:
+    program = world.script("endless", "#!/bin/sh\necho begun\nexec sleep 600\n")
+
+    def cancel(_: str) -> None:
+        raise KeyboardInterrupt
+
+    attempt = world.attempt(8, run=ThisRun("run-8"), settings=program, write=cancel)
+    instance = attempt.provision()
+    with pytest.raises(KeyboardInterrupt):
+        attempt.train()
+    assert gone(world, instance.id)
+    assert world.mlflow.run(instance.mlflow_run).status == "KILLED"
+
+
+def test_a_run_that_ends_between_two_steps_leaves_nothing_either(world: World) -> None:
+    attempt = world.attempt(9, run=ThisRun("run-9"))
+    instance = attempt.provision()
+    attempt.close()
+    assert gone(world, instance.id)
+    assert world.mlflow.run(instance.mlflow_run).status == "KILLED"
+
+
+def test_an_instance_that_is_taken_away_in_mid_training_is_named_as_the_reason(world: World) -> None:
+    program = world.script("endless", "#!/bin/sh\necho begun\nexec sleep 600\n")
+    instances: list[str] = []
+    attempt = world.attempt(
+        10,
+        run=ThisRun("run-10"),
+        settings=program,
+        write=lambda _: world.ec2_server.terminate_from_outside(instances[0]),
+    )
+    instances.append(attempt.provision().id)
+    with pytest.raises(InstanceLost, match=instances[0]):
+        attempt.train()
+    assert gone(world, instances[0])
+
+
+def test_the_next_attempt_takes_over_what_a_dead_one_left(world: World) -> None:
+    program = world.script("quick", "#!/bin/sh\nexit 0\n")
+    dead = world.attempt(11, run=ThisRun("run-11a"), settings=program)
+    left = dead.provision()
+
+    attempt = world.attempt(11, run=ThisRun("run-11b", root_run_id="run-11a"), settings=program)
+    instance = attempt.provision()
+    assert instance.id == left.id
+    assert instance.dagster_run == "run-11b"
+    assert instance.expires_at == left.expires_at, "the machine's own deadline does not move"
+    assert attempt.train() == left.mlflow_run
+    attempt.terminate()
+    assert gone(world, left.id)
+
+    again = world.attempt(11, run=ThisRun("run-11c", root_run_id="run-11a"), settings=program)
+    assert again.finished().run.id == left.mlflow_run, "a re-execution of the last step trains nothing"
+
+
+def test_an_instance_of_another_request_is_not_taken_over(world: World) -> None:
+    left = world.attempt(12, run=ThisRun("run-12a")).provision()
+    attempt = world.attempt(12, run=ThisRun("run-12b"), config=TrainingConfig(parameters={"note": "other"}))
+    instance = attempt.provision()
+    assert instance.id != left.id
+    assert gone(world, left.id)
+    attempt.close()
+
+
+def test_a_build_that_a_live_run_trains_is_left_to_it(world: World) -> None:
+    first = world.attempt(13, run=ThisRun("run-13a"))
+    instance = first.provision()
+    second = world.attempt(13, run=ThisRun("run-13b", live={"run-13a"}))
+    with pytest.raises(BuildBusy, match="run-13a"):
+        second.provision()
+    second.close()
+    assert world.ec2.describe(instance.id).alive
+    first.close()
+
+
+def test_of_two_runs_that_begin_together_the_later_gives_way(world: World) -> None:
+    attempt = world.attempt(14, run=ThisRun("run-14b", before_us="run-14a"))
+    with pytest.raises(BuildBusy, match="run-14a"):
+        attempt.provision()
+    assert world.ec2.find(pipeline="tiny", partition="14") is None
+
+
+def test_a_missing_experiment_is_named_before_anything_is_launched(world: World) -> None:
+    attempt = world.attempt(15, run=ThisRun("run-15"), settings={"MLFLOW_EXPERIMENT_ID": "777"})
+    with pytest.raises(MlflowNotFound, match=r"no experiment with ID 777 .*MLFLOW_EXPERIMENT_ID"):
+        attempt.check()
+
+
+def test_without_mlflow_nothing_is_launched(world: World) -> None:
+    attempt = world.attempt(16, run=ThisRun("run-16"), settings={"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"})
+    with pytest.raises(MlflowUnavailable):
+        attempt.provision()
+    assert world.ec2.find(pipeline="tiny", partition="16") is None
+
+
+def test_the_key_file_is_checked_before_anything_is_launched(world: World, tmp_path: Path) -> None:
+    attempt = world.attempt(17, run=ThisRun("run-17"), settings={"KEY_PATH": str(tmp_path / "absent.pem")})
+    with pytest.raises(Exception, match="KEY_PATH"):
+        attempt.check()

@@ -1,0 +1,141 @@
+"""Settings: one list of names, read late, complained about all at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import SettingsError
+from orchestrator.settings import (
+    GROUPS,
+    JenkinsSettings,
+    MachineSettings,
+    MlflowSettings,
+    PipelineSettings,
+    ProjectSettings,
+    Settings,
+    SshSettings,
+    all_settings,
+    env_example,
+)
+
+COMPLETE = {
+    "JENKINS_URL": "https://jenkins.example.com/",
+    "JENKINS_USER": "ci",
+    "JENKINS_TOKEN": "11aa22bb33",
+    "JENKINS_JOB_NAME": "team/project",
+    "AMI_ID": "ami-1",
+    "KEY_PAIR_NAME": "key",
+    "KEY_PATH": "/keys/key.pem",
+    "SECURITY_GROUP_ID": "sg-1",
+    "MLFLOW_TRACKING_URI": "https://mlflow.example.com",
+    "MLFLOW_EXPERIMENT_ID": "7",
+}
+
+
+def test_every_missing_setting_is_named_in_one_error() -> None:
+    with pytest.raises(SettingsError) as error:
+        PipelineSettings.read(Settings(pipeline="training", lookup={}.get))
+    for name in COMPLETE:
+        assert f"{name} is not set" in str(error.value)
+    assert ".env.example" in str(error.value)
+
+
+def test_a_complete_environment_is_enough_and_the_rest_has_defaults() -> None:
+    read = PipelineSettings.read(Settings(lookup=COMPLETE.get))
+    assert read.machine.instance_types == ("t3.medium",)
+    assert read.ssh.user == "ubuntu"
+    assert read.ssh.port == 22
+    assert read.project.entry_point == "main"
+    assert read.project.max_minutes == 720
+    assert read.machine.deployment, "defaults to the host name"
+    assert read.machine.ready_when == "status-checks"
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    read = Settings(lookup={**COMPLETE, "INSTANCE_TYPE": "", "SUBNET_ID": ""}.get).read(MachineSettings)
+    assert read.instance_types == ("t3.medium",)
+    assert read.subnets == ()
+
+
+def test_comma_lists_and_json_objects_are_read_as_such() -> None:
+    environment = {
+        **COMPLETE,
+        "INSTANCE_TYPE": "g5.xlarge, g4dn.xlarge",
+        "INSTANCE_MARKET": "spot,on-demand",
+        "MLPROJECT_PARAMETERS": json.dumps({"alpha": 0.5, "name": 'a "quoted" $(word)', "flag": True}),
+    }
+    settings = Settings(lookup=environment.get)
+    machine = settings.read(MachineSettings)
+    assert machine.instance_types == ("g5.xlarge", "g4dn.xlarge")
+    assert machine.market == ("spot", "on-demand")
+    assert settings.read(ProjectSettings).parameters == {
+        "alpha": "0.5",
+        "name": 'a "quoted" $(word)',
+        "flag": "true",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SSH_PORT", "ssh", "SSH_PORT='ssh' is wrong"),
+        ("INSTANCE_MARKET", "cheap", "'cheap' is neither spot nor on-demand"),
+        ("MLPROJECT_PARAMETERS", "alpha=1", "is not JSON"),
+        ("MLPROJECT_PARAMETERS", "[1]", "is not a JSON object"),
+        ("READY_WHEN", "soon", "READY_WHEN='soon' is wrong"),
+        ("MAX_TRAINING_MINUTES", "0", "MAX_TRAINING_MINUTES='0' is wrong"),
+        ("MLPROJECT_ENV_MANAGER", "poetry", "MLPROJECT_ENV_MANAGER='poetry' is wrong"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_wrong(name: str, value: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=name) as error:
+        PipelineSettings.read(Settings(lookup={**COMPLETE, name: value}.get))
+    assert said in str(error.value)
+
+
+def test_secrets_show_neither_in_settings_nor_in_errors() -> None:
+    read = Settings(lookup=COMPLETE.get).read(JenkinsSettings)
+    assert COMPLETE["JENKINS_TOKEN"] not in f"{read!r} {read}"
+    passphrase = {**COMPLETE, "KEY_PASSPHRASE": "open sesame"}
+    assert "sesame" not in repr(Settings(lookup=passphrase.get).read(SshSettings))
+
+
+def test_a_pipeline_can_differ_from_the_environment() -> None:
+    settings = Settings(
+        pipeline="churn",
+        values={"JENKINS_JOB_NAME": "team/churn"},
+        from_env={"JENKINS_TOKEN": "CHURN_TOKEN"},
+        lookup={**COMPLETE, "CHURN_TOKEN": "other"}.get,
+    )
+    read = settings.read(JenkinsSettings)
+    assert read.job == "team/churn"
+    assert read.token.get_secret_value() == "other"
+
+
+def test_a_missing_variable_is_named_as_the_pipeline_calls_it() -> None:
+    settings = Settings(pipeline="churn", from_env={"MLFLOW_EXPERIMENT_ID": "CHURN_EXPERIMENT"}, lookup=COMPLETE.get)
+    with pytest.raises(SettingsError, match="CHURN_EXPERIMENT is not set"):
+        settings.read(MlflowSettings)
+
+
+def test_a_secret_in_a_committed_file_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"JENKINS_TOKEN is a secret.*settings_from_env"):
+        Settings(pipeline="churn", values={"JENKINS_TOKEN": "11aa22bb33"})
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(SettingsError, match="did you mean INSTANCE_TYPE"):
+        Settings(pipeline="churn", values={"INSTANCE_TIPE": "g5.xlarge"})
+
+
+def test_each_setting_is_declared_once() -> None:
+    names = [name for group in GROUPS for name in group.names()]
+    assert len(names) == len(set(names)) == len(all_settings())
+
+
+def test_the_example_file_lists_every_setting_as_it_is_declared() -> None:
+    committed = Path(__file__).parent.parent / ".env.example"
+    assert committed.read_text() == env_example(), "run: python -m orchestrator.settings > .env.example"
