@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from orchestrator.pipeline.builds import jenkins_build_spec, jenkins_sensor
-from orchestrator.pipeline.training import trained_model, training_job
+from orchestrator.pipeline.training import job_name, trained_model
 from orchestrator.settings import Settings
 
 
@@ -41,9 +41,18 @@ class TrainingPipeline(dg.Component, dg.Model, dg.Resolvable):
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The assets, the job and the sensor of this pipeline."""
         settings = self.pipeline_settings()
-        job = training_job(self.name)
+        model = trained_model(self.name, settings)
+        job = dg.define_asset_job(
+            job_name(self.name),
+            selection=[model],
+            description=f"Trains one green Jenkins build of {self.name} on an EC2 instance of its own.",
+            executor_def=dg.in_process_executor,
+            # A dead worker is tried again; a training that failed is not. dagster.yaml says the same for
+            # runs that are not of this job.
+            tags={"dagster/retry_strategy": "ALL_STEPS", "dagster/retry_on_asset_or_op_failure": "false"},
+        )
         return dg.Definitions(
-            assets=[jenkins_build_spec(self.name), trained_model(self.name, settings)],
+            assets=[jenkins_build_spec(self.name), model],
             jobs=[job],
             sensors=[jenkins_sensor(self.name, settings, job)],
         )

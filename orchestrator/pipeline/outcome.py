@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import TrainingError, TrainingFailed, TrainingLost, TrainingTimedOut
-from orchestrator.remote.training import Outcome
+from orchestrator.remote.outcome import Outcome
 from orchestrator.resources.mlflow_data import MetricPoint, Run
 
 

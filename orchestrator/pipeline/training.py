@@ -1,10 +1,10 @@
 """The asset `P/trained_model`: resolve the build, provision, train, terminate, record."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: Dagster reads the annotations of ops as objects.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 import dagster as dg
 from pydantic import PrivateAttr
@@ -67,7 +67,7 @@ class TrainingAttempts(dg.ConfigurableResource):  # type: ignore[type-arg]
     _attempts: dict[str, Attempt] = PrivateAttr(default_factory=dict)
 
     @contextmanager
-    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[TrainingAttempts]:
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Self]:
         """Close every attempt when the run ends; a cancel between two steps is seen nowhere else."""
         try:
             yield self
@@ -167,19 +167,17 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
     terminate = step("terminate", "Give the instance back.", _terminate)
     record = step("record", "Record what MLflow holds on the asset.", _record)
 
-    @dg.config_mapping
-    def one_config_for_all_steps(config: TrainingConfig) -> dict[str, object]:
-        # Every step gets it, because a re-execution may begin at any step.
-        given = config.model_dump()
-        return {step_name: {"config": given} for step_name in STEPS}
-
     @dg.graph_asset(
         name="trained_model",
         key_prefix=[name],
         group_name=group or name,
         partitions_def=builds_partitions(name),
         ins={"build": dg.AssetIn(key=[name, "jenkins_build"], dagster_type=dg.Nothing)},
-        config=one_config_for_all_steps,
+        # Every step gets it, because a re-execution may begin at any step.
+        config=dg.ConfigMapping(
+            config_fn=lambda given: {step_name: {"config": given} for step_name in STEPS},
+            config_schema=TrainingConfig.to_config_schema(),
+        ),
         description=f"The model that MLflow holds for each green Jenkins build of {name}.",
         kinds={"mlflow", "ec2"},
     )
@@ -196,19 +194,6 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
 def job_name(pipeline: str) -> str:
     """The job that the sensor launches."""
     return f"{pipeline}_training"
-
-
-def training_job(name: str) -> dg.UnresolvedAssetJobDefinition:
-    """The job `<name>_training`, which the sensor launches."""
-    return dg.define_asset_job(
-        job_name(name),
-        selection=dg.AssetSelection.assets([name, "trained_model"]),
-        description=f"Trains one green Jenkins build of {name} on an EC2 instance of its own.",
-        executor_def=dg.in_process_executor,
-        # A dead worker is tried again; a training that failed is not. dagster.yaml says the same for
-        # runs that are not of this job.
-        tags={"dagster/retry_strategy": "ALL_STEPS", "dagster/retry_on_asset_or_op_failure": "false"},
-    )
 
 
 def _resolve(context: dg.OpExecutionContext, attempt: Attempt) -> None:

@@ -1,0 +1,82 @@
+# `make` alone lists the targets. Needs Python 3.11 to 3.13 and Git; PYTHON= names another interpreter.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+INSTALLED := $(VENV)/installed
+BOOTSTRAP := $(VENV)/bootstrap
+UV := $(or $(shell command -v uv 2>/dev/null),$(BOOTSTRAP)/bin/uv)
+# What `make test-services` needs on top: program, and the Debian package that brings it.
+SERVICES := sshd:openssh-server chromium:chromium cloud-init:cloud-init
+
+MAKEFLAGS += --no-print-directory
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile | awk -F': ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+.PHONY: demo
+demo: $(INSTALLED) ## the whole loop on this machine; ARGS="--once --json" ends after the first model
+	@$(VENV)/bin/orchestrator demo $(ARGS)
+
+.PHONY: serve
+serve: $(INSTALLED) ## Dagster's UI and daemon, for the settings in the environment or .env
+	@$(VENV)/bin/orchestrator serve $(ARGS)
+
+.PHONY: test
+test: $(INSTALLED) ## all tests that need Python and Git only, with line coverage
+	@$(VENV)/bin/pytest -m "not services" --durations=10 \
+	  --cov=orchestrator/pipeline --cov=orchestrator/resources --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
+
+.PHONY: test-services
+test-services: $(INSTALLED) debian-packages ## the tests that need Debian packages; installs these as root
+	@$(VENV)/bin/pytest -m services --durations=10 $(ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED) ## ruff and mypy
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+
+.PHONY: lock
+lock: $(INSTALLED) ## renew requirements.lock from pyproject.toml
+	@test -x "$(UV)" || { echo "make lock needs uv, which could not be installed here" >&2; exit 1; }
+	@"$(UV)" pip compile --quiet --upgrade --universal --no-emit-index-url --generate-hashes --extra dev \
+	  --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+
+.PHONY: clean
+clean: ## remove what make and the demo have made
+	@rm -rf $(VENV) .demo .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The environment, made once and renewed when the lock or the package's own data change. uv does it in
+# seconds; where it cannot be had, or cannot reach what pip is configured for, pip does the same.
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "This needs Python 3.11 to 3.13; $(PYTHON) is `$(PYTHON) --version 2>&1`. Name another: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@rm -f $@
+	@test -x $(VENV)/bin/python || { echo "Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); } || { \
+	  echo "Python's venv module does not work; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BOOTSTRAP)/bin/pip || $(PYTHON) -m venv --clear $(BOOTSTRAP)
+	@test -x "$(UV)" || $(BOOTSTRAP)/bin/pip install --quiet uv || echo "uv cannot be had; pip installs, which takes longer"
+	@echo "Installing requirements.lock"
+	@{ test -x "$(UV)" \
+	  && "$(UV)" pip sync --quiet --python $(VENV)/bin/python --require-hashes requirements.lock \
+	  && "$(UV)" pip install --quiet --python $(VENV)/bin/python --no-deps --editable .; } \
+	|| { pip="$(BOOTSTRAP)/bin/pip --python $(VENV)/bin/python install --quiet" \
+	  && $$pip --require-hashes --requirement requirements.lock && $$pip --no-deps --editable .; }
+	@touch $@
+
+.PHONY: debian-packages
+debian-packages:
+	@missing=; for need in $(SERVICES); do \
+	  PATH="$$PATH:/usr/sbin" command -v $${need%%:*} >/dev/null || missing="$$missing $${need#*:}"; \
+	done; \
+	test -z "$$missing" || { \
+	  if [ "`id -u`" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing$$missing"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	  else \
+	    echo "These tests need Debian packages that are missing:$$missing (sudo apt-get install$$missing)" >&2; exit 1; \
+	  fi; }

@@ -1,0 +1,167 @@
+"""What Dagster shows of a trained model: metrics over builds, tables, learning curves, links and cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import dagster as dg
+
+from orchestrator.pipeline.curves import SYSTEM, Curves, as_markdown, learning_curves
+
+if TYPE_CHECKING:
+    from orchestrator.resources.jenkins_build import Build
+    from orchestrator.resources.mlflow_data import Run
+
+MAX_PLOTTED = 50
+"""Metrics with an entry of their own, and so a plot over builds; each makes every page of the asset longer."""
+
+MAX_ROWS = 200
+MAX_TEXT = 500
+
+Metadata = dict[str, dg.MetadataValue]
+
+
+def training_metadata(
+    *,
+    run: Run,
+    run_url: str,
+    histories: Curves,
+    build: Build,
+    instance_id: str | None = None,
+    instance_type: str | None = None,
+    market: str | None = None,
+    minutes: float | None = None,
+    usd: float | None = None,
+) -> Metadata:
+    """The metadata of one materialisation of `P/trained_model`; what is unknown is left out.
+
+    Each metric is a float named `metrics/<name>`, which Dagster plots over the partitions.
+
+    Args:
+        run: the MLflow run.
+        run_url: its page.
+        histories: metric → all its points, for the picture; see `curves.curve_metrics`.
+        build: the Jenkins build that was trained.
+        instance_id: the EC2 instance.
+        instance_type: such as `t3.medium`.
+        market: `spot` or `on-demand`.
+        minutes: how long the instance was used.
+        usd: what that cost, in US dollars.
+    """
+    known: dict[str, dg.MetadataValue | None] = {
+        "MLflow run": dg.MetadataValue.url(run_url),
+        "MLflow run ID": dg.MetadataValue.text(run.id),
+        "Jenkins build": dg.MetadataValue.url(build.url),
+        "commit": _commit(build.repository, build.commit),
+        "learning curves": _picture(histories),
+        "instance": _text(instance_id),
+        "instance type": _text(instance_type),
+        "market": _text(market),
+        "training minutes": _number(minutes),
+        "cost in USD": _number(usd),
+        "metrics": _metrics_table(run),
+        "parameters": _parameters_table(run.params),
+        **{f"metrics/{key}": _number(run.metrics[key]) for key in _important_first(run.metrics)[:MAX_PLOTTED]},
+    }
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def commit_url(repository: str, commit: str) -> str | None:
+    """The web page of a commit.
+
+    Args:
+        repository: a Git remote: https, ssh, git, or `git@host:path`.
+        commit: its full or abbreviated hash.
+
+    Returns:
+        None unless it is hosted by GitHub, GitLab or Bitbucket, or by a host called after one of the first two.
+    """
+    scp_like = re.fullmatch(r"(?:[^@/]+@)?([^:/@]+):(?!//)/?(.+)", repository)
+    address = f"ssh://{scp_like[1]}/{scp_like[2]}" if scp_like else repository
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return None
+    path = parts.path.strip("/").removesuffix(".git")
+    pages = next((pages for forge, pages in _COMMIT_PAGES.items() if re.fullmatch(forge, host)), None)
+    if pages is None or not path or not re.fullmatch(r"[0-9a-fA-F]{7,64}", commit):
+        return None
+    scheme = "http" if parts.scheme == "http" else "https"
+    web_host = f"{host}:{port}" if port and parts.scheme in ("http", "https") else host
+    return f"{scheme}://{web_host}/{path}/{pages}/{commit}"
+
+
+_COMMIT_PAGES = {
+    r"(.*\.)?github\..+": "commit",
+    r"(.*\.)?gitlab\..+": "-/commit",
+    r"bitbucket\.org": "commits",
+}
+
+
+def _commit(repository: str | None, commit: str | None) -> dg.MetadataValue | None:
+    if commit is None:
+        return None
+    page = commit_url(repository, commit) if repository else None
+    return dg.MetadataValue.url(page) if page else dg.MetadataValue.text(commit)
+
+
+def _picture(histories: Curves) -> dg.MetadataValue | None:
+    picture = learning_curves(histories)
+    return dg.MetadataValue.md(as_markdown(picture)) if picture else None
+
+
+def _metrics_table(run: Run) -> dg.MetadataValue | None:
+    rows: list[Mapping[str, str | float | int]] = [
+        {"metric": key, "value": _json_safe(run.latest[key].value), "step": run.latest[key].step}
+        for key in _important_first(run.latest)
+    ]
+    return _table(rows, {"metric": "string", "value": "float", "step": "int"})
+
+
+def _parameters_table(params: Mapping[str, str]) -> dg.MetadataValue | None:
+    rows = [{"parameter": key, "value": _shortened(params[key])} for key in sorted(params)]
+    return _table(rows, {"parameter": "string", "value": "string"})
+
+
+def _table(rows: Sequence[Mapping[str, str | float | int]], columns: Mapping[str, str]) -> dg.MetadataValue | None:
+    if not rows:
+        return None
+    shown = [dg.TableRecord(dict(row)) for row in rows[:MAX_ROWS]]
+    if left := len(rows) - len(shown):
+        # Dagster wants the same fields in every record.
+        first, *others = columns
+        shown.append(dg.TableRecord({first: f"… and {left} more, see MLflow", **dict.fromkeys(others)}))
+    return dg.MetadataValue.table(
+        records=shown,
+        schema=dg.TableSchema(columns=[dg.TableColumn(name, kind) for name, kind in columns.items()]),
+    )
+
+
+def _important_first(keys: Iterable[str]) -> list[str]:
+    """The training's own metrics before those of the machine that it ran on."""
+    return sorted(keys, key=lambda key: (key.startswith(SYSTEM), key))
+
+
+def _number(value: float | None) -> dg.MetadataValue | None:
+    if value is None:
+        return None
+    safe = _json_safe(value)
+    return dg.MetadataValue.text(safe) if isinstance(safe, str) else dg.MetadataValue.float(safe)
+
+
+def _json_safe(value: float) -> float | str:
+    """NaN and infinity as text: JSON has no number for them, so Dagster's page would not load."""
+    return float(value) if math.isfinite(value) else str(value)
+
+
+def _text(value: str | None) -> dg.MetadataValue | None:
+    return dg.MetadataValue.text(value) if value else None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"

@@ -1,0 +1,257 @@
+#!/bin/sh
+# Runs one training on the instance: outlives the SSH connection, keeps the deadline, tells how it ended.
+#
+# It lives in ~/.orchestrator/<MLflow run ID>/ (mode 0700), is called there as `sh ./supervisor.sh VERB ...`
+# (the verbs stand at the end), and needs a POSIX shell, Linux' /proc, and coreutils or busybox.
+#
+#   job.*           exports and command, mode 0600; removed before the command starts
+#   log             standard output and error of the training, in order
+#   supervisor.log  complaints of this script
+#
+# What must appear at once and whole, and can be claimed only once, is a symbolic link whose target is the
+# text: one system call, and it works on a full disk, where a file would be left empty.
+#
+#   pid -> "PID BOOT BIRTH"  the supervisor;   child -> "PID"  the training, and its session
+#   stop -> "GRACE"          asked to stop;    cause -> "deadline" or "stopped"  why it is being ended
+#   exit -> "HOW STATUS EPOCH"                 how it ended: exited, signaled, deadline, stopped
+set -u
+login_umask=$(umask)
+umask 077
+
+pause() { # SECONDS: fractions where `sleep` knows them
+  sleep "$1" 2>/dev/null || sleep 1
+}
+
+now() { date +%s; }
+
+told() { # NAME: the text behind a link; nothing when there is none
+  readlink "$1" 2>/dev/null
+}
+
+detached() { # PROGRAM ARGUMENT...: becomes it, in a session of its own, under the same process ID
+  if command -v setsid >/dev/null; then
+    exec setsid "$@"
+  elif command -v python3 >/dev/null; then
+    exec python3 -c 'import os, sys; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])' "$@"
+  else
+    trap '' HUP
+    exec "$@"
+  fi
+}
+
+# ---------------------------------------------------------------------------- processes, seen through /proc
+# Field numbers of /proc/PID/stat: proc(5). The name in parentheses may hold anything, so we cut behind it.
+
+born() { # PID: "BOOT BIRTH" of a living process, which never come twice
+  boot=-
+  { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+  # shellcheck disable=SC2086 # the fields are to be split
+  set -- ${stat##*) }
+  case $1 in [ZX]) return 1 ;; esac
+  echo "$boot ${20}"
+}
+
+alive() { # whether the supervisor of this directory lives, on this boot of the machine
+  owner=$(told pid) || return 1
+  [ "${owner#* }" = "$(born "${owner%% *}")" ]
+}
+
+members() { # processes of the training: of its session, or bearing its mark
+  owner=$(told pid) && session=$(told child) || return 0
+  { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null || boot=-
+  case $owner in *" $boot "*) ;; *) return 0 ;; esac
+  for file in /proc/[0-9]*/stat; do
+    { read -r stat <"$file"; } 2>/dev/null || continue
+    process=${stat%% *}
+    # shellcheck disable=SC2086 # the fields are to be split
+    set -- ${stat##*) }
+    case $1 in [ZX]) continue ;; esac
+    case $session in "$4" | "$process") echo "$process" ;; esac
+  done
+  grep -lszF "ORCHESTRATOR_TRAINING=$PWD/" /proc/[0-9]*/environ | while IFS=/ read -r _ _ process _; do
+    echo "$process"
+  done
+}
+
+signal() { # NAME: to all of them
+  members | while read -r member; do kill -s "$1" "$member" 2>/dev/null; done
+}
+
+end() { # CAUSE GRACE: asks them to end, waits GRACE seconds, then ends them
+  ln -s "$1" cause
+  signal TERM
+  limit=$(($(now) + $2))
+  while [ -n "$(members)" ] && [ "$(now)" -lt "$limit" ]; do pause 0.2; done
+  limit=$(($(now) + 10))
+  while [ -n "$(members)" ] && [ "$(now)" -lt "$limit" ]; do
+    signal KILL
+    pause 0.2
+  done
+}
+
+# --------------------------------------------------------------------------------------- the training itself
+
+find_program() { # NAME: widens PATH, for a login over SSH lacks what the profile of a terminal adds
+  # shellcheck disable=SC2016 # that shell expands it
+  wider=$("${SHELL:-/bin/sh}" -lc 'printf "\n%s" "$PATH"' </dev/null 2>/dev/null | tail -n 1)
+  PATH=$PATH${wider:+:$wider}
+  for place in ~/.local/bin ~/venv/bin ~/.venv/bin ~/mlflow/bin ~/miniconda3/bin ~/miniforge3/bin \
+    ~/anaconda3/bin /opt/conda/bin /opt/miniconda3/bin /opt/venv/bin /opt/mlflow/bin /usr/local/bin /snap/bin; do
+    if [ -x "$place/$1" ]; then
+      PATH=$place:$PATH
+      return
+    fi
+  done
+}
+
+run() { # PROGRAM ARGUMENT...: the last line of the job; becomes the program
+  rm -f -- "$job"
+  cd || exit 126
+  case $1 in
+    */*) PATH=${1%/*}:$PATH ;; # as an activated environment would: its python goes with its mlflow
+    *) command -v "$1" >/dev/null || find_program "$1" ;;
+  esac
+  export PATH
+  if ! command -v "$1" >/dev/null; then
+    echo "orchestrator: there is no program $1 on this machine (PATH=$PATH): set MLFLOW_COMMAND to where it is," \
+      "or AMI_ID to an image that has it"
+    exit 127
+  fi
+  exec "$@"
+}
+
+train() { # JOB UMASK
+  umask "$2"
+  export ORCHESTRATOR_TRAINING="$PWD/"
+  export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}" # or Python would hold back what it prints, and mix its order
+  job=$PWD/$1
+  # shellcheck disable=SC1090 # it is written by training.py
+  . "$job"
+}
+
+watch() { # DEADLINE
+  until [ -h exit ]; do
+    if [ -h stop ]; then
+      end stopped "$(told stop)"
+      return
+    elif [ "$(now)" -ge "$1" ]; then
+      end deadline 10
+      return
+    fi
+    pause 0.5
+  done
+}
+
+supervise() { # SECONDS JOB UMASK
+  if ! ln -s "$$ $(born $$)" pid 2>/dev/null; then
+    rm -f -- "$2"
+    return
+  fi
+  detached sh ./supervisor.sh train "$2" "$3" </dev/null >>log 2>&1 &
+  child=$!
+  ln -s "$child" child
+  watch $(($(now) + $1)) &
+  watcher=$!
+  wait "$child"
+  status=$?
+  how=exited
+  if [ -h cause ]; then
+    wait "$watcher"
+    how=$(told cause)
+  else
+    case $status in # a shell says 128 + N for signal N; these are the signals that end a process
+      129 | 130 | 131 | 132 | 133 | 134 | 135 | 136 | 137 | 139 | 141 | 142 | 143 | 152 | 153)
+        how=signaled
+        status=$((status - 128))
+        ;;
+    esac
+  fi
+  ln -s "$how $status $(now)" exit
+}
+
+# ------------------------------------------------------------------------------------------------- the verbs
+
+state() { # absent, running, lost, or how it ended
+  if [ -h exit ]; then
+    told exit
+  elif [ ! -h pid ]; then
+    echo absent
+  elif alive; then
+    echo running
+  else # it may have ended between the two looks
+    told exit || echo lost
+  fi
+}
+
+start() { # SECONDS BYTES, and the job on standard input; the second start of a training changes nothing
+  job=job.$$
+  cat >"$job"
+  if [ $(($(wc -c <"$job"))) -ne "$2" ]; then
+    rm -f -- "$job"
+    echo "the job did not arrive whole (is the disk full?)" >&2
+    return 1
+  fi
+  detached sh ./supervisor.sh supervise "$1" "$job" "$login_umask" </dev/null >>supervisor.log 2>&1 &
+  launched=$!
+  limit=$(($(now) + 10))
+  until [ -h pid ] || [ "$(now)" -gt "$limit" ]; do pause 0.1; done
+  case $(told pid) in
+    "")
+      rm -f -- "$job"
+      tail -n 3 supervisor.log >&2
+      return 1
+      ;;
+    "$launched "*) echo "state: started" ;;
+    *)
+      wait "$launched"
+      echo "state: adopted"
+      ;;
+  esac
+}
+
+follow() { # OFFSET: the log from there to standard output, as it grows; signs of life to standard error
+  offset=$1
+  printf '\036orchestrator log\n' # what came before is noise of the login shell
+  beat=0
+  while :; do
+    how=$(state) # before the log is read: what is written last is read, too
+    size=$(stat -c %s log 2>/dev/null) || size=0
+    if [ "$size" -gt "$offset" ]; then
+      tail -c "+$((offset + 1))" log | head -c "$((size - offset))" || return 1
+      offset=$size
+    fi
+    if [ "$how" != running ]; then
+      echo "state: $how" >&2
+      return
+    fi
+    if [ $((beat % 5)) -eq 0 ]; then
+      echo "state: running" >&2 || return 1
+    fi
+    beat=$((beat + 1))
+    pause 0.4
+  done
+}
+
+stop() { # GRACE: returns when no process of the training is left
+  if [ -h pid ]; then
+    ln -s "$1" stop 2>/dev/null
+    limit=$(($(now) + $1 + 15))
+    while [ "$(state)" = running ] && [ "$(now)" -lt "$limit" ]; do pause 0.2; done
+    if [ "$(state)" = lost ]; then
+      end stopped "$1"
+      ln -s "stopped 0 $(now)" exit
+    fi
+  fi
+  echo "state: $(state)"
+}
+
+case $1 in
+  start) start "$2" "$3" ;;
+  supervise) supervise "$2" "$3" "$4" ;;
+  train) train "$2" "$3" ;;
+  follow) follow "$2" ;;
+  stop) stop "$2" ;;
+  state) echo "state: $(state)" ;;
+  last) tail -c 65536 log | tail -n "$2" ;;
+esac

@@ -1,0 +1,273 @@
+"""AWS's error codes as plain sentences that name the setting to change.
+
+The codes: https://docs.aws.amazon.com/ec2/latest/devguide/errors-overview.html
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    EndpointConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSLError,
+)
+from botocore.parsers import ResponseParserError
+
+from orchestrator.errors import CapacityUnavailable, Ec2Error, InstanceLost
+from orchestrator.settings import MachineSettings
+
+AWS_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
+
+_THROTTLED = re.compile(r".*Throttl.*|RequestLimitExceeded|BandwidthLimitExceeded|SlowDown")
+_BROKEN_FOR_NOW = re.compile(r"RequestTimeout.*|Internal(Error|Failure)|(Service)?Unavailable")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One line of the table: which errors it is for, and what to say.
+
+    Attributes:
+        code: regular expression for the whole of AWS's error code.
+        sentence: what happened and what to do; `{name}` stands for a setting, `{region}` and `{action}`.
+        error: what to raise; None: it depends on what was being done.
+        message: regular expression that must occur in AWS's message, too.
+    """
+
+    code: str
+    sentence: str
+    error: type[Ec2Error] | None = None
+    message: str = ""
+
+
+_KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+# The first line that fits is taken.
+EXPLANATIONS = (
+    # Not now, not of this type, or not here: the next type, subnet or market may do.
+    Explanation(
+        r"InsufficientFreeAddressesInSubnet|InsufficientAddressCapacity",
+        "the subnet has no free address: add another one to SUBNET_ID",
+        CapacityUnavailable,
+    ),
+    Explanation(
+        r"Insufficient.*Capacity.*|UnfulfillableCapacity",
+        "AWS has no capacity left: add types to INSTANCE_TYPE or subnets to SUBNET_ID, or try later",
+        CapacityUnavailable,
+    ),
+    Explanation(
+        r"SpotMaxPriceTooLow|MaxSpotInstanceCountExceeded|MaxSpotFleetRequestCountExceeded",
+        "no spot instance for us now: try later, or set INSTANCE_MARKET=spot,on-demand",
+        CapacityUnavailable,
+    ),
+    Explanation(
+        r"VcpuLimitExceeded|InstanceLimitExceeded|.*InstanceCountExceeded",
+        "the account's quota for running instances is used up: raise it in AWS Service Quotas, run fewer "
+        "trainings at once, or add types to INSTANCE_TYPE",
+        CapacityUnavailable,
+    ),
+    Explanation(
+        r"Unsupported|InvalidParameter.*|UnsupportedOperation",
+        "the image {ami} is built for another processor than the instance type: change AMI_ID or INSTANCE_TYPE",
+        message=r"[Aa]rchitecture",
+    ),
+    Explanation(
+        r"Unsupported",
+        "this instance type is not offered here: change INSTANCE_TYPE, or SUBNET_ID to one of another zone",
+        CapacityUnavailable,
+    ),
+    # A setting is wrong.
+    Explanation(
+        r"InvalidAMIID\..*|InvalidAMI.*",
+        "the image {ami} does not exist in {region}, or is not shared with this account: set AMI_ID",
+    ),
+    Explanation(
+        r"InvalidKeyPair\..*|InvalidKey.*",
+        "the key pair {key_pair} does not exist in {region}: set KEY_PAIR_NAME",
+    ),
+    Explanation(
+        r"InvalidGroup.*|InvalidSecurityGroup.*|InvalidPermission.*",
+        "the security group {security_group} does not exist in {region}: set SECURITY_GROUP_ID",
+    ),
+    Explanation(
+        r"InvalidParameter.*",
+        "the security group {security_group} and the subnet belong to different networks: change "
+        "SECURITY_GROUP_ID or SUBNET_ID",
+        message=r"belong to different networks|different VPC",
+    ),
+    Explanation(r"InvalidSubnet.*", "the subnet {subnets} does not exist in {region}: set SUBNET_ID"),
+    Explanation(
+        r"VPCIdNotSpecified|DefaultVpcDoesNotExist|DefaultSubnet.*|MissingInput",
+        "the account has no default network in {region}: set SUBNET_ID",
+    ),
+    Explanation(
+        r"InvalidParameter.*|InvalidIamInstanceProfile.*|InvalidIAMInstanceProfile.*|NoSuchEntity",
+        "the instance profile {instance_profile} cannot be used: set INSTANCE_PROFILE to the name or ARN of an "
+        "instance profile (a role is not one)",
+        message=r"(?i)instance ?profile",
+    ),
+    Explanation(
+        r"InvalidInstanceType.*|InvalidParameter.*",
+        "AWS knows no instance type {instance_types} in {region}: set INSTANCE_TYPE",
+        message=r"(?i)instance[ -]?type",
+    ),
+    Explanation(
+        r"InvalidBlockDeviceMapping.*|InvalidParameter.*",
+        "the root volume cannot have {root_volume_gb} GB: set ROOT_VOLUME_GB to what the image {ami} needs",
+        message=r"(?i)volume ?size|volume of size|smaller than snapshot",
+    ),
+    Explanation(
+        r"VolumeLimitExceeded|MaxIOPSLimitExceeded",
+        "the account's quota for EBS volumes is used up: delete volumes, or raise it in AWS Service Quotas",
+        CapacityUnavailable,
+    ),
+    # Instances.
+    Explanation(
+        r"InvalidInstanceID.*",
+        "AWS knows no such instance: it ended long ago, or belongs to another account or region than {region}",
+        InstanceLost,
+    ),
+    Explanation(
+        r"IdempotentParameterMismatch",
+        "this attempt launched an instance before, and it is gone: start the run again",
+        InstanceLost,
+    ),
+    Explanation(
+        r"OperationNotPermitted",
+        "the instance is protected against termination, which we never ask for: switch its termination "
+        "protection off, then terminate it in the EC2 console",
+        Ec2Error,
+    ),
+    # Who we are, and what we may do.
+    Explanation(
+        r"UnauthorizedOperation|AccessDenied.*|UnauthorizedAccess|Client\.UnauthorizedOperation",
+        "the AWS user or role may not do this: allow it the action {action}",
+    ),
+    Explanation(
+        r"ExpiredToken.*|RequestExpired",
+        "the AWS credentials have expired (or this machine's clock is wrong): renew AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
+    ),
+    Explanation(
+        r"AuthFailure|InvalidClientTokenId|InvalidAccessKeyId|SignatureDoesNotMatch|IncompleteSignature"
+        r"|UnrecognizedClient.*|MissingAuthenticationToken|InvalidSecurity",
+        f"AWS rejected the credentials: {_KEYS}",
+    ),
+    Explanation(
+        r"OptInRequired",
+        "the account is not subscribed to this service, region or Marketplace image: accept its terms in the AWS "
+        "console, or change AMI_ID or AWS_DEFAULT_REGION",
+    ),
+    Explanation(
+        r"Blocked|PendingVerification",
+        "AWS has blocked the account, or still verifies it: look for AWS's mails, or ask AWS Support",
+    ),
+)
+
+_WITHOUT_ANSWER: tuple[tuple[type[BotoCoreError], str], ...] = (
+    (NoCredentialsError, "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    (PartialCredentialsError, f"the AWS credentials are not complete: {_KEYS}"),
+    (ProfileNotFound, "there is no such AWS profile: correct AWS_PROFILE, or unset it"),
+    (NoRegionError, "no AWS region: set AWS_DEFAULT_REGION, for example to eu-central-1"),
+    (SSLError, "the TLS certificate of AWS was not accepted: check AWS_ENDPOINT_URL and AWS_CA_BUNDLE"),
+    (
+        EndpointConnectionError,
+        "AWS cannot be reached: check the network, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL",
+    ),
+    (ConnectionError, "AWS cannot be reached: check the network and AWS_ENDPOINT_URL"),
+    (HTTPClientError, "the connection to AWS broke: check the network and AWS_ENDPOINT_URL"),
+)
+
+
+def error_code(error: BaseException) -> str:
+    """AWS's error code; empty when AWS did not answer."""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the same call may succeed in a moment: no connection, throttled, or AWS's own fault.
+
+    That AWS has no capacity also comes with a status of 500, and is not transient in this sense.
+    """
+    if isinstance(error, ClientError):
+        code = error_code(error)
+        if (explanation := _explanation(error)) and explanation.error is CapacityUnavailable:
+            return False
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if status == 501:
+            return False
+        return bool(status >= 500 or status == 429 or _THROTTLED.fullmatch(code) or _BROKEN_FOR_NOW.fullmatch(code))
+    return isinstance(error, ConnectionError | HTTPClientError | ResponseParserError) and not isinstance(
+        error, SSLError
+    )
+
+
+def explain(
+    error: Exception,
+    *,
+    doing: str,
+    settings: MachineSettings,
+    region: str,
+    refusal: type[Ec2Error] = Ec2Error,
+) -> Ec2Error:
+    """Turn what boto3 raised into an error that a stranger understands.
+
+    Args:
+        error: one of `AWS_ERRORS`.
+        doing: what was tried, such as "launch an instance".
+        settings: the values to name.
+        region: the AWS region that was asked.
+        refusal: the class of an error that another try would not change.
+
+    Returns:
+        The error to raise: CapacityUnavailable, LaunchRefused, InstanceLost or Ec2Error.
+    """
+    if not isinstance(error, ClientError):
+        said = next(
+            (sentence for kind, sentence in _WITHOUT_ANSWER if isinstance(error, kind)),
+            f"{type(error).__name__}: check AWS_ENDPOINT_URL and the AWS settings",
+        )
+        kind = Ec2Error if transient(error) else refusal
+        return kind(f"could not {doing}: {said} ({_short(str(error))})")
+    code, message = error_code(error), str(error.response.get("Error", {}).get("Message", ""))
+    asked = f"AWS says {code}: {_short(message)}"
+    if transient(error):
+        cause = "AWS limits the rate of our calls" if _THROTTLED.fullmatch(code) else "AWS has a problem of its own"
+        return Ec2Error(f"could not {doing}: {cause}, after many tries; run it again later ({asked})")
+    explanation = _explanation(error)
+    if explanation is None:
+        return refusal(f"could not {doing}: {asked}")
+    named = re.search(r"not authorized to perform:? ?([a-z0-9-]+:\w+)", message)
+    values = {
+        key: ", ".join(value) if isinstance(value, tuple) else value for key, value in settings.model_dump().items()
+    }
+    sentence = explanation.sentence.format(
+        **values, region=region, action=named[1] if named else f"ec2:{error.operation_name}"
+    )
+    return (explanation.error or refusal)(f"could not {doing}: {sentence} ({asked})")
+
+
+def _explanation(error: ClientError) -> Explanation | None:
+    message = str(error.response.get("Error", {}).get("Message", ""))
+    return next(
+        (
+            line
+            for line in EXPLANATIONS
+            if re.fullmatch(line.code, error_code(error)) and re.search(line.message, message)
+        ),
+        None,
+    )
+
+
+def _short(message: str) -> str:
+    """AWS's words without the encoded details, which nobody can read, and not too many of them."""
+    plain = " ".join(re.sub(r"\s*Encoded authorization failure message:.*", "", message, flags=re.DOTALL).split())
+    return plain.rstrip(".") if len(plain) <= 300 else plain[:300] + "..."

@@ -1,0 +1,126 @@
+"""Waits until an instance can be used, and says what it is waiting for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import tenacity
+
+from orchestrator.errors import Ec2Error, InstanceLost
+from orchestrator.resources.ec2_calls import Ec2Calls, Pace
+from orchestrator.resources.ec2_instance import Instance
+from orchestrator.settings import MachineSettings
+
+
+def require_alive(instance: Instance) -> Instance:
+    """Pass an instance on that is pending or running.
+
+    Raises:
+        InstanceLost: it is gone or going; the sentence says why.
+    """
+    if not instance.alive:
+        raise InstanceLost(f"instance {instance.id} is {instance.state}: {instance.state_reason}")
+    return instance
+
+
+class Readiness:
+    """One wait for one instance, see `Ec2.wait_until_ready`."""
+
+    def __init__(
+        self,
+        calls: Ec2Calls,
+        settings: MachineSettings,
+        *,
+        look: Callable[[], Instance | None],
+        on_progress: Callable[[str], None],
+        pace: Pace,
+    ) -> None:
+        """Prepare to wait.
+
+        Args:
+            calls: sends the requests.
+            settings: READY_WHEN, READY_MINUTES and INSTANCE_ADDRESS.
+            look: asks AWS for the instance; None while it is not known.
+            on_progress: gets a line whenever something has changed.
+            pace: how often to ask.
+        """
+        self._calls = calls
+        self._settings = settings
+        self._look = look
+        self._on_progress = on_progress
+        self._pace = pace
+        self._new_until = time.monotonic() + pace.appearance
+        self._last_line = ""
+
+    def wait(self, instance: Instance) -> Instance:
+        """Wait for this instance; the one that is returned has its address."""
+        minutes = self._settings.ready_minutes
+        polling = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda seen: bool(seen[1])),
+            stop=tenacity.stop_after_delay(minutes * 60),
+            wait=tenacity.wait_exponential(multiplier=self._pace.first_wait, max=self._pace.longest_wait),
+        )
+        try:
+            ready, _ = polling(self._poll, instance)
+        except tenacity.RetryError as error:
+            _, lack = error.last_attempt.result()
+            sooner = " or set READY_WHEN=ssh" if self._settings.ready_when == "status-checks" else ""
+            raise Ec2Error(
+                f"instance {instance.id} was not ready after {minutes:g} minutes ({lack}): raise READY_MINUTES"
+                f"{sooner}, or look at its system log in the EC2 console"
+            ) from None
+        return ready
+
+    def _poll(self, instance: Instance) -> tuple[Instance, str]:
+        """The instance as it is now, and what it still lacks: nothing when it is ready."""
+        seen = self._look()
+        if seen is None:
+            if not self._new:
+                raise InstanceLost(f"AWS does not know instance {instance.id} any more: start the run again")
+            return instance, "AWS does not list it yet"
+        lack = self._lack(require_alive(seen))
+        line = f"instance {seen.id} is {seen.state}" + (f": {lack}" if lack else f" and ready at {seen.address}")
+        if line != self._last_line:
+            self._on_progress(line)
+            self._last_line = line
+        return seen, lack
+
+    @property
+    def _new(self) -> bool:
+        """Whether not all of AWS's servers need to know everything of it yet."""
+        return time.monotonic() < self._new_until
+
+    def _lack(self, instance: Instance) -> str:
+        if instance.state == "pending":
+            return "waiting for it to run"
+        if not instance.address:
+            if not self._new:
+                raise Ec2Error(
+                    f"instance {instance.id} has no {self._settings.address.replace('auto', 'IPv4')} address: set "
+                    "INSTANCE_ADDRESS=private if we can reach that, or SUBNET_ID to a subnet that gives its "
+                    "instances public addresses"
+                )
+            return "waiting for its address"
+        if self._settings.ready_when == "ssh":
+            return ""
+        passed = self._checks_passed(instance.id)
+        return "" if passed == 2 else f"{passed}/2 status checks"
+
+    def _checks_passed(self, instance_id: str) -> int:
+        """How many of the two checks are ok.
+
+        https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/monitoring-system-instance-status-check.html
+        """
+        try:
+            answer = self._calls.call(
+                f"ask for the status checks of instance {instance_id}",
+                lambda: self._calls.client.describe_instance_status(InstanceIds=[instance_id]),
+            )
+        except InstanceLost:
+            return 0  # not listed yet; whether it is really gone, the next look tells
+        return sum(
+            status[check]["Status"] == "ok"
+            for status in answer["InstanceStatuses"]
+            for check in ("InstanceStatus", "SystemStatus")
+        )

@@ -1,0 +1,299 @@
+"""MLflow runs over its REST API: found by tags, created once, finished, read.
+
+Over REST (https://mlflow.org/docs/latest/rest-api.html), because `import mlflow` costs every run worker
+7 s and 125 MB, for a handful of calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from types import TracebackType
+from typing import Literal, Self
+from urllib.parse import quote
+
+import dagster as dg
+
+from orchestrator.errors import MlflowNotFound, MlflowRejected
+from orchestrator.resources.mlflow_data import (
+    Experiment,
+    FinalStatus,
+    MetricPoint,
+    Run,
+    RunStatus,
+    key_values,
+    points_page,
+    runs_page,
+)
+from orchestrator.resources.mlflow_http import MlflowHttp
+from orchestrator.resources.mlflow_search import conditions_on, search_body
+from orchestrator.settings import MlflowSettings, Settings
+
+__all__ = ["Experiment", "FinalStatus", "MetricPoint", "Mlflow", "MlflowResource", "Run", "RunStatus"]
+
+PATIENCE_SECONDS = 75.0
+REASON_TAG = "orchestrator.reason"
+
+# Limits that all of MLflow's stores keep (see "Log Batch" and "Data Structures" of its REST API).
+TAG_BYTES = 5000
+PARAM_BYTES = 6000
+VALUES_PER_REQUEST = 100
+POINTS_PER_PAGE = 10_000
+
+
+class Mlflow:
+    """A client of one MLflow tracking server.
+
+    Connection errors, timeouts, 429 and 5xx are ridden out for `patience_seconds`; nothing else is tried
+    again. Each method raises, besides what it names, MlflowUnavailable after that time, MlflowRefused
+    for 401 and 403, and MlflowError for a server that is not MLflow.
+
+    Args:
+        settings: the server and the login.
+        patience_seconds: how long one call rides out an outage; may be changed at any time.
+
+    Raises:
+        SettingsError: MLFLOW_TRACKING_URI or MLFLOW_TRACKING_SERVER_CERT_PATH is wrong.
+    """
+
+    def __init__(self, settings: MlflowSettings, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self._http = MlflowHttp(settings, patience_seconds=patience_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    @property
+    def uri(self) -> str:
+        """The server's address without any login in it."""
+        return self._http.uri
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long one call rides out an outage."""
+        return self._http.patience_seconds
+
+    @patience_seconds.setter
+    def patience_seconds(self, seconds: float) -> None:
+        self._http.patience_seconds = seconds
+
+    def experiment(self, experiment_id: str) -> Experiment:
+        """Read an experiment.
+
+        Raises:
+            MlflowNotFound: it does not exist or was deleted; tells the ID when a name was given.
+        """
+        query = {"experiment_id": experiment_id}
+        try:
+            experiment = self._http.call("GET", "experiments/get", query, Experiment.from_json)
+        except (MlflowNotFound, MlflowRejected) as error:
+            named = self._experiment_named(experiment_id)
+            if named is not None:
+                raise MlflowNotFound(
+                    f"{experiment_id!r} is the name of an experiment on {self.uri}, not its ID: "
+                    f"set MLFLOW_EXPERIMENT_ID={named.id}"
+                ) from error
+            raise MlflowNotFound(
+                f"no experiment with ID {experiment_id} on {self.uri}: set MLFLOW_EXPERIMENT_ID or create it"
+            ) from error
+        if not experiment.active:
+            raise MlflowNotFound(
+                f"the experiment with ID {experiment_id} ({experiment.name!r}) on {self.uri} is deleted: "
+                "set MLFLOW_EXPERIMENT_ID to another or restore it"
+            )
+        return experiment
+
+    def find_run(
+        self, experiment_id: str, *, tags: Mapping[str, str], statuses: Collection[RunStatus] = ()
+    ) -> Run | None:
+        """The newest run with these tags that nobody deleted; arguments as in `find_runs`."""
+        return next(self.find_runs(experiment_id, tags=tags, statuses=statuses), None)
+
+    def find_runs(
+        self, experiment_id: str, *, tags: Mapping[str, str], statuses: Collection[RunStatus] = ()
+    ) -> Iterator[Run]:
+        """All runs with these tags that nobody deleted, newest first.
+
+        Args:
+            experiment_id: where to look.
+            tags: what they carry, with exactly these values.
+            statuses: what they may be; default: anything.
+        """
+        tags = {key: _cut(value, TAG_BYTES) for key, value in tags.items()}
+        conditions = conditions_on(tags)
+        if len(statuses) == 1:
+            conditions += [f"attributes.status = '{status}'" for status in statuses]
+        page_token = ""
+        while True:
+            search = search_body(experiment_id, conditions, page_token)
+            runs, page_token = self._http.call("POST", "runs/search", search, runs_page)
+            for run in runs:
+                if run.has(tags) and (not statuses or run.status in statuses):
+                    yield run
+            if not page_token:
+                return
+
+    def create_run(self, experiment_id: str, *, name: str, tags: Mapping[str, str]) -> Run:
+        """Create a run that is RUNNING, once, also when the first answer is lost.
+
+        Before it is tried again, a run with these tags and this very millisecond of start is looked for.
+        (A server that commits only after we looked leaves a second one, RUNNING, which carries our tags.)
+
+        Raises:
+            MlflowRejected: the experiment is deleted, or a tag is not acceptable.
+            MlflowNotFound: there is no such experiment.
+        """
+        start_time = _now()
+        tags = {key: _cut(value, TAG_BYTES) for key, value in tags.items()}
+        new = {"experiment_id": experiment_id, "run_name": name, "start_time": start_time, "tags": key_values(tags)}
+        search = search_body(experiment_id, [*conditions_on(tags), f"attributes.start_time = {start_time}"])
+        tried = False
+
+        def attempt() -> Run:
+            nonlocal tried
+            if tried:
+                runs, _ = self._http.once("POST", "runs/search", search, runs_page)
+                if run := next((run for run in runs if run.has(tags)), None):
+                    return run
+            tried = True
+            return self._http.once("POST", "runs/create", new, Run.from_json)
+
+        return self._http.patiently(attempt)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags on a run; values longer than 5000 bytes are cut.
+
+        Raises:
+            MlflowNotFound: there is no such run.
+            MlflowRejected: the run was deleted.
+        """
+        self._log_batch(run_id, "tags", {key: _cut(value, TAG_BYTES) for key, value in tags.items()})
+
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Log parameters of a run; values longer than 6000 bytes are cut.
+
+        Raises:
+            MlflowNotFound: there is no such run.
+            MlflowRejected: the run was deleted, or has one of them with another value.
+        """
+        self._log_batch(run_id, "params", {key: _cut(value, PARAM_BYTES) for key, value in params.items()})
+
+    def finish(
+        self, run_id: str, status: FinalStatus, *, reason: str = "", patience_seconds: float | None = None
+    ) -> Run:
+        """End a run now, and return it as it then is.
+
+        Args:
+            run_id: the run.
+            status: how it ended.
+            reason: one sentence for people, kept in the tag `orchestrator.reason`.
+            patience_seconds: how long each of its calls rides out an outage; default: as ever.
+
+        Raises:
+            MlflowNotFound: there is no such run.
+            MlflowRejected: the run was deleted.
+        """
+        usual = self.patience_seconds
+        self.patience_seconds = usual if patience_seconds is None else patience_seconds
+        try:
+            if reason:
+                self.set_tags(run_id, {REASON_TAG: reason})
+            self._http.call("POST", "runs/update", {"run_id": run_id, "status": status, "end_time": _now()}, dict)
+            return self.run(run_id)
+        finally:
+            self.patience_seconds = usual
+
+    def reopen(self, run_id: str) -> None:
+        """Make an ended run RUNNING again, without the reason that it ended for.
+
+        Raises:
+            MlflowNotFound: there is no such run.
+            MlflowRejected: the run was deleted.
+        """
+        self._http.call("POST", "runs/update", {"run_id": run_id, "status": "RUNNING"}, dict)
+        if REASON_TAG in self.run(run_id).tags:
+            self._http.call("POST", "runs/delete-tag", {"run_id": run_id, "key": REASON_TAG}, dict)
+
+    def run(self, run_id: str) -> Run:
+        """Read a run.
+
+        Raises:
+            MlflowNotFound: there is no such run, or it was deleted.
+        """
+        try:
+            run = self._http.call("GET", "runs/get", {"run_id": run_id}, Run.from_json)
+        except MlflowNotFound as error:
+            sentence = f"no run with ID {run_id} on {self.uri}: it is on another server, or was removed for good"
+            raise MlflowNotFound(sentence) from error
+        if not run.active:
+            raise MlflowNotFound(f"the run with ID {run_id} on {self.uri} is deleted: restore it in MLflow")
+        return run
+
+    def metric_history(self, run_id: str, key: str, *, limit: int = 100_000) -> list[MetricPoint]:
+        """All values of a metric, in order of step and time.
+
+        Args:
+            run_id: the run.
+            key: the metric.
+            limit: no more pages are read once this number of points has come.
+
+        Raises:
+            MlflowNotFound: there is no such run.
+        """
+        query: dict[str, object] = {"run_id": run_id, "metric_key": key, "max_results": POINTS_PER_PAGE}
+        points: list[MetricPoint] = []
+        while len(points) < limit:
+            more, page_token = self._http.call("GET", "metrics/get-history", query, points_page)
+            points += more
+            if not page_token:
+                break
+            query["page_token"] = page_token
+        return sorted(points, key=lambda point: (point.step, point.timestamp))
+
+    def run_url(self, run: Run) -> str:
+        """The page of a run in MLflow's user interface."""
+        return f"{self.uri}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
+
+    def _experiment_named(self, name: str) -> Experiment | None:
+        query = {"experiment_name": name}
+        try:
+            experiment = self._http.call("GET", "experiments/get-by-name", query, Experiment.from_json)
+        except (MlflowNotFound, MlflowRejected):
+            return None
+        return experiment if experiment.active else None
+
+    def _log_batch(self, run_id: str, kind: Literal["tags", "params"], values: Mapping[str, str]) -> None:
+        pairs = key_values(values)
+        for first in range(0, len(pairs), VALUES_PER_REQUEST):
+            batch = pairs[first : first + VALUES_PER_REQUEST]
+            self._http.call("POST", "runs/log-batch", {"run_id": run_id, kind: batch}, dict)
+
+
+class MlflowResource(dg.ConfigurableResource[Mlflow]):
+    """Hands out clients that ride out an outage of MLflow of `patience_seconds` in each call."""
+
+    patience_seconds: float = PATIENCE_SECONDS
+
+    def connect(self, settings: Settings) -> Mlflow:
+        """A client for one pipeline's settings.
+
+        Raises:
+            SettingsError: names what is missing or wrong in them.
+        """
+        return Mlflow(settings.read(MlflowSettings), patience_seconds=self.patience_seconds)
+
+
+def _cut(value: str, size: int) -> str:
+    return value.encode()[:size].decode(errors="ignore")
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

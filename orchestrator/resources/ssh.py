@@ -1,0 +1,293 @@
+"""One verified SSH connection to an instance: connect, run a command, stream a command's output.
+
+Only `exec` channels are used: not every sshd has SFTP set up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Self
+
+import dagster as dg
+import paramiko
+import tenacity
+
+from orchestrator.errors import SshRefused, SshUnreachable
+from orchestrator.resources.ssh_exec import FAULTS, KEPT_BYTES, Completed, ExchangeError, close, exchange
+from orchestrator.resources.ssh_hosts import HostTrust
+from orchestrator.resources.ssh_keys import private_key
+from orchestrator.settings import Settings, SshSettings
+
+ATTEMPT_SECONDS = 15.0
+"""One attempt to connect, from TCP to login, takes no longer."""
+
+LOGIN_SECONDS = 20.0
+"""A refused login is tried again for so long: cloud-init may write authorized_keys after sshd answers."""
+
+KEEPALIVE_SECONDS = 15
+"""Pause between two signs of life, under the idle timeouts of NAT gateways (AWS: 350 s) and firewalls."""
+
+_TCP_KEEPALIVE = {"TCP_KEEPIDLE": KEEPALIVE_SECONDS, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+# What goes wrong in paramiko's thread reaches us as an exception; its tracebacks would stand in the run's log.
+_PARAMIKO_LOG = "orchestrator.ssh.paramiko"
+logging.getLogger(_PARAMIKO_LOG).setLevel(logging.CRITICAL)
+
+
+class Ssh:
+    """A connection to one host, opened by `connect`, again and again if need be.
+
+    Use it from one thread; `close` may be called from any, and makes the others' calls fail.
+
+    Args:
+        settings: the login.
+        address: host name or IP address.
+        host_key: the key planted on the instance, as ``ssh-ed25519 AAAA...``.
+
+    Raises:
+        SshRefused: the private key cannot be used.
+        SshError: there is no host key to compare with.
+    """
+
+    def __init__(self, settings: SshSettings, *, address: str, host_key: str | None) -> None:
+        self._settings = settings
+        self._address = address
+        self._trust = HostTrust(settings, address=address, host_key=host_key)
+        self._key = private_key(settings)
+        self._transport: paramiko.Transport | None = None
+        self._reached = False
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection for good."""
+        self._closed.set()
+        self._hang_up()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open, as far as is known here."""
+        transport = self._transport
+        return transport is not None and transport.is_active()
+
+    def connect(self, *, deadline_seconds: float) -> None:
+        """Connect, verify the host and log in; try again until the deadline.
+
+        Args:
+            deadline_seconds: how long to try, in seconds.
+
+        Raises:
+            SshUnreachable: no connection before the deadline.
+            SshRefused: the login is still refused after `LOGIN_SECONDS`.
+            HostKeyMismatch: another machine answers; not tried again.
+        """
+        deadline = time.monotonic() + deadline_seconds
+        refused_since: list[float] = []
+
+        def worth_another(error: BaseException) -> bool:
+            if isinstance(error, SshRefused):
+                refused_since.append(time.monotonic())
+                return time.monotonic() - refused_since[0] < LOGIN_SECONDS
+            return isinstance(error, SshUnreachable)
+
+        tenacity.Retrying(
+            retry=tenacity.retry_if_exception(worth_another),
+            stop=tenacity.stop_after_delay(deadline_seconds) | tenacity.stop_when_event_set(self._closed),
+            wait=tenacity.wait_exponential(multiplier=0.25, max=3),
+            sleep=tenacity.sleep_using_event(self._closed),
+            reraise=True,
+        )(lambda: self._attempt(min(ATTEMPT_SECONDS, max(2.0, deadline - time.monotonic()))))
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 60) -> Completed:
+        """Run a short command to its end.
+
+        Args:
+            argv: program and arguments, which arrive as they are.
+            stdin: what it reads.
+            timeout_seconds: how long it may take.
+
+        Raises:
+            SshUnreachable: the connection broke, or the command took too long.
+        """
+        stdout, stderr = bytearray(), bytearray()
+        status = self._execute(
+            argv,
+            stdin=stdin,
+            on_stdout=lambda data: stdout.extend(data[: KEPT_BYTES - len(stdout)]),
+            on_stderr=lambda data: stderr.extend(data[: KEPT_BYTES - len(stderr)]),
+            silence_seconds=timeout_seconds,
+            timeout_seconds=timeout_seconds,
+        )
+        return Completed(exit_status=status, stdout=bytes(stdout), stderr=bytes(stderr))
+
+    def stream(
+        self,
+        argv: Sequence[str],
+        *,
+        on_stdout: Callable[[bytes], object],
+        on_stderr: Callable[[bytes], object],
+        silence_seconds: float,
+    ) -> int | None:
+        """Run a long command and pass on what it says as it comes; nothing is collected.
+
+        Args:
+            argv: program and arguments, which arrive as they are.
+            on_stdout: takes each piece of its output.
+            on_stderr: takes each piece of its complaints.
+            silence_seconds: a command that says nothing for so long is given up as cut off.
+
+        Returns:
+            The exit status; None when a signal killed the command.
+
+        Raises:
+            SshUnreachable: the connection broke, or nothing came for ``silence_seconds``.
+        """
+        return self._execute(
+            argv,
+            stdin=b"",
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            silence_seconds=silence_seconds,
+            timeout_seconds=None,
+        )
+
+    def _attempt(self, seconds: float) -> None:
+        self._hang_up()
+        if self._closed.is_set():
+            raise self._unreachable("the connection was closed")
+        try:
+            sock = socket.create_connection((self._address, self._settings.port), timeout=seconds)
+        except OSError as error:
+            raise self._unreachable(str(error) or type(error).__name__) from error
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _TCP_KEEPALIVE.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        transport = paramiko.Transport(sock)
+        transport.set_log_channel(_PARAMIKO_LOG)
+        transport.handshake_timeout = seconds  # else its timer thread would outlive the attempt
+        self._transport = transport
+        try:
+            with self._limited(transport, seconds):
+                self._log_in(transport)
+            transport.set_keepalive(KEEPALIVE_SECONDS)
+            self._reached = True
+        except BaseException:
+            self._hang_up()
+            raise
+
+    def _log_in(self, transport: paramiko.Transport) -> None:
+        try:
+            if self._trust.algorithms:
+                transport.get_security_options().key_types = self._trust.algorithms
+            transport.start_client()
+            self._trust.verify(transport.get_remote_server_key())
+            transport.auth_publickey(self._settings.user, self._key)
+        except paramiko.ssh_exception.IncompatiblePeer as error:
+            if "host key" in str(error):
+                raise self._trust.mismatch(f"no {' or '.join(self._trust.algorithms)} key") from error
+            raise SshRefused(
+                f"{self._address} and we have no SSH algorithm in common ({error}); update the image AMI_ID"
+            ) from error
+        except paramiko.AuthenticationException as error:
+            if not transport.is_active():
+                raise  # it went away
+            raise SshRefused(
+                f"{self._address} refused the login of SSH_USER={self._settings.user} with the key "
+                f"KEY_PATH={self._settings.key_path}; compare with the image's user and with KEY_PAIR_NAME"
+            ) from error
+
+    def _execute(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes,
+        on_stdout: Callable[[bytes], object],
+        on_stderr: Callable[[bytes], object],
+        silence_seconds: float,
+        timeout_seconds: float | None,
+    ) -> int | None:
+        transport = self._transport
+        if transport is None or not transport.is_active():
+            raise self._unreachable("the connection is not open")
+        try:
+            with self._limited(transport, silence_seconds):
+                channel = transport.open_session()
+                channel.exec_command(shlex.join(argv))
+            try:
+                status = exchange(
+                    channel,
+                    stdin=stdin,
+                    on_stdout=on_stdout,
+                    on_stderr=on_stderr,
+                    silence_seconds=silence_seconds,
+                    timeout_seconds=timeout_seconds,
+                )
+            except ExchangeError as error:
+                raise self._unreachable(str(error)) from error
+            finally:
+                close(channel)
+        except SshUnreachable:
+            self._hang_up()
+            raise
+        if status is None and not transport.is_active():
+            raise self._unreachable("the connection broke")
+        return status
+
+    @contextlib.contextmanager
+    def _limited(self, transport: paramiko.Transport, seconds: float) -> Iterator[None]:
+        """Bound what paramiko does in this block: some of its waits know no timeout, but end when we close.
+
+        Raises:
+            SshUnreachable: it took longer, or the connection broke.
+        """
+        watchdog = threading.Timer(seconds, transport.close)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield
+        except FAULTS as error:
+            reason = str(error) or "the other side closed the connection"
+            raise self._unreachable(reason if watchdog.is_alive() else f"no answer within {seconds:g} s") from error
+        finally:
+            watchdog.cancel()
+
+    def _hang_up(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+            transport.sock.close()
+
+    def _unreachable(self, reason: str) -> SshUnreachable:
+        host = f"{self._address} port {self._settings.port}"
+        if self._reached:
+            return SshUnreachable(f"the SSH connection to {host} broke: {reason}")
+        return SshUnreachable(
+            f"no SSH connection to {host}: {reason}; check that SECURITY_GROUP_ID lets us in, SSH_PORT, and "
+            "INSTANCE_ADDRESS (public or private)"
+        )
+
+
+class SshResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Opens SSH connections with a pipeline's settings."""
+
+    def connect(self, settings: Settings, *, address: str, host_key: str | None) -> Ssh:
+        """A connection that is yet to be opened with `Ssh.connect`.
+
+        Args:
+            settings: of the pipeline.
+            address: host name or IP address of the instance.
+            host_key: the key planted on it.
+        """
+        return Ssh(settings.read(SshSettings), address=address, host_key=host_key)

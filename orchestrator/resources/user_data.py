@@ -1,0 +1,68 @@
+"""The cloud-init user-data of an instance: its own SSH host key, and its own deadline.
+
+Everything in here works on the machine alone. It needs neither SSH nor an orchestrator that lives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Self
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+# cloud-init runs `bootcmd` at every boot, early, in /bin/sh, and waits for it: hence the background.
+# The loop outlives cloud-init under systemd: its units either stay active once they are done
+# (RemainAfterExit) or kill their main process only (KillMode=process in cloud-init-main.service).
+# It asks for the time anew each round, so a clock that is set late, or jumps, is believed.
+_POWER_OFF = (
+    "nohup sh -c 'while [ \"$(date +%s)\" -lt {epoch} ]; do sleep 10; done; shutdown -P now || poweroff -f'"
+    " </dev/null >/dev/null 2>&1 &"
+)
+
+
+@dataclass(frozen=True)
+class HostKey:
+    """An SSH host key that is made for one instance, so that its first connection is already verified.
+
+    Attributes:
+        private: the private key, in OpenSSH's text format.
+        public: the public key as one line, `ssh-ed25519 AAAA...`.
+    """
+
+    private: str = field(repr=False)
+    public: str
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Make a new ed25519 key."""
+        key = Ed25519PrivateKey.generate()
+        return cls(
+            private=key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode(),
+            public=key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode(),
+        )
+
+
+def cloud_config(*, host_key: HostKey, deadline: datetime) -> str:
+    """Render the user-data: the host key to install, and when to power off.
+
+    With InstanceInitiatedShutdownBehavior=terminate, powering off ends the instance and its costs.
+    No other host key is generated when `ssh_keys` is given, and the image's own ones are deleted:
+    https://docs.cloud-init.io/en/latest/reference/modules.html (modules Bootcmd and SSH).
+
+    Args:
+        host_key: what the machine's SSH server shall answer with.
+        deadline: when the machine powers itself off, whatever happens; with a time zone.
+
+    Returns:
+        A `#cloud-config` document, about 1 KB (EC2 takes 16 KB at most).
+    """
+    config = {
+        "bootcmd": [_POWER_OFF.format(epoch=math.ceil(deadline.timestamp()))],
+        "ssh_deletekeys": True,
+        "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
+    }
+    return "#cloud-config\n" + yaml.safe_dump(config, width=math.inf)

@@ -1,0 +1,235 @@
+"""Dagster's webserver and daemon on the project's own workspace.yaml and dagster.yaml."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import dotenv
+import psutil
+import requests
+import tenacity
+
+from orchestrator.errors import DagsterDown, SettingsError
+from orchestrator.signals import undisturbed
+
+START_SECONDS = 120.0
+STOP_SECONDS = 10.0
+
+
+def project_file(name: str) -> Path:
+    """A file of the project's root: of the folder we are in, else of the one this package lies in.
+
+    Raises:
+        SettingsError: neither holds it.
+    """
+    folders = (Path.cwd(), Path(__file__).resolve().parent.parent)
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise SettingsError(f"there is no {name} in {folders[0]}; go to the project's folder first")
+
+
+def prepare_home(home: Path) -> Path:
+    """Make a DAGSTER_HOME whose configuration is the project's dagster.yaml, unless it has its own.
+
+    Args:
+        home: the folder, which need not exist.
+
+    Returns:
+        The dagster.yaml that rules.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    config = home / "dagster.yaml"
+    if not config.exists():
+        config.unlink(missing_ok=True)  # a link to a project that has moved
+        config.symlink_to(project_file("dagster.yaml"))
+    return config.resolve()
+
+
+def dagster_home() -> Path:
+    """DAGSTER_HOME of the environment or `.env`, else the folder .dagster right here."""
+    given = os.environ.get("DAGSTER_HOME") or dotenv.dotenv_values(".env").get("DAGSTER_HOME")
+    return Path(given or ".dagster").expanduser().absolute()
+
+
+class Services:
+    """The webserver and the daemon, as children in sessions of their own.
+
+    Closing ends both, and with them the code servers that they have started. A training that runs goes on
+    to its end in its own process and is recorded there, so that a restart loses nothing.
+
+    Args:
+        home: the DAGSTER_HOME.
+        host: address that the webserver listens on.
+        port: its port.
+    """
+
+    def __init__(self, *, home: Path, host: str, port: int) -> None:
+        self._home = home
+        self._host = host
+        self._port = port
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.left_running: list[int] = []
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{port}"
+
+    def __enter__(self) -> Self:
+        require_free(self._host, self._port)
+        workspace = str(project_file("workspace.yaml"))
+        common = ["--workspace", workspace, "--code-server-log-level", "warning"]
+        try:
+            listen = ["--host", self._host, "--port", str(self._port)]
+            self._start("dagster-webserver", ["-m", "dagster_webserver", *listen, *common])
+            self._start("dagster-daemon", ["-m", "dagster._daemon", "run", *common])
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def await_ready(self, seconds: float = START_SECONDS) -> None:
+        """Wait until the UI answers.
+
+        Args:
+            seconds: how long at most.
+
+        Raises:
+            DagsterDown: a child has ended, or there was no answer in time.
+        """
+
+        def answers() -> bool:
+            if not self._ended.empty():
+                self.await_end()
+            try:
+                return requests.get(f"{self._local_url()}/server_info", timeout=5).ok
+            except requests.RequestException:
+                return False
+
+        waiting = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda ready: not ready),
+            stop=tenacity.stop_after_delay(seconds),
+            wait=tenacity.wait_fixed(0.1),
+        )
+        try:
+            waiting(answers)
+        except tenacity.RetryError as error:
+            raise DagsterDown(
+                f"Dagster's UI did not answer on {self.url} within {seconds:g} s; its output above says why"
+            ) from error
+
+    def await_end(self) -> None:
+        """Block until a child ends, which none should.
+
+        Raises:
+            DagsterDown: always, in the end.
+        """
+        name = self._ended.get()
+        raise DagsterDown(f"{name} ended with exit status {self._children[name].returncode}; its output above says why")
+
+    def close(self) -> None:
+        """End both, and their code servers. May be called again."""
+        with undisturbed():
+            family = [process for child in self._children.values() for process in _descendants(child.pid)]
+            for child in self._children.values():
+                child.terminate()
+            for child in self._children.values():
+                try:
+                    child.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+            self._children.clear()
+            _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+            self.left_running = [process.pid for process in alive]
+
+    def _start(self, name: str, arguments: list[str]) -> None:
+        child = subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, "DAGSTER_HOME": str(self._home)},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            start_new_session=True,  # a Ctrl-C in the terminal must reach us alone, not the trainings
+        )
+        self._children[name] = child
+        threading.Thread(target=self._watch, args=(name, child), daemon=True).start()
+
+    def _watch(self, name: str, child: subprocess.Popen[bytes]) -> None:
+        child.wait()
+        self._ended.put(name)
+
+    def _local_url(self) -> str:
+        """Where we reach it ourselves, also when it listens on every address."""
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognised, not bound
+        return f"http://{anywhere[self._host]}:{self._port}" if self._host in anywhere else self.url
+
+
+def serve(*, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Run the webserver and the daemon until a signal, or until one of them ends.
+
+    Args:
+        host: address to listen on; the UI has no login.
+        port: port to listen on.
+        say: takes each line for the user.
+
+    Raises:
+        DagsterDown: a child did not start, or ended.
+        SettingsError: not in a project's folder, or the port is taken.
+    """
+    home = dagster_home()
+    config = prepare_home(home)
+    say(f"DAGSTER_HOME is {home}, configured by {config}")
+    if not is_loopback(host):
+        say(f"WARNING: the UI has no login; whoever reaches {host}:{port} can run and cancel trainings")
+    services = Services(home=home, host=host, port=port)
+    try:
+        with services:
+            services.await_ready()
+            say(f"Dagster runs on {services.url}; Ctrl-C stops it")
+            services.await_end()
+    finally:
+        if services.left_running:
+            pids = ", ".join(map(str, services.left_running))
+            say(f"Dagster has stopped; trainings that ran go on to their end by themselves (processes {pids})")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def require_free(host: str, port: int) -> None:
+    """Check that we can listen there.
+
+    Raises:
+        SettingsError: we cannot.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on port {port} of {host}: {error.strerror}; choose another with --port or --host"
+        ) from error
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []

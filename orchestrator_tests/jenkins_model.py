@@ -1,0 +1,212 @@
+"""A compact Jenkins for tests: jobs, branches and builds in memory, asked directly or over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from orchestrator.errors import JenkinsNotFound, JenkinsRefused, JenkinsUnavailable
+from orchestrator.resources.jenkins_build import Build, Head
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REMOTE = "git://git.example.com/churn.git"
+
+
+@dataclass
+class Job:
+    """A job's builds by number, and the number of the next one."""
+
+    next_number: int = 1
+    builds: dict[int, Build] = field(default_factory=dict)
+
+    def newest_first(self) -> list[Build]:
+        return sorted(self.builds.values(), key=lambda build: -build.number)
+
+
+@dataclass
+class Model:
+    """The truth in Jenkins; it has what :class:`orchestrator.pipeline.watch.Source` asks for."""
+
+    job: str = "team/churn"
+    multibranch: bool = False
+    jobs: dict[str, Job] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
+    now: int = 1_700_000_000_000
+    away: bool = False
+    revoked: bool = False
+    requests: int = 0
+    bytes_sent: int = 0
+    before_request: Callable[[], None] = lambda: None
+
+    def start(self, job: str | None = None, *, after_ms: int = 1000) -> Build:
+        name = job or self.job
+        self.now += after_ms
+        of = self.jobs.setdefault(name, Job())
+        url = f"http://jenkins.example.com/job/{name.replace('/', '/job/')}/{of.next_number}/"
+        build = Build(of.next_number, self.now, None, name, 0, url, COMMIT, "main", REMOTE, {"alpha": "0.5"})
+        of.builds[build.number] = build
+        of.next_number += 1
+        return build
+
+    def finish(self, build: Build, result: str = "SUCCESS") -> Build:
+        done = replace(build, result=result, duration_ms=1234)
+        self.jobs[build.job].builds[build.number] = done
+        return done
+
+    def add(self, result: str = "SUCCESS", job: str | None = None) -> Build:
+        return self.finish(self.start(job), result)
+
+    def delete(self, build: Build) -> None:
+        del self.jobs[build.job].builds[build.number]
+
+    def delete_job(self, job: str | None = None) -> None:
+        del self.jobs[job or self.job]
+
+    def everything(self) -> list[Build]:
+        return [build for name in self._visible() for build in self.jobs[name].builds.values()]
+
+    def heads(self, job: str, *, newest: int, per_branch: int) -> Sequence[Head]:
+        self._ask()
+        if job == self.job and self.multibranch:
+            return [self._head(name, per_branch) for name in self._visible()]
+        return [self._head(self._existing(job), newest)]
+
+    def builds(self, job: str, *, start: int, stop: int) -> Sequence[Build]:
+        self._ask()
+        return self.jobs[self._existing(job)].newest_first()[start:stop]
+
+    def build(self, job: str, number: int) -> Build:
+        self._ask()
+        found = self.jobs[self._existing(job)].builds.get(number)
+        if found is None:
+            raise JenkinsNotFound(f"404 from {job} #{number}")
+        return found
+
+    def _visible(self) -> list[str]:
+        return [name for name in self.jobs if name not in self.hidden]
+
+    def _existing(self, job: str) -> str:
+        if job not in self._visible():
+            raise JenkinsNotFound(f"404 from {job}")
+        return job
+
+    def _head(self, name: str, asked: int) -> Head:
+        job = self.jobs[name]
+        newest = tuple(job.newest_first()[:asked])
+        return Head(name, job.next_number, newest, whole=len(newest) < asked)
+
+    def _ask(self) -> None:
+        self.requests += 1
+        self.before_request()
+        if self.away:
+            raise JenkinsUnavailable("no connection")
+        if self.revoked:
+            raise JenkinsRefused("401")
+
+
+def build_json(build: Build) -> dict[str, Any]:
+    """A build as Jenkins' pipeline jobs report it."""
+    actions: list[dict[str, Any]] = [
+        {"_class": "hudson.model.CauseAction"},
+        {
+            "_class": "hudson.model.ParametersAction",
+            "parameters": [{"name": key, "value": value} for key, value in build.parameters.items()],
+        },
+        {},
+        {
+            "_class": "hudson.plugins.git.util.BuildData",
+            "lastBuiltRevision": {
+                "SHA1": build.commit,
+                "branch": [{"SHA1": build.commit, "name": f"refs/remotes/origin/{build.branch}"}],
+            },
+            "remoteUrls": [build.repository],
+            "scmName": "",
+        },
+        {},
+        {"_class": "org.jenkinsci.plugins.displayurlapi.actions.RunDisplayAction"},
+    ]
+    return {**brief_json(build), "actions": actions, "duration": build.duration_ms, "url": build.url}
+
+
+def brief_json(build: Build) -> dict[str, Any]:
+    """The part of it that ``tree=number,timestamp,building,result`` leaves."""
+    return {
+        "_class": "org.jenkinsci.plugins.workflow.job.WorkflowRun",
+        "building": not build.finished,
+        "number": build.number,
+        "result": build.result,
+        "timestamp": build.timestamp,
+    }
+
+
+@contextmanager
+def served(model: Model, *, user: str = "ci", token: str = "t0ken") -> Iterator[str]:
+    """Serve the model as Jenkins' Remote Access API; yields its address, with a path prefix."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            status, answer = _answer(model, self.path, self.headers.get("Authorization", ""), f"{user}:{token}")
+            body = json.dumps(answer).encode()
+            model.bytes_sent += len(body)
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Tests keep their output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/jenkins"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _answer(model: Model, path: str, authorization: str, login: str) -> tuple[int, object]:
+    if authorization != "Basic " + base64.b64encode(login.encode()).decode():
+        return 401, {}
+    asked = urlsplit(path)
+    tree = parse_qs(asked.query)["tree"][0]
+    words = asked.path.removeprefix("/jenkins/").removesuffix("/api/json").split("/")
+    number = int(words.pop()) if words[-1].isdigit() else None
+    job = "/".join(unquote(word) for word in words[1::2])
+    shape = build_json if "actions" in tree else brief_json
+    try:
+        if number is not None:
+            return 200, shape(model.build(job, number))
+        ranges = [(int(start), int(stop)) for start, stop in re.findall(r"\{(\d+),(\d+)\}", tree)]
+        if "jobs[" not in tree:
+            page = model.builds(job, start=ranges[0][0], stop=ranges[0][1])
+            return 200, {"allBuilds": [shape(build) for build in page]}
+        heads = model.heads(job, newest=ranges[0][1], per_branch=ranges[1][1])
+    except JenkinsNotFound:
+        return 404, {}
+    except JenkinsRefused:
+        return 401, {}
+    answers = [
+        {
+            "_class": "org.jenkinsci.plugins.workflow.job.WorkflowJob",
+            "name": head.job.rpartition("/")[2],
+            "allBuilds": [shape(model.jobs[head.job].builds[build.number]) for build in head.newest],
+            "nextBuildNumber": head.next_number,
+        }
+        for head in heads
+    ]
+    return 200, {"jobs": answers} if model.multibranch and job == model.job else answers[0]

@@ -1,0 +1,23 @@
+"""Clients for the tests of MLflow: ours, and a plain one for what ours does not do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import requests
+
+from orchestrator.resources.mlflow import Mlflow
+from orchestrator.settings import MlflowSettings
+
+
+def client(uri: str, *, patience_seconds: float = 5, **more: Any) -> Mlflow:
+    """Our client; ``more`` are other fields of the settings."""
+    read = MlflowSettings(tracking_uri=uri, experiment_id="1", **more)
+    return Mlflow(read, patience_seconds=patience_seconds)
+
+
+def post(uri: str, endpoint: str, **fields: Any) -> Any:
+    """Ask the server for something directly."""
+    answer = requests.post(f"{uri}/api/2.0/mlflow/{endpoint}", json=fields, timeout=30)
+    answer.raise_for_status()
+    return answer.json()

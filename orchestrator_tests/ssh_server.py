@@ -1,0 +1,241 @@
+"""An SSH host for tests: asyncssh in front of real `sh` processes, and a network that can be made to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import asyncssh
+
+from orchestrator.resources.ssh import Ssh
+from orchestrator.settings import SshSettings
+
+T = TypeVar("T")
+USER = "ubuntu"
+
+
+class Network:
+    """A TCP relay to one port: cuts connections, swallows traffic without a reset, goes away."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self.swallowing = False
+        self.port = 0
+        self.accepted = 0
+        self.relayed = 0
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers |= {writer, there_writer}
+        for source, sink in ((reader, there_writer), (there_reader, writer)):
+            task = asyncio.ensure_future(self._copy(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(1 << 16):
+                if not self.swallowing:
+                    self.relayed += len(data)
+                    sink.write(data)
+                    await sink.drain()
+        except ConnectionError:
+            pass  # cut, as it was asked for
+        finally:
+            sink.close()
+            self._writers.discard(sink)
+
+
+class SshHost:
+    """A host with one login, on a loopback port, with a home directory of its own.
+
+    Attributes:
+        home: home directory of the login.
+        host_key: its public host key, as it stands in the tag of an instance.
+        authorized: public keys that may log in (OpenSSH format); may change at any time.
+        greeting: commands that each login runs first, as ~/.bashrc may.
+        network: what lies between it and us.
+    """
+
+    def __init__(self, directory: Path, *, host_key_algorithm: str = "ssh-ed25519") -> None:
+        self.home = directory / "home"
+        self.home.mkdir()
+        self.directory = directory
+        self._key = asyncssh.generate_private_key(host_key_algorithm)
+        self.host_key = self._key.export_public_key().decode().strip()
+        client = asyncssh.generate_private_key("ssh-ed25519")
+        self.key_path = write_key(directory / "login.pem", client.export_private_key())
+        self.authorized = {client.export_public_key().decode().strip()}
+        self.environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "SHELL": "/bin/sh"}
+        self.greeting = ""
+        self._sessions: set[int] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._call(self._open())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._call(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def settings(self, **changes: object) -> SshSettings:
+        """Settings to log in here."""
+        values: dict[str, object] = {"user": USER, "port": self.network.port, "key_path": self.key_path}
+        return SshSettings.model_validate(values | changes)
+
+    def cut(self) -> None:
+        """Break all connections with a reset."""
+        self._loop.call_soon_threadsafe(self.network.cut)
+
+    def swallow(self, on: bool = True) -> None:
+        """Accept bytes and connections, and forward nothing."""
+        self.network.swallowing = on
+
+    def go_away(self) -> None:
+        """Close the port, and break what is open."""
+        self._call(self.network.close())
+
+    def come_back(self) -> None:
+        """Open the same port again."""
+        self._call(self.network.open())
+
+    def kill_sessions(self) -> None:
+        """Kill the shell of every session with its process group, as a dying session of sshd may."""
+        for group in list(self._sessions):
+            os.killpg(group, signal.SIGKILL)
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return future.result(10)
+
+    async def _open(self) -> None:
+        host = self
+
+        class Server(asyncssh.SSHServer):
+            def begin_auth(self, username: str) -> bool:
+                return True
+
+            def public_key_auth_supported(self) -> bool:
+                return True
+
+            def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+                return username == USER and key.export_public_key().decode().strip() in host.authorized
+
+        self._acceptor = await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_factory=Server,
+            server_host_keys=[self._key],
+            process_factory=self._session,
+            encoding=None,
+        )
+        self.network = Network(self._acceptor.get_port())
+        await self.network.open()
+
+    async def _close(self) -> None:
+        await self.network.close()
+        self._acceptor.close()
+        await self._acceptor.wait_closed()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _session(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        child = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            self.greeting + (process.command or ""),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
+            cwd=self.home,
+            start_new_session=True,
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        self._sessions.add(child.pid)
+        feeding = asyncio.ensure_future(_feed(process.stdin, child.stdin))
+        try:
+            await asyncio.gather(_pass_on(child.stdout, process.stdout), _pass_on(child.stderr, process.stderr))
+            status = await child.wait()
+            if status < 0:
+                process.exit_with_signal(signal.Signals(-status).name.removeprefix("SIG"))
+            else:
+                process.exit(status)
+        except (BrokenPipeError, asyncssh.Error):
+            pass  # the connection is gone
+        finally:
+            feeding.cancel()
+            self._sessions.discard(child.pid)
+            if child.returncode is None:
+                os.killpg(child.pid, signal.SIGKILL)
+            await asyncio.gather(feeding, child.communicate(), return_exceptions=True)
+
+
+async def _feed(source: asyncssh.SSHReader[bytes], sink: asyncio.StreamWriter) -> None:
+    try:
+        while data := await source.read(1 << 16):
+            sink.write(data)
+            await sink.drain()
+    except (ConnectionError, asyncssh.Error):
+        pass  # nobody reads it, or the connection is gone
+    finally:
+        sink.close()
+
+
+async def _pass_on(source: asyncio.StreamReader, sink: asyncssh.SSHWriter[bytes]) -> None:
+    while data := await source.read(1 << 16):
+        sink.write(data)
+        await sink.drain()
+
+
+def write_key(path: Path, content: bytes) -> Path:
+    """Write a private key as ssh-keygen does, for its owner only."""
+    path.touch(0o600)
+    path.write_bytes(content)
+    return path
+
+
+def generated(path: Path, *, passphrase: str = "") -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-f", path], check=True, capture_output=True)
+    return path
+
+
+def connected(host: SshHost, *, host_key: str | None = None, **changes: object) -> Ssh:
+    """Log in, run a command, and close."""
+    with Ssh(host.settings(**changes), address="127.0.0.1", host_key=host_key) as ssh:
+        ssh.connect(deadline_seconds=5)
+        assert ssh.run(["echo", "hello"]).stdout == b"hello\n"
+    return ssh
