@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from orchestrator.janitor import janitor, janitor_spec
 from orchestrator.pipeline.training import TrainingAttempts
 from orchestrator.resources.ec2 import Ec2Resource
 from orchestrator.resources.jenkins import JenkinsResource
@@ -15,6 +16,8 @@ from orchestrator.resources.ssh import SshResource
 defs = dg.Definitions.merge(
     dg.load_from_defs_folder(path_within_project=Path(__file__).parent),
     dg.Definitions(
+        assets=[janitor_spec],
+        sensors=[janitor],
         resources={
             "jenkins": JenkinsResource(),
             "ec2": Ec2Resource(),

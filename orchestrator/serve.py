@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -71,6 +71,9 @@ class Services:
         home: the DAGSTER_HOME.
         host: address that the webserver listens on.
         port: its port.
+
+    Raises:
+        DagsterDown: entered, and one of them ends, or the UI does not answer in time.
     """
 
     def __init__(self, *, home: Path, host: str, port: int) -> None:
@@ -87,10 +90,14 @@ class Services:
         require_free(self._host, self._port)
         workspace = str(project_file("workspace.yaml"))
         common = ["--workspace", workspace, "--code-server-log-level", "warning"]
+        is_new = not (self._home / "schedules").exists()
         try:
             listen = ["--host", self._host, "--port", str(self._port)]
             self._start("dagster-webserver", ["-m", "dagster_webserver", *listen, *common])
+            if is_new:
+                self._await_ui()  # two processes that make the same SQLite tables end each other
             self._start("dagster-daemon", ["-m", "dagster._daemon", "run", *common])
+            self._await_ui()
         except BaseException:
             self.close()
             raise
@@ -101,16 +108,7 @@ class Services:
     ) -> None:
         self.close()
 
-    def await_ready(self, seconds: float = START_SECONDS) -> None:
-        """Wait until the UI answers.
-
-        Args:
-            seconds: how long at most.
-
-        Raises:
-            DagsterDown: a child has ended, or there was no answer in time.
-        """
-
+    def _await_ui(self) -> None:
         def answers() -> bool:
             if not self._ended.empty():
                 self.await_end()
@@ -121,14 +119,14 @@ class Services:
 
         waiting = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda ready: not ready),
-            stop=tenacity.stop_after_delay(seconds),
+            stop=tenacity.stop_after_delay(START_SECONDS),
             wait=tenacity.wait_fixed(0.1),
         )
         try:
             waiting(answers)
         except tenacity.RetryError as error:
             raise DagsterDown(
-                f"Dagster's UI did not answer on {self.url} within {seconds:g} s; its output above says why"
+                f"Dagster's UI did not answer on {self.url} within {START_SECONDS:g} s; its output above says why"
             ) from error
 
     def await_end(self) -> None:
@@ -144,6 +142,8 @@ class Services:
         """End both, and their code servers. May be called again."""
         with undisturbed():
             family = [process for child in self._children.values() for process in _descendants(child.pid)]
+            workers = [process for process in family if _is_run_worker(process)]
+            busy = {relative for worker in workers for relative in _code_server_of(worker)}
             for child in self._children.values():
                 child.terminate()
             for child in self._children.values():
@@ -153,8 +153,8 @@ class Services:
                     child.kill()
                     child.wait()
             self._children.clear()
-            _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-            self.left_running = [process.pid for process in alive]
+            _await_end([process for process in family if process not in busy], seconds=STOP_SECONDS)
+            self.left_running = [worker.pid for worker in workers if _runs(worker)]
 
     def _start(self, name: str, arguments: list[str]) -> None:
         child = subprocess.Popen(
@@ -197,7 +197,6 @@ def serve(*, host: str, port: int, say: Callable[[str], None]) -> None:
     services = Services(home=home, host=host, port=port)
     try:
         with services:
-            services.await_ready()
             say(f"Dagster runs on {services.url}; Ctrl-C stops it")
             services.await_end()
     finally:
@@ -233,3 +232,39 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _is_run_worker(process: psutil.Process) -> bool:
+    """Whether it is a run's own process, which a code server has forked off with `multiprocessing`."""
+    try:
+        return "--multiprocessing-fork" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def _code_server_of(worker: psutil.Process) -> Sequence[psutil.Process]:
+    """The code server that waits for this run's end, and all that it has started."""
+    try:
+        server = worker.parent()
+        return [server, *server.children(recursive=True)] if server else []
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _await_end(processes: Sequence[psutil.Process], *, seconds: float) -> None:
+    """Wait for processes that are not our children, so long at most."""
+    waiting = tenacity.Retrying(
+        retry=tenacity.retry_if_result(lambda running: bool(running)),
+        stop=tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_fixed(0.1),
+        retry_error_callback=lambda state: None,
+    )
+    waiting(lambda: [process for process in processes if _runs(process)])
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; one whose new parent does not reap it stays in the table for ever."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

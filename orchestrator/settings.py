@@ -172,6 +172,9 @@ class MlflowSettings(SettingsGroup):
     ca_bundle: Path | None = setting(
         "MLFLOW_TRACKING_SERVER_CERT_PATH", "PEM file with the CA of a privately signed MLflow server", None
     )
+    patience_minutes: float = setting(
+        "MLFLOW_PATIENCE_MINUTES", "how long a finished training waits for an MLflow that is away", 10, ge=0
+    )
     uri_on_instance: str | None = setting(
         "MLFLOW_TRACKING_URI_ON_INSTANCE",
         "the server's address as the instance sees it, where it differs",
@@ -202,12 +205,25 @@ class ProjectSettings(SettingsGroup):
         720,
         gt=0,
     )
+    instance_losses: int = setting(
+        "INSTANCE_LOSSES", "how often a training begins anew when AWS takes its instance away", 2, ge=0
+    )
     mlflow_command: str = setting(
         "MLFLOW_COMMAND", "the mlflow program on the instance, if it is not on PATH", "mlflow"
     )
 
 
+class JanitorSettings(SettingsGroup):
+    """What the janitor may do with what was left behind."""
+
+    title = "Janitor"
+    dry_run: bool = setting("JANITOR_DRY_RUN", "true: the janitor says what it would do, and does nothing", False)
+
+
 Group = TypeVar("Group", bound=SettingsGroup)
+
+SETTINGS_METADATA = "orchestrator/settings"
+"""The asset metadata that holds ``Settings.to_json()`` of its pipeline."""
 
 GROUPS: tuple[type[SettingsGroup], ...] = (
     JenkinsSettings,
@@ -215,6 +231,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     SshSettings,
     MlflowSettings,
     ProjectSettings,
+    JanitorSettings,
 )
 
 
@@ -261,6 +278,10 @@ class Settings:
                     f"defs.yaml of pipeline {self.pipeline!r}: {name} is a secret and may not stand in a file "
                     f"that is committed; write settings_from_env: {{{name}: NAME_OF_A_VARIABLE}} instead"
                 )
+
+    def to_json(self) -> dict[str, Any]:
+        """What makes these settings out of the environment; holds no secret."""
+        return {"pipeline": self.pipeline, "values": dict(self.values), "from_env": dict(self.from_env)}
 
     def raw(self, name: str) -> str | None:
         """The text of one setting; None when it is unset or empty."""
@@ -313,7 +334,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """All groups of one pipeline, read and checked."""
+    """All that a run of one pipeline needs, read and checked."""
 
     jenkins: JenkinsSettings
     machine: MachineSettings
@@ -328,7 +349,8 @@ class PipelineSettings:
         Raises:
             SettingsError: names everything that is missing or wrong.
         """
-        return cls(*settings.read_all(*GROUPS))  # type: ignore[arg-type]
+        groups = (JenkinsSettings, MachineSettings, SshSettings, MlflowSettings, ProjectSettings)
+        return cls(*settings.read_all(*groups))  # type: ignore[arg-type]
 
 
 def env_example() -> str:

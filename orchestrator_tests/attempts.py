@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,16 @@ class ThisRun:
     root_run_id: str = ""
     live: set[str] = field(default_factory=set)
     before_us: str | None = None
+    leases: list[datetime] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.root_run_id = self.root_run_id or self.run_id
 
     def is_live(self, run_id: str) -> bool:
         return run_id in self.live
+
+    def renew_lease(self, until: datetime) -> None:
+        self.leases.append(until)
 
     def rival(self) -> str | None:
         return self.before_us

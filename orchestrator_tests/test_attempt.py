@@ -17,11 +17,14 @@ from orchestrator.errors import (
     TrainingFailed,
     TrainingTimedOut,
 )
+from orchestrator.pipeline.attempt import Attempt
 from orchestrator.pipeline.plan import TrainingConfig
+from orchestrator.resources.ec2 import Instance
 from orchestrator.sandbox.ec2 import Ec2Server
 from orchestrator.sandbox.git import GitRemote
 from orchestrator.sandbox.mlflow import MlflowServer
 from orchestrator_tests.attempts import PROJECT, ThisRun, World
+from orchestrator_tests.faulty_proxy import Fault, FaultyProxy
 
 NASTY = 'it\'s "quoted", `id` $(id) ${HOME} \\ ; & | * ü\tand\nmore -x=1'
 
@@ -33,14 +36,19 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer)
     source.mkdir()
     for name, text in PROJECT.items():
         (source / name).write_text(text)
-    os.environ.update(ENVIRONMENT := {"AWS_ACCESS_KEY_ID": "sandbox", "AWS_SECRET_ACCESS_KEY": "sandbox"})
     with GitRemote(directory / "git", source) as git, Ec2Server(directory / "ec2") as ec2:
         aws = {name: value for name, value in ec2.env().items() if name.startswith("AWS_")}
-        before = {name: os.environ.get(name) for name in {*aws, *ENVIRONMENT}}
+        before = {name: os.environ.get(name) for name in aws}
         os.environ.update(aws)
         yield World(git, ec2, mlflow_server, directory)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def provisioned(attempt: Attempt) -> Instance:
+    instance = attempt.provision()
+    assert instance is not None
+    return instance
 
 
 def gone(world: World, instance_id: str) -> bool:
@@ -59,7 +67,7 @@ def test_a_build_is_trained_at_its_commit_and_the_instance_given_back(world: Wor
         write=output.append,
     )
     attempt.check()
-    instance = attempt.provision()
+    instance = provisioned(attempt)
     run_id = attempt.train()
     usage = attempt.terminate()
     finished = attempt.finished()
@@ -85,7 +93,7 @@ def test_a_build_is_trained_at_its_commit_and_the_instance_given_back(world: Wor
 
 def test_a_training_that_exits_non_zero_is_red_with_its_last_lines_and_leaves_no_instance(world: World) -> None:
     attempt = world.attempt(2, run=ThisRun("run-2"), config=TrainingConfig(parameters={"status": "3"}))
-    instance = attempt.provision()
+    instance = provisioned(attempt)
     with pytest.raises(TrainingFailed) as error:
         attempt.train()
     assert "build 2: the training exited with status 1" in str(error.value)
@@ -152,7 +160,7 @@ def test_secrets_that_the_training_prints_are_masked(world: World) -> None:
 def test_a_training_past_its_deadline_is_ended(world: World) -> None:
     program = world.script("forever", "#!/bin/sh\necho begun\nexec sleep 600\n")
     attempt = world.attempt(7, run=ThisRun("run-7"), settings=program, config=TrainingConfig(max_minutes=0.05))
-    instance = attempt.provision()
+    instance = provisioned(attempt)
     with pytest.raises(TrainingTimedOut, match="MAX_TRAINING_MINUTES"):
         attempt.train()
     assert gone(world, instance.id)
@@ -166,7 +174,7 @@ def test_an_interrupt_in_mid_training_gives_the_instance_back_and_closes_the_mlf
         raise KeyboardInterrupt
 
     attempt = world.attempt(8, run=ThisRun("run-8"), settings=program, write=cancel)
-    instance = attempt.provision()
+    instance = provisioned(attempt)
     with pytest.raises(KeyboardInterrupt):
         attempt.train()
     assert gone(world, instance.id)
@@ -175,7 +183,7 @@ def test_an_interrupt_in_mid_training_gives_the_instance_back_and_closes_the_mlf
 
 def test_a_run_that_ends_between_two_steps_leaves_nothing_either(world: World) -> None:
     attempt = world.attempt(9, run=ThisRun("run-9"))
-    instance = attempt.provision()
+    instance = provisioned(attempt)
     attempt.close()
     assert gone(world, instance.id)
     assert world.mlflow.run(instance.mlflow_run).status == "KILLED"
@@ -187,22 +195,113 @@ def test_an_instance_that_is_taken_away_in_mid_training_is_named_as_the_reason(w
     attempt = world.attempt(
         10,
         run=ThisRun("run-10"),
-        settings=program,
+        settings={**program, "INSTANCE_LOSSES": "0"},
         write=lambda _: world.ec2_server.terminate_from_outside(instances[0]),
     )
-    instances.append(attempt.provision().id)
+    instances.append(provisioned(attempt).id)
     with pytest.raises(InstanceLost, match=instances[0]):
         attempt.train()
     assert gone(world, instances[0])
 
 
+def test_a_training_whose_instance_is_taken_away_begins_anew_on_another(world: World, tmp_path: Path) -> None:
+    program = world.script("second-time", f"#!/bin/sh\necho begun\n[ -e {tmp_path}/again ] || exec sleep 600\n")
+    instances: list[str] = []
+
+    def take_it_away(_: str) -> None:
+        if not (tmp_path / "again").exists():
+            (tmp_path / "again").touch()
+            world.ec2_server.terminate_from_outside(instances[0])
+
+    attempt = world.attempt(18, run=ThisRun("run-18"), settings=program, write=take_it_away)
+    first = provisioned(attempt)
+    instances.append(first.id)
+    trained = attempt.train()
+    usage = attempt.terminate()
+    assert usage is not None
+    assert usage.instance_id != first.id
+    assert gone(world, usage.instance_id)
+    assert trained != first.mlflow_run, "the curves of two trainings are not mixed"
+    assert world.mlflow.run(first.mlflow_run).status == "KILLED"
+    assert attempt.finished().run.status == "FINISHED"
+
+
+def test_a_live_attempt_renews_its_lease_on_the_instance_and_on_its_run(world: World) -> None:
+    run = ThisRun("run-19")
+    attempt = world.attempt(19, run=run)
+    instance = provisioned(attempt)
+    attempt.renew_lease()
+    renewed = world.ec2.describe(instance.id).lease_until
+    assert renewed is not None
+    assert renewed == run.leases[-1].replace(microsecond=0)
+    attempt.close()
+
+
+def test_an_attempt_that_was_taken_for_dead_leaves_the_instance_to_its_successor(world: World) -> None:
+    program = world.script("quick", "#!/bin/sh\nexit 0\n")
+    frozen = world.attempt(20, run=ThisRun("run-20a", live={"run-20b"}), settings=program)
+    instance = provisioned(frozen)
+    successor = world.attempt(20, run=ThisRun("run-20b", root_run_id="run-20a"), settings=program)
+    assert provisioned(successor).id == instance.id
+
+    with pytest.raises(BuildBusy, match="run-20b"):
+        frozen.terminate()
+    frozen.close()
+    assert world.ec2.describe(instance.id).alive
+    assert successor.train() == instance.mlflow_run
+    successor.terminate()
+    assert gone(world, instance.id)
+
+
+def test_a_retry_of_a_run_that_died_after_its_training_only_records(world: World) -> None:
+    program = world.script("quick", "#!/bin/sh\nexit 0\n")
+    dead = world.attempt(21, run=ThisRun("run-21a"), settings=program)
+    trained = dead.train()
+    dead.terminate()
+    dead.finished()
+
+    retry = world.attempt(21, run=ThisRun("run-21b", root_run_id="run-21a"), settings=program)
+    assert retry.provision() is None
+    assert retry.train() == trained
+    assert retry.terminate() is None
+    finished = retry.finished()
+    assert finished.run.id == trained
+    assert finished.usage is not None
+    retry.close()
+
+
+def test_launching_a_trained_build_again_by_hand_trains_it_again(world: World) -> None:
+    program = world.script("quick", "#!/bin/sh\nexit 0\n")
+    first = world.attempt(22, run=ThisRun("run-22a"), settings=program)
+    second = world.attempt(22, run=ThisRun("run-22b"), settings=program)
+    assert first.train() != (first.terminate() and second.train())
+    second.terminate()
+
+
+def test_an_mlflow_that_is_away_at_the_end_is_waited_for_and_then_named_with_what_to_do(world: World) -> None:
+    program = world.script("quick", "#!/bin/sh\nexit 0\n")
+    with FaultyProxy(world.mlflow_server.url) as mlflow:
+        away = {"MLFLOW_TRACKING_URI": mlflow.url, "MLFLOW_PATIENCE_MINUTES": "0.02"}
+        attempt = world.attempt(23, run=ThisRun("run-23"), settings={**program, **away})
+        trained = attempt.train()
+        mlflow.standing = Fault("hang up")
+        attempt.terminate()
+        with pytest.raises(MlflowUnavailable, match=rf"{trained}.*re-execute"):
+            attempt.finished()
+        attempt.close()
+    later = world.attempt(23, run=ThisRun("run-23b", root_run_id="run-23"), settings=program)
+    assert later.finished().run.id == trained
+    assert later.finished().run.status == "FINISHED"
+    later.close()
+
+
 def test_the_next_attempt_takes_over_what_a_dead_one_left(world: World) -> None:
     program = world.script("quick", "#!/bin/sh\nexit 0\n")
     dead = world.attempt(11, run=ThisRun("run-11a"), settings=program)
-    left = dead.provision()
+    left = provisioned(dead)
 
     attempt = world.attempt(11, run=ThisRun("run-11b", root_run_id="run-11a"), settings=program)
-    instance = attempt.provision()
+    instance = provisioned(attempt)
     assert instance.id == left.id
     assert instance.dagster_run == "run-11b"
     assert instance.expires_at == left.expires_at, "the machine's own deadline does not move"
@@ -215,9 +314,9 @@ def test_the_next_attempt_takes_over_what_a_dead_one_left(world: World) -> None:
 
 
 def test_an_instance_of_another_request_is_not_taken_over(world: World) -> None:
-    left = world.attempt(12, run=ThisRun("run-12a")).provision()
+    left = provisioned(world.attempt(12, run=ThisRun("run-12a")))
     attempt = world.attempt(12, run=ThisRun("run-12b"), config=TrainingConfig(parameters={"note": "other"}))
-    instance = attempt.provision()
+    instance = provisioned(attempt)
     assert instance.id != left.id
     assert gone(world, left.id)
     attempt.close()
@@ -225,7 +324,7 @@ def test_an_instance_of_another_request_is_not_taken_over(world: World) -> None:
 
 def test_a_build_that_a_live_run_trains_is_left_to_it(world: World) -> None:
     first = world.attempt(13, run=ThisRun("run-13a"))
-    instance = first.provision()
+    instance = provisioned(first)
     second = world.attempt(13, run=ThisRun("run-13b", live={"run-13a"}))
     with pytest.raises(BuildBusy, match="run-13a"):
         second.provision()

@@ -91,7 +91,7 @@ def stub_server(context: ssl.SSLContext | None = None) -> Iterator[Stub]:
             self.end_headers()
             self.wfile.write(reply.body)
 
-        do_GET = do_POST = answer
+        do_GET = do_POST = answer  # noqa: N815 - http.server's names
 
         def log_message(self, format: str, *args: Any) -> None:
             """Tests keep their output clean."""
@@ -259,14 +259,14 @@ def test_the_resource_reads_the_settings_of_the_moment() -> None:
         (Reply(403), JenkinsRefused, "403 from .*'ci' may not .*Job/Read"),
         (Reply(404), JenkinsNotFound, "404 from .*hides.*JENKINS_JOB_NAME"),
         (Reply(400), JenkinsBadAnswer, "400 from"),
-        (Reply(302, headers={"Location": "/login?from=%2Fci"}), JenkinsRefused, "login page.*/login,"),
+        (Reply(302, headers={"Location": "/login?from=%2Fci"}), JenkinsRefused, "login page, http://.*/login:"),
         (Reply(302, headers={"Location": "https://127.0.0.1/ci/"}), JenkinsBadAnswer, "JENKINS_URL to the https"),
         (Reply(301, headers={"Location": "/jenkins/"}), JenkinsBadAnswer, "set JENKINS_URL to the address"),
-        (Reply(body=b"<!DOCTYPE html><p>Hi"), JenkinsBadAnswer, "a web page .HTML. where JSON"),
+        (Reply(body=b"<!DOCTYPE html><p>Hi"), JenkinsBadAnswer, "a web page .HTML. where a JSON"),
         (Reply(body=b'<html><input name="j_username">'), JenkinsRefused, "login page"),
         (Reply(body=b'{"allBuilds": [{"number"'), JenkinsBadAnswer, "broken JSON"),
         (Reply(body=b""), JenkinsBadAnswer, "with nothing where"),
-        (Reply(body=b"[1]"), JenkinsBadAnswer, "where JSON was expected"),
+        (Reply(body=b"[1]"), JenkinsBadAnswer, "JSON of another shape"),
     ],
 )  # fmt: skip
 def test_what_cannot_get_better_is_explained_and_not_repeated(
@@ -288,7 +288,7 @@ def test_what_may_get_better_is_asked_again(stub: Stub, jenkins: Jenkins, reply:
 
 def test_patience_ends(stub: Stub, jenkins: Jenkins) -> None:
     stub.say(Reply(503))
-    with pytest.raises(JenkinsUnavailable, match="503 from .*overloaded, starting or down"):
+    with pytest.raises(JenkinsUnavailable, match=r"503 from .*overloaded, starting or down"):
         jenkins.builds("team/churn", start=0, stop=1)
     assert len(stub.asked) == 4
 
@@ -306,7 +306,7 @@ def test_no_server_at_all_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/"
         with (
             Jenkins(of(address)) as jenkins,
-            pytest.raises(JenkinsUnavailable, match="Connection refused.*JENKINS_URL"),
+            pytest.raises(JenkinsUnavailable, match=r"Connection refused.*JENKINS_URL"),
         ):
             jenkins.build("team/churn", 1)
 
@@ -316,7 +316,7 @@ def test_a_server_that_says_nothing_is_left_in_time(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(client, "RETRY_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        with Jenkins(of(address)) as jenkins, pytest.raises(JenkinsUnavailable, match="no answer from .* in time"):
+        with Jenkins(of(address)) as jenkins, pytest.raises(JenkinsUnavailable, match=r"no answer from .* in time"):
             jenkins.build("team/churn", 1)
 
 
@@ -420,7 +420,7 @@ def test_a_private_certificate_is_accepted_with_its_ca(
 
 
 def test_a_ca_bundle_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="JENKINS_CA_BUNDLE=.*there is no such file"):
+    with pytest.raises(SettingsError, match=r"JENKINS_CA_BUNDLE=.*there is no such file"):
         Jenkins(of("https://ci.example.com", ca_bundle=tmp_path / "none.pem"))
 
 

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from orchestrator.errors import (
     BuildBusy,
-    MlflowError,
-    MlflowNotFound,
+    Ec2Error,
+    InstanceLost,
     OrchestratorError,
-    TrainingFailed,
-    TrainingLost,
+    SshError,
+    SshUnreachable,
+    TrainingTimedOut,
 )
-from orchestrator.pipeline.curves import curve_metrics
+from orchestrator.pipeline import lease
 from orchestrator.pipeline.outcome import FinishedTraining, Usage, failure
 from orchestrator.pipeline.plan import Plan, secrets_in, training_environment
+from orchestrator.pipeline.tracking import TrackedRun
 from orchestrator.remote.masking import Masker
+from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
 from orchestrator.resources.ec2 import Ec2, Instance, Lease
-from orchestrator.resources.mlflow import Mlflow, Run
+from orchestrator.resources.ec2_instance import LEASE_UNTIL_TAG, timestamp
+from orchestrator.resources.mlflow import Mlflow
 from orchestrator.resources.ssh import Ssh
 from orchestrator.resources.ssh_keys import private_key
 from orchestrator.settings import PipelineSettings, Settings
 
 GRACE = timedelta(minutes=1)
 """Between the training's deadline and the machine's own: the time to fetch the last output and say why."""
+
+CONNECT_SECONDS = 20.0
+"""One try to connect; after it we ask EC2 whether the instance is still there."""
+
+
+T = TypeVar("T")
 
 
 class DagsterRun(Protocol):
@@ -43,9 +55,12 @@ class DagsterRun(Protocol):
     def rival(self) -> str | None:
         """The run that began to train this very build before us, and is still at it."""
 
+    def renew_lease(self, until: datetime) -> None:
+        """Tell, on the Dagster run, that its worker is alive."""
+
 
 class Attempt:
-    """Trains one planned build.
+    """Trains one planned build. Renews its lease from its making to `close`.
 
     Args:
         plan: what to do.
@@ -75,18 +90,20 @@ class Attempt:
         self.plan = plan
         self._read = read
         self._ec2 = ec2
-        self._mlflow = mlflow
+        self._hasty = ec2.hasty()
         self._connect = connect
         self._run = run
         self._log = log
         self._write = write
         self._environment = training_environment(settings, read)
-        self._mlflow_run_id: str | None = None
+        self._tracked = TrackedRun(mlflow, read.mlflow, plan, dagster_run=run.run_id, root_run=run.root_run_id, log=log)
         self._instance: Instance | None = None
+        self._usage: Usage | None = None
         self._open = False
         self._launches = 0
-
-    # ---- resolve
+        self._losses = 0
+        self._lease = ExitStack()
+        self._lease.enter_context(lease.renewed(self.renew_lease, log=log))
 
     def check(self) -> Plan:
         """Find out what would make this training fail later, while it costs nothing.
@@ -95,17 +112,20 @@ class Attempt:
             OrchestratorError: the experiment, the private key or another precondition is not there.
         """
         private_key(self._read.ssh)
-        experiment = self._mlflow.experiment(self._read.mlflow.experiment_id)
+        experiment = self._tracked.require_experiment()
         self._log.info(
             f"build {self.plan.partition} of {self.plan.build.job}: {self.plan.project_uri} at {self.plan.version}, "
-            f"into MLflow experiment {experiment.name!r}"
+            f"into MLflow experiment {experiment!r}"
         )
         return self.plan
 
     # ---- provision
 
-    def provision(self) -> Instance:
+    def provision(self) -> Instance | None:
         """Find the instance of this build, or launch one, and wait until it can be used.
+
+        Returns:
+            The instance; None when an attempt before this one had trained the model already.
 
         Raises:
             BuildBusy: another live attempt has it.
@@ -113,16 +133,19 @@ class Attempt:
             MlflowError: the run cannot be created; then nothing was launched.
         """
         if rival := self._run.rival():
-            raise BuildBusy(
-                f"build {self.plan.partition} is being trained by run {rival}; wait for it, or cancel it first"
-            )
+            raise self._busy(rival)
+        if self._tracked.already_trained():
+            return None
         self._open = True
         try:
-            instance = self._instance or self._adopt() or self._launch()
-            self._instance = self._ec2.wait_until_ready(instance, on_progress=self._log.info)
+            return self._survive_losses(self._ready_instance)
         except BaseException as error:
             self.abandon(error)
             raise
+
+    def _ready_instance(self) -> Instance:
+        instance = self._instance or self._adopt() or self._launch()
+        self._instance = self._ec2.wait_until_ready(instance, on_progress=self._log.info)
         return self._instance
 
     def _adopt(self) -> Instance | None:
@@ -133,53 +156,29 @@ class Attempt:
         owner = found.dagster_run
         if owner and owner != self._run.run_id and self._run.is_live(owner):
             self._open = False
-            raise BuildBusy(
-                f"build {self.plan.partition} is being trained by run {owner} on {found.id}; "
-                "wait for that run, or cancel it first"
-            )
-        run = self._unfinished_run(found.mlflow_run)
-        if run is None:
+            raise self._busy(owner)
+        if not found.mlflow_run or not self._tracked.adopt(found.mlflow_run):
             self._log.info(f"{found.id} is left from an attempt that is over; terminating it")
             self._ec2.terminate(found.id)
             return None
-        self._log.info(f"adopting {found.id} and MLflow run {run.id} of run {owner}, which is over")
-        self._mlflow_run_id = run.id
-        self._mlflow.set_tags(run.id, {"dagster_run_id": self._run.run_id})
-        self._ec2.take_over(found.id, self._lease(run.id, expires_at=found.expires_at))
+        self._log.info(f"adopting {found.id} and MLflow run {found.mlflow_run} of run {owner}, which is over")
+        self._ec2.take_over(found.id, self._new_lease(found.mlflow_run, expires_at=found.expires_at))
         return self._ec2.describe(found.id)
 
-    def _unfinished_run(self, run_id: str | None) -> Run | None:
-        """The MLflow run, if it is still open and was made for exactly this training."""
-        if not run_id:
-            return None
-        try:
-            run = self._mlflow.run(run_id)
-        except MlflowNotFound:
-            return None
-        return run if run.status == "RUNNING" and run.has(self.plan.identity()) else None
-
     def _launch(self) -> Instance:
-        run_id = self._open_mlflow_run()
+        mlflow_run = self._tracked.open()
         self._launches += 1
-        instance = self._ec2.launch(
-            self._lease(run_id, expires_at=None),
+        self._instance = self._ec2.launch(
+            self._new_lease(mlflow_run, expires_at=None),
             attempt=f"{self._run.run_id}-{self._launches}",
             instance_type=self.plan.instance_type,
             on_progress=self._log.info,
         )
-        self._instance = instance
-        self._log.info(f"launched {instance.id} ({instance.type}, {instance.market})")
-        self._mlflow.set_tags(
-            run_id,
-            {
-                "ec2.instance_id": instance.id,
-                "ec2.instance_type": instance.type,
-                "ec2.market": instance.market,
-            },
-        )
-        return instance
+        self._log.info(f"launched {self._instance.id} ({self._instance.type}, {self._instance.market})")
+        self._tracked.launched(self._instance)
+        return self._instance
 
-    def _lease(self, mlflow_run: str, *, expires_at: datetime | None) -> Lease:
+    def _new_lease(self, mlflow_run: str, *, expires_at: datetime | None) -> Lease:
         return Lease(
             pipeline=self.plan.pipeline,
             partition=self.plan.partition,
@@ -188,18 +187,10 @@ class Attempt:
             expires_at=expires_at or datetime.now(UTC) + timedelta(minutes=self.plan.max_minutes) + GRACE,
         )
 
-    def _open_mlflow_run(self) -> str:
-        """Make the MLflow run before the machine, so that its ID is known whatever happens later."""
-        if self._mlflow_run_id is None:
-            tags = self.plan.tags(dagster_run=self._run.run_id, root_run=self._run.root_run_id)
-            run = self._mlflow.create_run(
-                self._read.mlflow.experiment_id,
-                name=self.plan.run_name,
-                tags=tags,
-            )
-            self._mlflow_run_id = run.id
-            self._log.info(f"MLflow run {run.id}: {self._mlflow.run_url(run)}")
-        return self._mlflow_run_id
+    def _busy(self, run_id: str) -> BuildBusy:
+        return BuildBusy(
+            f"build {self.plan.partition} is being trained by run {run_id}; wait for that run, or cancel it first"
+        )
 
     # ---- train
 
@@ -208,66 +199,114 @@ class Attempt:
 
         Raises:
             TrainingError: it did not end well; the instance is terminated and the MLflow run closed.
-            InstanceLost: the instance went away under us.
+            InstanceLost: the instance went away under us more often than INSTANCE_LOSSES.
         """
-        instance = self._instance or self.provision()
+        if self._instance is None and self.provision() is None:
+            return self._tracked.open()
         try:
-            return self._train_on(instance)
+            return self._survive_losses(lambda: self._train_on(self._ready_instance()))
         except BaseException as error:
             self.abandon(error)
             raise
 
+    def _survive_losses(self, work: Callable[[], T]) -> T:
+        """Begin anew when the instance goes away under the work."""
+        while True:
+            try:
+                return work()
+            except InstanceLost as loss:
+                self._losses += 1
+                if self._losses > self._read.project.instance_losses:
+                    raise
+                self._log.warning(f"{loss}; beginning anew on another instance")
+                self._tracked.drop(str(loss))
+                self._instance = None
+
     def _train_on(self, instance: Instance) -> str:
-        run_id = self._open_mlflow_run()
+        mlflow_run = self._tracked.open()
+        deadline = self._new_lease(mlflow_run, expires_at=instance.expires_at).expires_at - GRACE
         masker = Masker(secrets_in(self._environment, self._read))
+
+        def check() -> None:
+            self._still_there(instance, deadline)
+
         with self._connect(instance) as ssh:
-            ssh.connect(deadline_seconds=self._read.machine.ready_minutes * 60)
-            remote = RemoteTraining(ssh, run_id)
-            remote.start(
-                self.plan.command(self._read, mlflow_run=run_id),
-                environment=self._environment,
-                deadline=self._lease(run_id, expires_at=instance.expires_at).expires_at - GRACE,
-            )
+            remote = RemoteTraining(ssh, mlflow_run)
+            self._start(ssh, remote, mlflow_run, deadline, check)
             outcome = remote.follow(
-                lambda text: self._write(masker.feed(text)),
-                on_event=self._log.warning,
-                check=lambda: self._ec2.require_alive(instance.id),
+                lambda text: self._write(masker.feed(text)), on_event=self._log.warning, check=check
             )
             self._write(masker.flush())
             if not outcome.succeeded:
-                last_lines = masker.mask("\n".join(remote.last_lines(20))).splitlines()
-                raise failure(f"build {self.plan.partition}", outcome, last_lines)
-            self._log.info("the training exited with status 0")
-        return self._require_finished(run_id)
+                check()  # a machine that is taken away ends its processes first
+                raise self._explain(remote, outcome, masker)
+        self._log.info("the training exited with status 0")
+        return mlflow_run
 
-    def _require_finished(self, run_id: str) -> str:
-        """The process exited 0; MLflow must say FINISHED too, or the run is red."""
-        run = self._mlflow.run(run_id)
-        if run.status == "RUNNING":
-            run = self._mlflow.finish(run_id, "FINISHED", reason="the training process exited 0")
-        if run.status != "FINISHED":
-            raise TrainingFailed(
-                f"build {self.plan.partition}: the training exited 0, but MLflow holds run {run_id} as {run.status}; "
-                f"look at what the training did to its own run: {self._mlflow.run_url(run)}"
+    def _start(
+        self, ssh: Ssh, remote: RemoteTraining, mlflow_run: str, deadline: datetime, check: Callable[[], None]
+    ) -> None:
+        """Start the training, or find it started; keep trying while the instance is there."""
+        command = self.plan.command(self._read, mlflow_run=mlflow_run)
+        give_up = time.monotonic() + self._read.machine.ready_minutes * 60
+        while True:
+            try:
+                if not ssh.connected:
+                    ssh.connect(deadline_seconds=CONNECT_SECONDS)
+                if not remote.start(command, environment=self._environment, deadline=deadline):
+                    self._log.info("the training is under way already; following it")
+                return
+            except SshUnreachable:
+                check()
+                if time.monotonic() > give_up:
+                    raise
+
+    def _still_there(self, instance: Instance, deadline: datetime) -> None:
+        if datetime.now(UTC) > deadline + GRACE:
+            raise TrainingTimedOut(
+                f"build {self.plan.partition}: the instance did not answer until the training's deadline; "
+                "raise MAX_TRAINING_MINUTES if it needs longer"
             )
-        return run_id
+        try:
+            self._hasty.require_alive(instance.id)
+        except InstanceLost:
+            raise
+        except Ec2Error as error:  # AWS does not answer either: that says nothing of the instance
+            self._log.warning(str(error))
+
+    def _explain(self, remote: RemoteTraining, outcome: Outcome, masker: Masker) -> OrchestratorError:
+        try:
+            lines = remote.last_lines(20)
+        except SshError as error:
+            lines = [f"(its last lines could not be fetched: {error})"]
+        return failure(f"build {self.plan.partition}", outcome, masker.mask("\n".join(lines)).splitlines())
 
     # ---- terminate and record
 
     def terminate(self) -> Usage | None:
-        """Give the instance back; return what it was used for, or None when there is none any more."""
-        instance = self._instance or self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition)
-        self._open = False
-        if instance is None:
-            return None
-        state = self._ec2.terminate(instance.id) or "gone"
-        usage = self._usage(instance)
-        self._log.info(f"{instance.id} is {state} after {usage.minutes:.1f} minutes")
-        self._mlflow.set_tags(self._finished_run().id, usage.tags())
-        self._instance = None
-        return usage
+        """Give the instance back; return what it was used for, or None when there is none any more.
 
-    def _usage(self, instance: Instance) -> Usage:
+        Raises:
+            BuildBusy: this attempt was taken for dead, and another one uses the instance now.
+        """
+        self._open = False
+        if self._instance is not None:
+            instance = self._ec2.describe(self._instance.id)
+        else:
+            found = self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition)
+            if found is None:
+                return None
+            instance = found
+        if instance.dagster_run != self._run.run_id and self._run.is_live(instance.dagster_run):
+            raise self._busy(instance.dagster_run)
+        self._instance = None
+        state = self._ec2.terminate(instance.id) or "gone"
+        self._usage = self._use_of(instance)
+        self._log.info(f"{instance.id} is {state} after {self._usage.minutes:.1f} minutes")
+        self._tracked.used(self._usage)
+        return self._usage
+
+    def _use_of(self, instance: Instance) -> Usage:
         minutes = (datetime.now(UTC) - instance.launched_at).total_seconds() / 60
         hourly = self._ec2.hourly_usd(instance)
         return Usage(
@@ -278,35 +317,9 @@ class Attempt:
             usd=None if hourly is None else hourly * minutes / 60,
         )
 
-    def _finished_run(self) -> Run:
-        """The MLflow run that this attempt, or the one that it re-executes, has filled."""
-        if self._mlflow_run_id is None:
-            run = self._mlflow.find_run(
-                self._read.mlflow.experiment_id,
-                tags={**self.plan.identity(), "dagster_root_run_id": self._run.root_run_id},
-                statuses={"FINISHED"},
-            )
-            if run is None:
-                raise TrainingLost(
-                    f"MLflow holds no FINISHED run of build {self.plan.partition} from this run or the one that it "
-                    "re-executes; launch the whole run again, not only its last steps"
-                )
-            self._mlflow_run_id = run.id
-        return self._mlflow.run(self._mlflow_run_id)
-
     def finished(self) -> FinishedTraining:
-        """All that MLflow holds of the finished training."""
-        run = self._finished_run()
-        if missing := {key: value for key, value in self.plan.parameters.items() if key not in run.params}:
-            # `mlflow run --run-id` does not log them; only after the training, which may log its own reading of them.
-            self._mlflow.log_params(run.id, missing)
-            run = self._mlflow.run(run.id)
-        return FinishedTraining(
-            run=run,
-            url=self._mlflow.run_url(run),
-            histories={key: self._mlflow.metric_history(run.id, key) for key in curve_metrics(run)},
-            usage=Usage.from_tags(run.tags),
-        )
+        """All that MLflow holds of the training; waits for an MLflow that is away."""
+        return self._tracked.finished(self._usage)
 
     # ---- when it goes wrong
 
@@ -318,22 +331,28 @@ class Attempt:
         """
         if not self._open:
             return
-        instance = self._instance or self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition)
-        if instance is not None and instance.dagster_run in ("", self._run.run_id):
-            state = self._ec2.terminate(instance.id) or "gone"
-            self._log.info(f"{instance.id} is {state}")
+        found = self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition) or self._instance
+        if found is not None and found.dagster_run not in ("", self._run.run_id):
+            self._log.warning(f"{found.id} belongs to run {found.dagster_run} now; leaving it alone")
+            self._open = False
+            return
+        if found is not None:
+            self._log.info(f"{found.id} is {self._ec2.terminate(found.id) or 'gone'}")
         self._instance = None
         self._open = False
-        if self._mlflow_run_id is not None:
-            failed = isinstance(error, OrchestratorError)
-            reason = str(error).partition("\n")[0] or "the Dagster run was cancelled"
-            try:
-                self._mlflow.finish(
-                    self._mlflow_run_id, "FAILED" if failed else "KILLED", reason=reason, patience_seconds=10
-                )
-            except MlflowError as unfinished:
-                self._log.warning(f"MLflow run {self._mlflow_run_id} could not be closed: {unfinished}")
+        reason = str(error).partition("\n")[0] or "the Dagster run was cancelled"
+        self._tracked.close("FAILED" if isinstance(error, OrchestratorError) else "KILLED", reason=reason)
 
     def close(self) -> None:
         """Last net, at the end of the Dagster run: nothing that this attempt opened stays."""
-        self.abandon(sys.exc_info()[1] or KeyboardInterrupt("the Dagster run ended early"))
+        try:
+            self.abandon(sys.exc_info()[1] or KeyboardInterrupt("the Dagster run ended early"))
+        finally:
+            self._lease.close()
+
+    def renew_lease(self) -> None:
+        """Say that this attempt is alive, on its Dagster run and on its instance."""
+        until = lease.until()
+        self._run.renew_lease(until)
+        if (instance := self._instance) is not None and self._open:
+            self._hasty.tag(instance.id, {LEASE_UNTIL_TAG: timestamp(until)})

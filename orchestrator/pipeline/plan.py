@@ -18,11 +18,17 @@ from orchestrator.settings import PipelineSettings, Settings
 class TrainingConfig(dg.Config):
     """What the launchpad can change for one run; everything left out is as the settings say."""
 
-    entry_point: str | None = Field(None, description="entry point, instead of MLPROJECT_ENTRY_POINT")
-    parameters: dict[str, str] = Field({}, description="parameters of the entry point, on top of MLPROJECT_PARAMETERS")
-    version: str | None = Field(None, description="Git commit, tag or branch, instead of the build's own commit")
-    instance_type: str | None = Field(None, description="EC2 instance type, instead of INSTANCE_TYPE")
-    max_minutes: float | None = Field(None, gt=0, description="deadline in minutes, instead of MAX_TRAINING_MINUTES")
+    entry_point: str | None = Field(default=None, description="entry point, instead of MLPROJECT_ENTRY_POINT")
+    parameters: dict[str, str] = Field(
+        default={}, description="parameters of the entry point, on top of MLPROJECT_PARAMETERS"
+    )
+    version: str | None = Field(
+        default=None, description="Git commit, tag or branch, instead of the build's own commit"
+    )
+    instance_type: str | None = Field(default=None, description="EC2 instance type, instead of INSTANCE_TYPE")
+    max_minutes: float | None = Field(
+        default=None, gt=0, description="deadline in minutes, instead of MAX_TRAINING_MINUTES"
+    )
 
 
 @dataclass(frozen=True)

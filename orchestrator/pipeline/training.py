@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Self
 
 import dagster as dg
@@ -12,13 +13,18 @@ from pydantic import PrivateAttr
 from orchestrator.errors import OrchestratorError
 from orchestrator.pipeline.attempt import Attempt
 from orchestrator.pipeline.builds import builds_partitions, find_build
+from orchestrator.pipeline.lease import RUN_TAG
 from orchestrator.pipeline.plan import TrainingConfig, make_plan
 from orchestrator.pipeline.record import training_metadata
 from orchestrator.resources.ec2 import Ec2Resource, Instance
+from orchestrator.resources.ec2_instance import timestamp
 from orchestrator.resources.jenkins import JenkinsResource
 from orchestrator.resources.mlflow import MlflowResource
 from orchestrator.resources.ssh import Ssh, SshResource
-from orchestrator.settings import PipelineSettings, Settings
+from orchestrator.settings import SETTINGS_METADATA, PipelineSettings, Settings
+
+POOL = "training_instances"
+"""Dagster's concurrency pool of runs that hold an instance; its limit can be changed while it runs."""
 
 STEPS = ("resolve", "provision", "train", "terminate", "record")
 
@@ -32,7 +38,19 @@ class ThisRun:
         self._job = job_name(self._asset.path[0])
         self._partition = context.partition_key
         self.run_id = context.run_id
-        self.root_run_id = context.run.root_run_id or context.run_id
+        self.root_run_id = self._root(context.run)
+
+    def _root(self, run: dg.DagsterRun) -> str:
+        """The first of the runs that this one tries again; re-executing a success is a training of its own."""
+        while run.parent_run_id and (parent := self._instance.get_run_by_id(run.parent_run_id)):
+            if parent.status == dg.DagsterRunStatus.SUCCESS:
+                break
+            run = parent
+        return run.run_id
+
+    def renew_lease(self, until: datetime) -> None:
+        """Tell, on the Dagster run, that its worker is alive."""
+        self._instance.add_run_tags(self.run_id, {RUN_TAG: timestamp(until)})
 
     def is_live(self, run_id: str) -> bool:
         """Whether this run is queued, starting or under way."""
@@ -146,14 +164,20 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
 
     needed = {"attempts", "jenkins", "ec2", "ssh", "mlflow"}
 
-    def step(step_name: str, meaning: str, work: Callable[[dg.OpExecutionContext, Attempt], None]) -> dg.OpDefinition:
+    def step(
+        step_name: str,
+        meaning: str,
+        work: Callable[[dg.OpExecutionContext, Attempt], None],
+        *,
+        pool: str | None = None,
+    ) -> dg.OpDefinition:
         @dg.op(
             name=f"{name}__{step_name}",
             description=meaning,
             ins={"after": dg.In(dg.Nothing)},
             out=dg.Out(dg.Nothing),
             required_resource_keys=needed,
-            tags={"dagster/op_kind": step_name},
+            pool=pool,
         )
         def run_step(context: dg.OpExecutionContext, config: TrainingConfig) -> None:
             with failures_in_plain_words():
@@ -162,8 +186,8 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
         return run_step
 
     resolve = step("resolve", "Ask Jenkins what the build tested; check all settings before money is spent.", _resolve)
-    provision = step("provision", "Find or launch this build's EC2 instance, and wait for it.", _provision)
-    train = step("train", "Run `mlflow run` on the instance and follow it to its end.", _train)
+    provision = step("provision", "Find or launch this build's EC2 instance, and wait for it.", _provision, pool=POOL)
+    train = step("train", "Run `mlflow run` on the instance and follow it to its end.", _train, pool=POOL)
     terminate = step("terminate", "Give the instance back.", _terminate)
     record = step("record", "Record what MLflow holds on the asset.", _record)
 
@@ -178,6 +202,8 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
             config_fn=lambda given: {step_name: {"config": given} for step_name in STEPS},
             config_schema=TrainingConfig.to_config_schema(),
         ),
+        # From this the janitor, which is shared, knows where the pipeline's machines and MLflow runs are.
+        metadata={SETTINGS_METADATA: dg.MetadataValue.json(settings.to_json())},
         description=f"The model that MLflow holds for each green Jenkins build of {name}.",
         kinds={"mlflow", "ec2"},
     )
@@ -212,6 +238,8 @@ def _resolve(context: dg.OpExecutionContext, attempt: Attempt) -> None:
 
 def _provision(context: dg.OpExecutionContext, attempt: Attempt) -> None:
     instance = attempt.provision()
+    if instance is None:
+        return
     context.add_output_metadata(
         {
             "instance": instance.id,

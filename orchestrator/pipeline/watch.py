@@ -229,7 +229,7 @@ class _Work:
         """
         size = self.limits.page
         page = self.source.builds(job, start=gap.skip, stop=gap.skip + size)
-        self._left -= len(page)
+        self._left -= max(1, len(page))
         if gap.skip and not (page and page[0].number > gap.high):
             back = max(size - 1, 2 * gap.back)
             return gap.model_copy(update={"skip": max(0, gap.skip - back), "back": back}), watched

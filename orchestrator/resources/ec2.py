@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import dagster as dg
@@ -55,6 +56,10 @@ class Ec2:
         self._pace = pace
         self._calls = Ec2Calls(settings, pace=pace)
         self._new_until: dict[str, float] = {}
+
+    def hasty(self) -> Ec2:
+        """The same, for questions whose answer is of use at once or not at all: one try a call."""
+        return Ec2(self._settings, pace=replace(self._pace, outage=0, appearance=0))
 
     def find(self, *, pipeline: str, partition: str) -> Instance | None:
         """The instance that is alive for this build, whichever attempt launched it; the newest of several."""

@@ -267,8 +267,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, TryAgain) and error.after_seconds is not None:
         return min(error.after_seconds, LONGEST_WAIT_SECONDS)
-    backoff = tenacity.wait_exponential_jitter(initial=0.3, max=LONGEST_WAIT_SECONDS, jitter=0.5)
-    return backoff(state)
+    return tenacity.wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_SECONDS)(state)
 
 
 def _body(response: requests.Response, url: str) -> bytes:

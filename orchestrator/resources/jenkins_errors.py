@@ -96,9 +96,9 @@ def not_json(answer: Answer) -> JenkinsError:
             )
         what = "a web page (HTML)"
     else:
-        what = "broken JSON" if body else "nothing"
+        what = "JSON of another shape" if body.startswith(b"[") else "broken JSON" if body else "nothing"
     return JenkinsBadAnswer(
-        f"{url} answered with {what} where JSON was expected: JENKINS_URL must be Jenkins' own address, "
+        f"{url} answered with {what} where a JSON object was expected: JENKINS_URL must be Jenkins' own address, "
         f"with its path such as /jenkins/, and no proxy's page may stand in front of it"
     )
 

@@ -117,11 +117,15 @@ class DagsterApi:
         """
         entries = self._ask(
             """{ workspaceOrError { __typename ... on Workspace { locationEntries {
-                   locationOrLoadError { __typename ... on PythonError { message } } } } } }"""
+                   locationOrLoadError { __typename ... on PythonError { message causes { message } } } } } } }"""
         )["locationEntries"]
-        errors = [entry["locationOrLoadError"] for entry in entries]
-        bad = [error["message"] for error in errors if error and error["__typename"] == "PythonError"]
-        return str(bad[0]) if bad else None if all(errors) and errors else "it is still loading"
+        for entry in entries:
+            loaded = entry["locationOrLoadError"]
+            if loaded is None:
+                return "it is still loading"
+            if loaded["__typename"] == "PythonError":
+                return str([loaded, *loaded["causes"]][-1]["message"]).strip()
+        return None if entries else "there is none"
 
     def runs(self, *, partition: str | None = None, limit: int = 20) -> list[Run]:
         """The newest runs first.

@@ -87,7 +87,7 @@ class Story:
             return history() if past else ()
         return (another_training(),)
 
-    def first_model(self, view: View, *, commits: Sequence[Commit]) -> None:
+    def first_model(self, view: View, *, commits: Sequence[Commit]) -> DagsterApi:
         """Commit, start Dagster, and follow the newest commit to its model.
 
         Raises:
@@ -101,9 +101,9 @@ class Story:
                 self._await_builds(jenkins, view, finished=False)
                 self._stack.git.commit(commit.message, commit.edit)
             head = self._stack.git.head()
-            if len(commits) > 1:
-                # What is built before Dagster looks for the first time is the past, to be backfilled.
-                self._await_builds(jenkins, view, finished=True)
+            # What is built before Dagster looks for the first time is the past, to be backfilled; and a build
+            # that ends just after a look waits half a minute for the next one.
+            self._await_builds(jenkins, view, finished=True)
             view.show(Scene("waiting for EC2 and MLflow", builds=jenkins.builds()))
             environment = parts.result()
         self._lap("sandbox")
@@ -119,6 +119,7 @@ class Story:
                     f"there is no model after {ONCE_SECONDS / 60:g} minutes; the logs are in {self._stack.directory}"
                 )
             time.sleep(POLL_SECONDS)
+        return self._dagster
 
     def go_on(self, view: View) -> NoReturn:
         """Show what the user makes happen, until a signal."""
@@ -168,11 +169,11 @@ class Story:
         return self._output.read()
 
     def _doing(self, run: Run | None, builds: Sequence[Build], head: str | None) -> str:
-        if run is not None and not run.over:
+        if run is not None and (head is not None or not run.over):
             step = next((step.name for step in run.steps if step.status == "IN_PROGRESS"), None)
             return f"run {run.id[:8]} of build {run.partition}: {step or run.status}"
         if head is None:
-            return f"Dagster runs on {self._dagster.url}; Ctrl-C stops everything"
+            return f"Dagster runs on {self._dagster.url}"
         if any(build.commit == head and build.finished for build in builds):
             if error := self._dagster.failed_tick(SENSOR):
                 return f"the sensor's tick failed, it tries again: {error}"
@@ -215,7 +216,7 @@ class Story:
             "Push another commit, and see it trained:\n"
             f"  git clone {git} && cd {folder}\n"
             "  sed -i 's/default: 0.02}/default: 0.05}/' MLproject\n"
-            "  git -c user.name=me -c user.email=me@example.com commit -am 'Learn faster' && git push",
+            "  git -c user.name=me -c user.email=me@example.com commit --allow-empty -am 'Learn faster' && git push",
             f"Train past builds: {self._dagster.url}/assets/{PIPELINE}/trained_model, Materialize, missing partitions",
             f"Jenkins: {self._stack.jenkins.url}    MLflow: {self._stack.mlflow.url}    Ctrl-C stops everything",
         )

@@ -30,7 +30,7 @@ STYLES = {
     "STARTED": "cyan",
 }
 BUILDS_SHOWN = 5
-OUTPUT_SHOWN = 8
+BORDERS = 5
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,12 @@ def view_on(console: Console) -> View:
 
 
 class LiveView:
-    """Draws each scene over the one before."""
+    """Draws each scene over the one before; what stays true is written above it, once."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=True, refresh_per_second=4, transient=False)
-        self._spinner = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4)
+        self._written: list[object] = []
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -86,7 +87,16 @@ class LiveView:
 
     def show(self, scene: Scene) -> None:
         """Draw it."""
-        self._live.update(picture(scene))
+        if scene.outcome is not None:
+            self._write_once(scene.outcome, _outcome(scene.outcome))
+        for hint in scene.hints:
+            self._write_once(hint, Text(hint))
+        self._live.update(picture(scene, height=self._console.height))
+
+    def _write_once(self, what: object, drawn: RenderableType) -> None:
+        if what not in self._written:
+            self._written.append(what)
+            self._console.print(drawn)
 
 
 class LineView:
@@ -129,16 +139,14 @@ class LineView:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def picture(scene: Scene) -> RenderableType:
-    """One scene as rich draws it."""
+def picture(scene: Scene, *, height: int) -> RenderableType:
+    """What changes of a scene, in not more than ``height`` lines."""
     parts: list[RenderableType] = [Text(f"● {scene.doing}", style="bold")]
     if scene.builds:
         parts.append(_builds(scene))
-    if scene.run is not None:
-        parts.append(_run(scene.run, scene.output))
-    if scene.outcome is not None:
-        parts.append(_outcome(scene.outcome))
-    parts += [Text(hint) for hint in scene.hints]
+    if scene.run is not None and not scene.run.over:
+        used = 1 + BUILDS_SHOWN + len(scene.run.steps) + BORDERS
+        parts.append(_run(scene.run, scene.output[-max(1, height - used) :]))
     return Group(*parts)
 
 
@@ -175,7 +183,7 @@ def _run(run: Run, output: Sequence[str]) -> Panel:
     for step in run.steps:
         seconds = f"{step.seconds:.1f} s" if step.seconds is not None else ""
         steps.add_row(step.name, _styled(step.status), Text(seconds, style="dim"))
-    printed = Text("\n".join(output[-OUTPUT_SHOWN:]), style="dim", overflow="ellipsis", no_wrap=True)
+    printed = Text("\n".join(output), style="dim", overflow="ellipsis", no_wrap=True)
     return Panel(
         Group(steps, printed),
         title=Text.assemble(f"run {run.id[:8]} of build {run.partition}: ", _styled(run.status)),
@@ -201,7 +209,7 @@ def _result(build: Build) -> str:
 
 
 def _short(commit: str | None) -> str:
-    return (commit or "no commit yet")[:8]
+    return commit[:8] if commit else "........"
 
 
 def _news(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:

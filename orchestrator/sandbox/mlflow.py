@@ -40,11 +40,13 @@ class MlflowServer:
         """Start the server and wait until it answers.
 
         Raises:
-            SandboxError: it does not; tells the end of its log.
+            SandboxError: it does not, or is closed meanwhile; tells the end of its log.
         """
-        with ExitStack() as exit_stack:
-            exit_stack.enter_context(self._start()).await_http(f"{self.url}/health", START_SECONDS)
-            self._exit = exit_stack.pop_all()
+        try:
+            self._exit.enter_context(self._start()).await_http(f"{self.url}/health", START_SECONDS)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -53,7 +55,7 @@ class MlflowServer:
         self.close()
 
     def close(self) -> None:
-        """End the server; returns when no process and no port of it is left. May be called again."""
+        """End the server; returns when no process and no port of it is left. May be called again, and at any time."""
         self._exit.close()
 
     def experiment(self, name: str) -> str:

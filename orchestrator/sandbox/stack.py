@@ -68,8 +68,12 @@ class Stack:
             self._lock()
             self.port = port or kept_port(self.directory / "port")
             require_free("127.0.0.1", self.port)
+            mlflow = self._folder("mlflow")
+            server = MlflowServer(mlflow, port=kept_port(mlflow / "port"))
+            self._exits.callback(server.close)
             start = self._exits.enter_context(ThreadPoolExecutor(2, thread_name_prefix="sandbox")).submit
-            self._mlflow = start(self._start_mlflow)
+            self._exits.callback(server.close)  # before the pool's end, which waits for its start
+            self._mlflow = start(server.__enter__)
             self._ec2 = start(self._start_ec2)
             self.git = self._exits.enter_context(GitRemote(self._folder("git")))
             self.jenkins = self._exits.enter_context(JenkinsServer(self._folder("jenkins"), anonymous_read=True))
@@ -147,10 +151,6 @@ class Stack:
         folder = self.directory / name
         folder.mkdir(exist_ok=True)
         return folder
-
-    def _start_mlflow(self) -> MlflowServer:
-        folder = self._folder("mlflow")
-        return self._exits.enter_context(MlflowServer(folder, port=kept_port(folder / "port")))
 
     def _start_ec2(self) -> Ec2Server:
         folder = self._folder("ec2")

@@ -1,0 +1,56 @@
+"""The sign of life of an attempt: for as long as it renews its lease, nobody else touches what it works on.
+
+A run worker that is killed tells nobody, and Dagster's default launcher does not look after it. So a live
+attempt renews the tag `orchestrator:lease-until` on its instance, and the same on its Dagster run (there is a
+time before and after the instance). The janitor treats an attempt whose lease has expired as dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+LEASE = timedelta(seconds=150)
+"""How long a lease lasts: two renewals may fail, and an expired one is acted upon within 5 minutes."""
+
+RENEW_SECONDS = 40.0
+
+RUN_TAG = "orchestrator/lease-until"
+"""The tag of the Dagster run; ISO 8601, UTC."""
+
+
+def until(now: datetime | None = None) -> datetime:
+    """When a lease that is renewed now expires."""
+    return (now or datetime.now(UTC)) + LEASE
+
+
+@contextmanager
+def renewed(renew: Callable[[], None], *, log: logging.Logger, every_seconds: float = RENEW_SECONDS) -> Iterator[None]:
+    """Renew a lease now and again, in a thread, for as long as the context is open.
+
+    Args:
+        renew: writes the new end of the lease; what it cannot write this time, it writes the next time.
+        log: takes a warning when that failed.
+        every_seconds: between two renewals.
+    """
+    ended = threading.Event()
+
+    def keep_renewing() -> None:
+        while True:
+            try:
+                renew()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next renewal may succeed; else it expires
+                log.warning(f"the lease could not be renewed: {error}")
+            if ended.wait(every_seconds):
+                return
+
+    thread = threading.Thread(target=keep_renewing, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=5)

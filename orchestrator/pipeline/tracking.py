@@ -1,0 +1,189 @@
+"""The MLflow run of an attempt: created before the machine, adopted from a dead attempt, closed whatever happens."""
+
+from __future__ import annotations
+
+import logging
+
+from orchestrator.errors import MlflowError, MlflowNotFound, MlflowUnavailable, TrainingFailed, TrainingLost
+from orchestrator.pipeline.curves import curve_metrics
+from orchestrator.pipeline.outcome import FinishedTraining, Usage
+from orchestrator.pipeline.plan import Plan
+from orchestrator.resources.ec2 import Instance
+from orchestrator.resources.mlflow import Mlflow, Run
+from orchestrator.settings import MlflowSettings
+
+CLOSING_PATIENCE_SECONDS = 10.0
+"""A cancelled run shall end soon; the janitor closes what could not be closed in this time."""
+
+
+class TrackedRun:
+    """The MLflow run that one attempt fills.
+
+    Args:
+        mlflow: the server.
+        settings: its settings.
+        plan: what is trained.
+        dagster_run: ID of the Dagster run.
+        root_run: ID of the Dagster run that it retries, or its own.
+        log: where progress is told.
+    """
+
+    def __init__(
+        self,
+        mlflow: Mlflow,
+        settings: MlflowSettings,
+        plan: Plan,
+        *,
+        dagster_run: str,
+        root_run: str,
+        log: logging.Logger,
+    ) -> None:
+        self._mlflow = mlflow
+        self._settings = settings
+        self._plan = plan
+        self._dagster_run = dagster_run
+        self._root_run = root_run
+        self._log = log
+        self._id: str | None = None
+
+    def require_experiment(self) -> str:
+        """The experiment's name.
+
+        Raises:
+            MlflowNotFound: there is no such experiment.
+        """
+        return self._mlflow.experiment(self._settings.experiment_id).name
+
+    def already_trained(self) -> bool:
+        """Whether the attempt that this one retries had trained the model before it died."""
+        if self._id is None and self._root_run != self._dagster_run:
+            run = self._mlflow.find_run(
+                self._settings.experiment_id,
+                tags={**self._plan.identity(), "dagster_root_run_id": self._root_run},
+                statuses={"FINISHED"},
+            )
+            if run is None:
+                return False
+            self._id = run.id
+            self._log.info(f"MLflow run {run.id} of an earlier attempt is FINISHED: there is nothing left to train")
+            return True
+        return self._id is not None and self._mlflow.run(self._id).status == "FINISHED"
+
+    def adopt(self, run_id: str) -> bool:
+        """Take over the run that a dead attempt was filling, if it was made for exactly this training."""
+        try:
+            run = self._mlflow.run(run_id)
+        except MlflowNotFound:
+            return False
+        retried = run.tags.get("dagster_root_run_id") == self._root_run
+        if not run.has(self._plan.identity()) or not (run.status == "RUNNING" or retried):
+            return False
+        self._id = run.id
+        self._mlflow.set_tags(run.id, {"dagster_run_id": self._dagster_run})
+        return True
+
+    def open(self) -> str:
+        """The run's ID; the run is created at the first call."""
+        if self._id is None:
+            run = self._mlflow.create_run(
+                self._settings.experiment_id,
+                name=self._plan.run_name,
+                tags=self._plan.tags(dagster_run=self._dagster_run, root_run=self._root_run),
+            )
+            self._id = run.id
+            self._log.info(f"MLflow run {run.id}: {self._mlflow.run_url(run)}")
+        return self._id
+
+    def launched(self, instance: Instance) -> None:
+        """Say on which instance it is filled."""
+        tags = {"ec2.instance_id": instance.id, "ec2.instance_type": instance.type, "ec2.market": instance.market}
+        self._mlflow.set_tags(self.open(), tags)
+
+    def used(self, usage: Usage) -> None:
+        """Keep what the instance cost; an MLflow that is away gets it when the training is recorded."""
+        if self._id is None:
+            return
+        try:
+            self._mlflow.set_tags(self._id, usage.tags())
+        except MlflowError as error:
+            self._log.warning(f"what {usage.instance_id} cost is not recorded yet: {error}")
+
+    def drop(self, reason: str) -> None:
+        """Close the run as KILLED and forget it: what comes next is another training."""
+        self.close("KILLED", reason=reason)
+        self._id = None
+
+    def close(self, status: str, *, reason: str) -> None:
+        """Close the run, if there is one, without waiting long for MLflow.
+
+        Args:
+            status: FAILED for a training that failed, whatever it said of itself; KILLED for one that was
+                stopped, unless it had ended by then.
+            reason: one sentence, kept as a tag.
+        """
+        if self._id is None:
+            return
+        try:
+            if status == "FAILED":
+                self._mlflow.finish(self._id, "FAILED", reason=reason, patience_seconds=CLOSING_PATIENCE_SECONDS)
+            elif not self._mlflow.run(self._id).ended:
+                self._mlflow.finish(self._id, "KILLED", reason=reason, patience_seconds=CLOSING_PATIENCE_SECONDS)
+        except MlflowError as error:
+            self._log.warning(f"MLflow run {self._id} could not be closed; the janitor will: {error}")
+
+    def finished(self, usage: Usage | None) -> FinishedTraining:
+        """All that MLflow holds of the training, whose process exited 0; waits for an MLflow that is away.
+
+        Args:
+            usage: of the instance, to be kept as tags; None: as an earlier attempt wrote it.
+
+        Raises:
+            TrainingFailed: MLflow does not hold the run as FINISHED.
+            TrainingLost: MLflow holds no such run.
+            MlflowUnavailable: MLflow did not come back within MLFLOW_PATIENCE_MINUTES.
+        """
+        self._mlflow.patience_seconds = max(self._mlflow.patience_seconds, self._settings.patience_minutes * 60)
+        try:
+            run = self._completed(self._mine(), usage)
+            return FinishedTraining(
+                run=run,
+                url=self._mlflow.run_url(run),
+                histories={key: self._mlflow.metric_history(run.id, key) for key in curve_metrics(run)},
+                usage=Usage.from_tags(run.tags),
+            )
+        except MlflowUnavailable as error:
+            raise MlflowUnavailable(
+                f"build {self._plan.partition} is trained, but could not be recorded from MLflow run "
+                f"{self._id or 'of this build'}: {error}. When MLflow is back, re-execute this run from failure: "
+                "it records without training again"
+            ) from error
+
+    def _mine(self) -> Run:
+        if self._id is None:
+            run = self._mlflow.find_run(
+                self._settings.experiment_id, tags=self._plan.identity(), statuses={"FINISHED", "RUNNING"}
+            )
+            if run is None:
+                raise TrainingLost(
+                    f"MLflow holds no finished run of build {self._plan.partition} as this run would train it; "
+                    "launch the whole run again, not only its last steps"
+                )
+            self._id = run.id
+        return self._mlflow.run(self._id)
+
+    def _completed(self, run: Run, usage: Usage | None) -> Run:
+        if run.status == "RUNNING":
+            run = self._mlflow.finish(run.id, "FINISHED", reason="the training process exited 0")
+        if run.status != "FINISHED":
+            raise TrainingFailed(
+                f"build {self._plan.partition}: the training exited 0, but MLflow holds run {run.id} as {run.status}; "
+                f"look at what the training did to its own run: {self._mlflow.run_url(run)}"
+            )
+        # `mlflow run --run-id` does not log them; only now, for the training may log its own reading of them.
+        missing = {key: value for key, value in self._plan.parameters.items() if key not in run.params}
+        if missing:
+            self._mlflow.log_params(run.id, missing)
+        unwritten = usage is not None and Usage.from_tags(run.tags) is None
+        if usage is not None and unwritten:
+            self._mlflow.set_tags(run.id, usage.tags())
+        return self._mlflow.run(run.id) if missing or unwritten else run

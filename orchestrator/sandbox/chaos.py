@@ -1,0 +1,258 @@
+"""A fault campaign: trains builds on the real stack, breaks it in every phase, and checks that nothing leaks or lies.
+
+``python -m orchestrator.sandbox.chaos --faults 100 --seed 7``; one of its faults again: ``--replay 7/42``.
+Exits 1 when a promise was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.errors import DagsterDown, OrchestratorError, SandboxError
+from orchestrator.sandbox.chaos_checks import ORPHAN_SECONDS, Facts, violations
+from orchestrator.sandbox.chaos_dagster import Attempt, Books
+from orchestrator.sandbox.chaos_faults import LASTING, Injector, Missed
+from orchestrator.sandbox.chaos_plan import IDLE, Fault, Kind, plan
+from orchestrator.sandbox.chaos_report import Result, show, summary
+from orchestrator.sandbox.chaos_site import Site
+from orchestrator.sandbox.chaos_watch import Watch
+from orchestrator.sandbox.stack import JOB
+from orchestrator.signals import unwind_on_signals
+
+LOOK_SECONDS = 0.2
+SETTLE_LOOK_SECONDS = 2.0
+PHASE_SECONDS = 300.0
+"""A build that is not in the wanted phase by then never will be."""
+
+SETTLE_SECONDS = 900.0
+"""Two retries of workers that died without anybody noticing take 10 minutes."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A build at rest, or one that did not come to rest in time."""
+
+    facts: Facts
+    seconds: float
+
+
+class Campaign:
+    """Does faults to builds.
+
+    Args:
+        site: where.
+        watch: looks on.
+        say: takes each line for the user.
+    """
+
+    def __init__(self, site: Site, watch: Watch, *, say: Callable[[str], None]) -> None:
+        self._site = site
+        self._watch = watch
+        self._say = say
+        self._injector = Injector(site)
+        self._commit = site.stack.git.head()
+        self._building = threading.Lock()
+
+    def run(self, faults: Sequence[Fault], *, at_once: int) -> list[Result]:
+        """Do all faults, several at once, and return what became of each."""
+        results = []
+        with ThreadPoolExecutor(at_once, thread_name_prefix="fault") as pool:
+            pending = [pool.submit(self.one, fault) for fault in faults]
+            try:
+                for done in as_completed(pending):
+                    results.append(done.result())
+                    self._tell(results[-1], len(results), len(faults))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return sorted(results, key=lambda result: result.fault.index)
+
+    def one(self, fault: Fault) -> Result:
+        """Do one fault to one build, and wait until all has settled."""
+        missed = None
+        with ExitStack() as lasting:
+            if fault.phase == IDLE:
+                lasting.enter_context(self._injector.start(fault, attempt=None))
+                injected = time.monotonic()
+                _pause(fault.after)
+                partition = self._green_build()
+            else:
+                partition = self._green_build(failing=fault.kind is Kind.TRAINING_FAILS)
+                injected = time.monotonic()
+                try:
+                    with self._injector.held(fault.phase):
+                        attempt = self._await_phase(partition, fault.phase)
+                        _pause(fault.after)
+                        lasting.enter_context(self._injector.start(fault, attempt=attempt))
+                        injected = time.monotonic()
+                except Missed as reason:
+                    missed = str(reason)
+            if missed is None and fault.kind in LASTING:
+                _pause(fault.seconds)
+        settled = self._settle(partition)
+        facts = settled.facts
+        return Result(
+            fault=fault,
+            partition=partition,
+            missed=missed,
+            outcome=facts.attempts[-1].status if facts.attempts else "",
+            why=facts.attempts[-1].why if facts.attempts else None,
+            attempts=len(facts.attempts),
+            trainings=len(facts.trainings),
+            settled_seconds=time.monotonic() - injected,
+            orphaned_seconds=facts.orphaned_seconds,
+            violations=tuple(violations(facts)),
+        )
+
+    def warm_up(self) -> None:
+        """Train the build of the first commit, undisturbed.
+
+        Raises:
+            SandboxError: not even that goes well.
+        """
+        _await(self._site.stack.jenkins.idle, seconds=120)
+        facts = self._settle(str(self._site.stack.jenkins.builds(JOB)[-1].number)).facts
+        if broken := violations(facts):
+            raise SandboxError(f"an undisturbed training does not go well: {'; '.join(broken)}")
+
+    def _green_build(self, *, failing: bool = False) -> str:
+        with self._building:
+            if failing:
+                newest = self._site.stack.jenkins.builds(JOB)[-1].number
+                self._site.ledger.let_fail(str(newest + 1))
+            return str(self._site.stack.jenkins.add_build(JOB, commit=self._commit).number)
+
+    def _await_phase(self, partition: str, phase: str) -> Attempt:
+        """The attempt at this build, once it is in this phase.
+
+        Raises:
+            Missed: it went past it, or did not come to it.
+        """
+        seen = False
+        deadline = time.monotonic() + PHASE_SECONDS
+        while time.monotonic() < deadline:
+            attempt = self._watch.attempt(partition)
+            if attempt is not None and attempt.step == phase:
+                return attempt
+            if seen and attempt is None:
+                raise Missed(f"the run was over before it was seen in {phase}")
+            seen = seen or attempt is not None
+            _pause(LOOK_SECONDS)
+        raise Missed(f"no run of the build came to {phase} in {PHASE_SECONDS:g} s")
+
+    def _settle(self, partition: str) -> Settled:
+        """Wait until no attempt at this build may do anything any more, and nothing of it is left."""
+        began = time.monotonic()
+        over_since: float | None = None
+        with self._site.books() as books:
+            while True:
+                _pause(SETTLE_LOOK_SECONDS)
+                now = time.monotonic()
+                try:
+                    over = self._over(books, partition)
+                    over_since = (over_since or now) if over else None
+                    late = now - began > SETTLE_SECONDS or (over_since and now - over_since > 2 * ORPHAN_SECONDS)
+                    if late or (over and self._clean(partition)):
+                        orphaned = self._watch.orphaned_seconds(partition)
+                        return Settled(self._site.facts(books, partition, orphaned_seconds=orphaned), now - began)
+                except (DagsterDown, SandboxError):
+                    if now - began > 2 * SETTLE_SECONDS:
+                        raise
+
+    def _over(self, books: Books, partition: str) -> bool:
+        attempts = books.attempts(partition)
+        return bool(attempts) and not any(attempt.live for attempt in attempts)
+
+    def _clean(self, partition: str) -> bool:
+        return (
+            all(instance.partition != partition for instance in self._site.instances())
+            and partition not in self._site.open_mlflow_runs().values()
+            and not list(self._site.left_processes())
+        )
+
+    def _tell(self, result: Result, done: int, of: int) -> None:
+        missed = f", missed: {result.missed}" if result.missed else ""
+        self._say(
+            f"{done}/{of} {result.fault}: build {result.partition} {result.outcome or 'not trained'}, "
+            f"{result.attempts} runs, {result.trainings} trainings, {result.settled_seconds:.0f} s{missed}"
+        )
+        for violation in result.violations:
+            self._say(f"    VIOLATION: {violation}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a campaign; return the exit status."""
+    options = _parser().parse_args(arguments)
+    unwind_on_signals()
+    seed, faults = options.seed, plan(options.seed, options.faults)
+    if options.replay:
+        seed, index = options.replay
+        faults = plan(seed, index + 1)[index:]
+    directory = options.dir or Path(tempfile.mkdtemp(prefix="chaos-"))
+    console = Console(highlight=False, soft_wrap=True)
+    began = time.monotonic()
+    try:
+        console.print(f"{len(faults)} faults, seed {seed}, in {directory}")
+        with Site(directory) as site, Watch(site) as watch:
+            campaign = Campaign(site, watch, say=lambda line: console.print(line, markup=False))
+            campaign.warm_up()
+            results = campaign.run(faults, at_once=options.at_once)
+            left = [instance.id for instance in site.instances()]
+    except OrchestratorError as error:
+        sys.stderr.write(f"chaos: {error}; the logs are in {directory}\n")
+        return 1
+    minutes = (time.monotonic() - began) / 60
+    show(console, results, seed=seed, minutes=minutes)
+    console.print(summary(results, seed=seed, minutes=minutes), markup=False)
+    if left or any(result.violations for result in results):
+        sys.stderr.write(f"chaos: promises were broken; instances left: {left}; the logs are in {directory}\n")
+        return 1
+    if not options.dir:
+        shutil.rmtree(directory, ignore_errors=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.sandbox.chaos", description=__doc__)
+    parser.add_argument("--faults", type=int, default=100, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=secrets.randbelow(10**6), help="of the plan (default: another each time)"
+    )
+    parser.add_argument("--replay", type=_place, metavar="SEED/INDEX", help="do one fault of a campaign again")
+    parser.add_argument("--at-once", type=int, default=6, metavar="N", help="builds in flight (default: %(default)s)")
+    parser.add_argument("--dir", type=Path, help="folder of its data; default: a new one, removed if all went well")
+    return parser
+
+
+def _place(text: str) -> tuple[int, int]:
+    seed, _, index = text.partition("/")
+    return int(seed), int(index)
+
+
+def _pause(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def _await(condition: Callable[[], bool], *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SandboxError(f"the sandbox is not ready after {seconds:g} s")
+        _pause(LOOK_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

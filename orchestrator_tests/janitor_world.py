@@ -1,0 +1,77 @@
+"""States of the world for the janitor's tests: short ways to name instances, MLflow runs and Dagster runs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from orchestrator.janitor_rules import BuildKey, OpenRun, TrainingRun, World
+from orchestrator.resources.ec2 import Instance
+from orchestrator.resources.ec2_instance import DAGSTER_RUN_TAG, LEASE_UNTIL_TAG, MLFLOW_RUN_TAG, build_tags, timestamp
+
+NOW = datetime(2031, 5, 17, 8, 30, tzinfo=UTC)
+
+
+def ago(*, minutes: float = 0, seconds: float = 0) -> datetime:
+    return NOW - timedelta(minutes=minutes, seconds=seconds)
+
+
+HALF_AN_HOUR_AGO = ago(minutes=30)
+
+
+def instance(
+    owner: str = "run-1",
+    *,
+    partition: str = "7",
+    deployment: str = "ours",
+    launched_at: datetime = HALF_AN_HOUR_AGO,
+    lease_until: datetime | None = None,
+    mlflow_run: str = "m-1",
+    id: str = "i-1",
+    state: str = "running",
+) -> Instance:
+    tags = build_tags(deployment=deployment, pipeline="iris", partition=partition)
+    tags |= {DAGSTER_RUN_TAG: owner, MLFLOW_RUN_TAG: mlflow_run}
+    if lease_until:
+        tags[LEASE_UNTIL_TAG] = timestamp(lease_until)
+    return Instance(
+        id=id,
+        state=state,
+        type="t3.medium",
+        market="on-demand",
+        zone=None,
+        address=None,
+        launched_at=launched_at,
+        tags=tags,
+    )
+
+
+def run(status: str, id: str = "run-1", **more: Any) -> TrainingRun:
+    values: dict[str, Any] = {"pipelines": frozenset({"iris"}), "partition": "7", "started_at": HALF_AN_HOUR_AGO}
+    status_ = dg.DagsterRunStatus(status)
+    return TrainingRun(id=id, status=status_, **{**values, **more})
+
+
+def open_run(owner: str = "run-1", id: str = "m-1", **more: Any) -> OpenRun:
+    values: dict[str, Any] = {"partition": "7", "deployment": "ours", "started_at": HALF_AN_HOUR_AGO}
+    return OpenRun(id=id, pipeline="iris", dagster_run=owner, **{**values, **more})
+
+
+def world(*parts: Instance | TrainingRun | OpenRun, **more: Any) -> World:
+    values: dict[str, Any] = {
+        "deployments": frozenset({"ours"}),
+        "instances_known": True,
+        "watching_since": ago(minutes=600),
+    }
+    return World(
+        instances=tuple(part for part in parts if isinstance(part, Instance)),
+        open_runs=tuple(part for part in parts if isinstance(part, OpenRun)),
+        runs=tuple(part for part in parts if isinstance(part, TrainingRun)),
+        **{**values, **more},
+    )
+
+
+def build_of(one: Instance) -> BuildKey:
+    return BuildKey(one.pipeline, one.partition)

@@ -1,0 +1,199 @@
+"""The command line: what it says, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+import requests
+
+from orchestrator.sandbox.dagster_api import DagsterApi
+from orchestrator.sandbox.process import free_port
+from orchestrator_tests.waiting import until
+
+PROJECT = Path(__file__).resolve().parents[1]
+START_SECONDS = 90
+
+WORKSPACE = """
+load_from:
+  - python_file: {relative_path: definitions.py, location_name: orchestrator}
+"""
+
+WAITS_FOR_A_FILE = """
+import time
+from pathlib import Path
+import dagster as dg
+
+HERE = Path(__file__).parent
+
+@dg.asset(partitions_def=dg.StaticPartitionsDefinition(["1"]))
+def patient():
+    (HERE / "started").touch()
+    while not (HERE / "go on").exists():
+        time.sleep(0.05)
+
+defs = dg.Definitions([patient], executor=dg.in_process_executor)
+"""
+
+
+class Command:
+    """`orchestrator …` as a process of its own."""
+
+    def __init__(self, *words: str, cwd: Path, env: Mapping[str, str] | None = None) -> None:
+        self._log = cwd / "output"
+        settings = {"PATH": os.environ["PATH"], "HOME": str(cwd), "PYTHONPATH": str(PROJECT)}
+        with self._log.open("wb") as log:
+            self.process = psutil.Popen(
+                [sys.executable, "-m", "orchestrator.cli", *words],
+                cwd=cwd,
+                env={**settings, **(env or {})},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def await_output(self, text: str) -> None:
+        until(lambda: text in self.output or self.process.poll() is not None, seconds=START_SECONDS)
+        assert text in self.output, self.output
+
+    def family(self) -> Sequence[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return int(self.process.wait(60))
+
+
+@contextmanager
+def running(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Command]:
+    command = Command(*words, cwd=cwd, env=env)
+    try:
+        yield command
+    finally:
+        for process in command.family() if command.process.is_running() else ():
+            process.kill()
+
+
+def finished(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    with running(*words, cwd=cwd, env=env) as command:
+        return int(command.process.wait(60)), command.output
+
+
+def all_gone(processes: Sequence[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project of one asset whose run ends when it is told to."""
+    (tmp_path / "workspace.yaml").write_text(WORKSPACE)
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    (tmp_path / "definitions.py").write_text(WAITS_FOR_A_FILE)
+    return tmp_path
+
+
+def test_help_names_the_commands(tmp_path: Path) -> None:
+    code, output = finished("--help", cwd=tmp_path)
+    assert code == 0
+    assert "demo" in output
+    assert "serve" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("train",), "invalid choice: 'train'"),
+        (("serve", "--port", "http"), "'http' is not a port; give a number from 1 to 65535"),
+        (("demo", "--port", "65536"), "'65536' is not a port"),
+    ],
+)
+def test_a_wrong_argument_is_explained(words: tuple[str, ...], complaint: str, tmp_path: Path) -> None:
+    code, output = finished(*words, cwd=tmp_path)
+    assert code == 2
+    assert complaint in output
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_a_port_that_is_taken_is_named_before_anything_starts(command: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, output = finished(command, "--port", str(port), cwd=tmp_path)
+    assert code == 1
+    complaint = output.splitlines()[-1]
+    assert complaint.startswith(f"orchestrator: cannot listen on port {port} of 127.0.0.1: ")
+    assert complaint.endswith("choose another with --port or --host")
+    assert "Traceback" not in output
+
+
+def test_without_any_setting_the_ui_opens_and_the_sensor_says_what_is_missing(tmp_path: Path) -> None:
+    port = free_port()
+    with running("serve", "--port", str(port), cwd=tmp_path) as command:
+        command.await_output(f"Dagster runs on http://127.0.0.1:{port}")
+        assert f"DAGSTER_HOME is {tmp_path / '.dagster'}, configured by {PROJECT / 'dagster.yaml'}" in command.output
+        assert "the UI has no login" not in command.output  # nobody but us reaches it
+        assert "<title>Dagster</title>" in requests.get(f"http://127.0.0.1:{port}", timeout=10).text
+        with DagsterApi(f"http://127.0.0.1:{port}") as dagster:
+            assert dagster.location_error() is None
+            complaint = until(lambda: dagster.failed_tick("training_jenkins_sensor") or "", seconds=60)
+        assert "JENKINS_URL is not set" in complaint
+        assert "JENKINS_TOKEN is not set" in complaint
+        family = command.family()
+        assert len(family) >= 5  # ourselves, and webserver and daemon with a code server each
+        assert command.end() == 128 + signal.SIGTERM
+    assert all_gone(family)
+
+
+def test_a_training_goes_on_to_its_end_when_serve_is_stopped(project: Path) -> None:
+    port = free_port()
+    with running("serve", "--port", str(port), cwd=project) as command:
+        command.await_output("Dagster runs on")
+        with DagsterApi(f"http://127.0.0.1:{port}") as dagster:
+            run_id = dagster.launch(asset=["patient"], partition="1")
+        until(lambda: (project / "started").exists(), seconds=60)
+        family = command.family()
+        assert command.end(signal.SIGINT) == 128 + signal.SIGINT
+        assert "trainings that ran go on to their end by themselves" in command.output
+    (project / "go on").touch()
+    until(lambda: all_gone(family), seconds=30)
+    with dg.DagsterInstance.from_config(str(project / ".dagster")) as instance:
+        run = instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+
+
+def test_a_part_of_dagster_that_ends_ends_serve_with_one_sentence(project: Path) -> None:
+    home = project / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("no_such_section: 1\n")
+    environment = {"DAGSTER_HOME": str(home)}
+    code, output = finished("serve", "--port", str(free_port()), cwd=project, env=environment)
+    assert code == 1
+    assert output.splitlines()[-1].startswith("orchestrator: dagster-webserver ended with exit status 1;")
+
+
+def test_a_demo_that_is_stopped_while_it_starts_leaves_no_process_and_no_port(tmp_path: Path) -> None:
+    with running("demo", "--port", str(free_port()), "--dir", "sandbox", cwd=tmp_path) as command:
+        command.await_output("is building")
+        family = command.family()
+        listening = [link.laddr.port for process in family for link in process.net_connections("tcp")]
+        assert listening
+        assert command.end(signal.SIGHUP) == 128 + signal.SIGHUP
+        assert "Traceback" not in command.output
+    assert all_gone(family)
+    for port in listening:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)

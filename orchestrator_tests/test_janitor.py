@@ -1,0 +1,396 @@
+"""The janitor's tick with a real Dagster instance, a real MLflow server and moto's EC2."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from botocore.awsrequest import AWSResponse
+from dagster._core.definitions.sensor_definition import SensorExecutionData
+
+from orchestrator.errors import OrchestratorError, SettingsError
+from orchestrator.janitor import GAP, KEY, Watch, janitor, janitor_spec
+from orchestrator.janitor_rules import decide
+from orchestrator.janitor_sources import SETTINGS_METADATA
+from orchestrator.pipeline.lease import RUN_TAG
+from orchestrator.resources.ec2 import Ec2
+from orchestrator.resources.ec2_instance import DAGSTER_RUN_TAG, DEPLOYMENT_TAG, PARTITION_TAG, PIPELINE_TAG
+from orchestrator.resources.mlflow import REASON_TAG, Mlflow
+from orchestrator.sandbox.mlflow import MlflowServer
+from orchestrator_tests.ec2_account import Account, http_answer, inject, lease, open_account
+from orchestrator_tests.mlflow_client import client, post
+
+BUILDS = dg.DynamicPartitionsDefinition(name="iris_builds")
+
+
+def repository(**settings: Mapping[str, str]) -> dg.RepositoryDefinition:
+    """A code location with a pipeline of each name, whose settings differ from the environment in this."""
+
+    def model(name: str) -> dg.AssetsDefinition:
+        told = {"pipeline": name, "values": dict(settings[name]), "from_env": {}}
+
+        @dg.asset(
+            key=[name, "trained_model"],
+            partitions_def=BUILDS,
+            metadata={SETTINGS_METADATA: dg.MetadataValue.json(told)},
+        )
+        def trained_model() -> None: ...
+
+        return trained_model
+
+    @dg.asset
+    def other() -> None: ...
+
+    models = {name: model(name) for name in settings}
+    return dg.Definitions(
+        assets=[*models.values(), other, janitor_spec],
+        jobs=[dg.define_asset_job(f"{name}_training", selection=[models[name]]) for name in models],
+        sensors=[janitor],
+    ).get_repository_def()
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
+    retries = {"run_retries": {"enabled": True, "max_retries": 1, "retry_on_asset_or_op_failure": False}}
+    with dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("dagster")), overrides=retries) as instance:
+        yield instance
+
+
+@dataclass
+class Site:
+    """One installation, as the janitor finds it."""
+
+    instance: dg.DagsterInstance
+    account: Account
+    ec2: Ec2
+    mlflow: Mlflow
+    experiment: str
+    repository: dg.RepositoryDefinition
+    cursor: str | None = None
+    said: list[str] = field(default_factory=list)
+
+    def run(self, status: str, *, partition: str = "7", job: str = "iris_training", **more: Any) -> str:
+        run = dg.DagsterRun(
+            job_name=job,
+            run_id=str(uuid.uuid4()),
+            status=dg.DagsterRunStatus.NOT_STARTED,
+            **{"tags": {"dagster/partition": partition}, **more},
+        )
+        self.instance.add_run(run)
+        if status in ("STARTED", "CANCELING", "CANCELED", "FAILURE"):
+            self.event(run, dg.DagsterEventType.RUN_START)
+        if status == "CANCELING":
+            self.instance.report_run_canceling(run)
+        if status == "CANCELED":
+            self.instance.report_run_canceled(run)
+        if status == "FAILURE":
+            self.instance.report_run_failed(run)
+        return run.run_id
+
+    def event(self, run: dg.DagsterRun, kind: dg.DagsterEventType) -> None:
+        event = dg.DagsterEvent(event_type_value=kind.value, job_name=run.job_name, message="")
+        self.instance.report_dagster_event(event, run_id=run.run_id)
+
+    def launch(self, run: str, *, partition: str = "7", mlflow_run: str = "none") -> str:
+        leased = lease(dagster_run=run, partition=partition, mlflow_run=mlflow_run)
+        return self.ec2.launch(leased, attempt=str(uuid.uuid4())).id
+
+    def open_run(self, run: str, *, partition: str = "7") -> str:
+        tags = {"orchestrator.pipeline": "iris", "orchestrator.partition": partition, "dagster_run_id": run}
+        return self.mlflow.create_run(self.experiment, name="iris", tags=tags).id
+
+    def tick(self, *, later: timedelta | None = None) -> SensorExecutionData:
+        """A tick; ``later`` shifts what the cursor says into the past, as if so much time had passed."""
+        if later:
+            self.cursor = Watch(since=datetime.now(UTC) - later, last=datetime.now(UTC)).cursor()
+        with dg.build_sensor_context(
+            self.instance,
+            cursor=self.cursor,
+            repository_def=self.repository,
+            instance_ref=self.instance.get_ref(),
+            sensor_name="janitor",
+        ) as context:
+            data = janitor.evaluate_tick(context)
+        self.cursor = data.cursor
+        self.said.append(data.skip_message or "")
+        return data
+
+    def status(self, run_id: str) -> str:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.status.value
+
+
+@pytest.fixture
+def site(
+    storage: dg.DagsterInstance, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Site]:
+    storage.wipe()
+    experiment = post(mlflow_server.url, "experiments/create", name=str(uuid.uuid4()))["experiment_id"]
+    with open_account(monkeypatch) as account, client(mlflow_server.url) as mlflow:
+        for name, value in {
+            "AMI_ID": account.ami,
+            "KEY_PAIR_NAME": "trainer",
+            "SECURITY_GROUP_ID": account.security_group,
+            "ORCHESTRATOR_DEPLOYMENT": "ours",
+            "MLFLOW_TRACKING_URI": mlflow_server.url,
+            "MLFLOW_EXPERIMENT_ID": experiment,
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield Site(
+            instance=storage,
+            account=account,
+            ec2=account.ec2(),
+            mlflow=mlflow,
+            experiment=experiment,
+            repository=repository(iris={}),
+        )
+
+
+def expired() -> dict[str, str]:
+    return {"dagster/partition": "7", RUN_TAG: (datetime.now(UTC) - timedelta(seconds=1)).isoformat()}
+
+
+def long_ago(site: Site, run: str) -> None:
+    """Let a run have begun an hour ago."""
+    record = site.instance.get_run_record_by_id(run)
+    assert record is not None
+    started = datetime.now(UTC) - timedelta(hours=1)
+    event = dg.DagsterEvent(event_type_value="PIPELINE_START", job_name="iris_training", message="")
+    site.instance.run_storage.handle_run_event(run, event, started)
+
+
+def test_a_live_attempt_keeps_everything_that_it_has(site: Site) -> None:
+    run = site.run("STARTED")
+    opened = site.open_run(run)
+    launched = site.launch(run, mlflow_run=opened)
+    data = site.tick(later=timedelta(minutes=5))
+    assert data.skip_message == "1 instance, 1 live attempt, 1 open MLflow run; nothing to do"
+    assert not data.asset_events
+    assert site.account.alive() == [launched]
+    assert site.mlflow.run(opened).status == "RUNNING"
+
+
+def test_what_a_cancelled_run_left_is_ended_and_reported(site: Site) -> None:
+    run = site.run("CANCELED")
+    opened = site.open_run(run)
+    launched = site.launch(run, mlflow_run=opened)
+    (observation,) = site.tick().asset_events
+    assert isinstance(observation, dg.AssetObservation)
+    assert observation.asset_key == KEY
+    assert observation.metadata["done"].value == 2
+    assert launched in str(observation.metadata["actions"].value)
+    assert site.account.alive() == []
+    closed = site.mlflow.run(opened)
+    assert closed.status == "KILLED"
+    assert run in closed.tags[REASON_TAG]
+    assert not site.tick().asset_events
+
+
+def test_a_run_whose_worker_is_gone_fails_and_dagster_will_retry_it(site: Site) -> None:
+    run = site.run("STARTED", tags=expired())
+    long_ago(site, run)
+    launched = site.launch(run)
+    site.tick(later=timedelta(minutes=1))
+    record = site.instance.get_run_by_id(run)
+    assert record is not None
+    assert record.status == dg.DagsterRunStatus.FAILURE
+    assert record.tags["dagster/will_retry"] == "true"
+    assert "its worker is gone" in str(site.instance.all_logs(run)[-1].message)
+    site.tick()
+    assert site.account.alive() == [launched]  # for the retry
+
+
+def test_the_retry_of_a_dead_run_is_not_ended_by_its_parents_lease(site: Site) -> None:
+    run = site.run("STARTED", tags=expired())
+    site.tick(later=timedelta(minutes=1))
+    assert site.status(run) == "STARTED"
+
+
+def test_a_dead_run_that_was_being_cancelled_is_cancelled(site: Site) -> None:
+    run = site.run("CANCELING", tags=expired())
+    long_ago(site, run)
+    record = site.instance.get_run_by_id(run)
+    assert record is not None
+    site.instance.report_run_canceling(record)
+    launched = site.launch(run)
+    site.tick(later=timedelta(minutes=1))
+    assert site.status(run) == "CANCELED"
+    assert site.account.alive() == [launched]
+    site.tick()
+    assert site.account.alive() == []
+
+
+def test_runs_that_train_nothing_are_none_of_its_business(site: Site) -> None:
+    run = site.run("STARTED", job="__ASSET_JOB", asset_selection=frozenset({dg.AssetKey("other")}))
+    long_ago(site, run)
+    site.tick(later=timedelta(minutes=5))
+    assert site.status(run) == "STARTED"
+
+
+def test_a_run_from_the_asset_page_is_recognised(site: Site) -> None:
+    selection = frozenset({dg.AssetKey(["iris", "trained_model"])})
+    run = site.run("STARTED", job="__ASSET_JOB", asset_selection=selection)
+    long_ago(site, run)
+    site.tick(later=timedelta(minutes=5))
+    assert site.status(run) == "FAILURE"
+
+
+def test_a_queued_run_of_another_code_location_may_adopt_the_instance(site: Site) -> None:
+    launched = site.launch(site.run("CANCELED"))
+    site.run("NOT_STARTED", job="nightly")
+    site.tick()
+    assert site.account.alive() == [launched]
+
+
+def test_a_retry_in_the_queue_keeps_the_instance_of_its_parent(site: Site) -> None:
+    parent = site.run("FAILURE")
+    retry = site.run("NOT_STARTED")
+    site.instance.add_run_tags(parent, {"dagster/auto_retry_run_id": retry})
+    launched = site.launch(parent)
+    site.tick()
+    assert site.account.alive() == [launched]
+
+
+def test_another_deployments_instances_are_never_touched(site: Site) -> None:
+    theirs = site.account.ec2(deployment="theirs").launch(lease(dagster_run=site.run("CANCELED")), attempt="1")
+    site.tick()
+    assert site.account.alive() == [theirs.id]
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JANITOR_DRY_RUN", "true")
+    run = site.run("CANCELED")
+    opened, launched = site.open_run(run), site.launch(run)
+    (observation,) = site.tick().asset_events
+    assert observation.metadata["dry run"].value is True
+    assert f"terminate instance {launched}" in site.said[-1]
+    assert site.account.alive() == [launched]
+    assert site.mlflow.run(opened).status == "RUNNING"
+
+
+def test_an_outage_of_mlflow_does_not_keep_an_instance_alive(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.janitor_sources.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    site.launch(site.run("CANCELED"))
+    site.tick()
+    assert site.account.alive() == []
+    assert "not all could be looked at: MLflow at http://127.0.0.1:1 does not answer" in site.said[-1]
+
+
+def test_an_outage_of_aws_does_not_keep_an_mlflow_run_open(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.janitor_sources.PATIENCE_SECONDS", 0.0)
+    opened = site.open_run(site.run("CANCELED"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    site.tick()
+    assert site.mlflow.run(opened).status == "KILLED"
+
+
+def test_a_tick_that_sees_nothing_at_all_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.janitor_sources.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(OrchestratorError, match="the janitor sees nothing"):
+        site.tick()
+
+
+def test_what_fails_does_not_keep_the_rest_from_being_done(site: Site) -> None:
+    run = site.run("CANCELED")
+    opened, protected, plain = site.open_run(run), site.launch(run), site.launch(run)
+    site.account.aws.modify_instance_attribute(InstanceId=protected, DisableApiTermination={"Value": True})
+    (observation,) = site.tick().asset_events
+    assert observation.metadata["failed"].value == 1
+    assert observation.metadata["done"].value == 2
+    assert site.account.alive() == [protected]
+    assert plain != protected
+    assert site.mlflow.run(opened).status == "KILLED"
+
+
+def test_what_does_not_fit_into_a_tick_is_left_for_the_next(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = site.launch(site.run("CANCELED"))
+    monkeypatch.setattr("orchestrator.janitor._ACT_SECONDS", -1.0)
+    site.tick()
+    assert "left for the next tick" in site.said[-1]
+    assert site.account.alive() == [launched]
+
+
+def test_a_run_that_begins_after_the_look_keeps_its_instance(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = site.launch(site.run("CANCELED"))
+    began: list[str] = []
+
+    def decide_and_begin(*args: Any) -> Any:
+        decided = decide(*args)
+        if not began:
+            began.append(site.run("NOT_STARTED"))
+        return decided
+
+    monkeypatch.setattr("orchestrator.janitor.decide", decide_and_begin)
+    site.tick()
+    assert "not needed any more" in site.said[-1]
+    assert site.account.alive() == [launched]
+
+
+def page(run: str, *, first: int, number: int, more: bool) -> AWSResponse:
+    """A page of DescribeInstances, as AWS words it; moto takes half a minute to make so many."""
+    tags = {DEPLOYMENT_TAG: "ours", PIPELINE_TAG: "iris", PARTITION_TAG: "7", DAGSTER_RUN_TAG: run}
+    tag_set = "".join(f"<item><key>{key}</key><value>{value}</value></item>" for key, value in tags.items())
+    items = "".join(
+        f"<item><instanceId>i-{one}</instanceId><instanceState><name>running</name></instanceState>"
+        f"<instanceType>t3.medium</instanceType><launchTime>2031-05-17T08:30:00Z</launchTime>"
+        f"<tagSet>{tag_set}</tagSet></item>"
+        for one in range(first, first + number)
+    )
+    token = "<nextToken>next</nextToken>" if more else ""
+    return http_answer(
+        '<DescribeInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><reservationSet><item>'
+        f"<instancesSet>{items}</instancesSet></item></reservationSet>{token}</DescribeInstancesResponse>"
+    )
+
+
+def test_a_thousand_instances_cost_a_handful_of_calls(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = site.run("STARTED")
+    pages = [page(run, first=0, number=1000, more=True), page(run, first=1000, number=500, more=False)]
+    sent = inject(site.ec2, "DescribeInstances", lambda: pages[0], lambda: pages[1])
+    monkeypatch.setattr("orchestrator.janitor_sources.Ec2", lambda *_, **__: site.ec2)
+    site.tick()
+    assert site.said[-1] == "1500 instances, 1 live attempt, 0 open MLflow runs; nothing to do"
+    assert len(sent) == 2
+
+
+def test_a_pipeline_without_settings_does_not_hide_the_others(site: Site) -> None:
+    site.repository = repository(iris={}, fraud={"SSH_PORT": "22", "MLFLOW_EXPERIMENT_ID": "", "AMI_ID": ""})
+    site.launch(site.run("CANCELED"))
+    site.tick()
+    assert site.account.alive() == []
+    assert "the settings of pipeline 'fraud' are not complete: AMI_ID is not set" in site.said[-1]
+
+
+def test_with_no_settings_at_all_it_says_what_is_missing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AMI_ID", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name)
+    site.tick()
+    assert "nothing to watch" in site.said[-1]
+    assert "AMI_ID is not set" in site.said[-1]
+    assert "MLFLOW_TRACKING_URI is not set" in site.said[-1]
+
+
+def test_a_dry_run_setting_that_is_no_yes_or_no_stops_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JANITOR_DRY_RUN", "perhaps")
+    with pytest.raises(SettingsError, match="JANITOR_DRY_RUN"):
+        site.tick()
+
+
+def test_the_watch_begins_anew_after_a_gap_or_a_cursor_that_is_none() -> None:
+    now = datetime(2031, 5, 17, 8, 30, tzinfo=UTC)
+    begun = Watch(since=now - timedelta(hours=1), last=now - GAP).cursor()
+    assert Watch.at(now, begun).since == now - timedelta(hours=1)
+    assert Watch.at(now + timedelta(seconds=1), begun).since == now + timedelta(seconds=1)
+    assert Watch.at(now, "set by hand").since == now
+    assert Watch.at(now, "[]").since == now
+    assert Watch.at(now, '{"since": "2031-05-17", "last": "2031-05-17"}').since == now
