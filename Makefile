@@ -33,6 +33,10 @@ test: $(INSTALLED) ## all tests that need Python and Git only, with line coverag
 test-services: $(INSTALLED) debian-packages ## the tests that need Debian packages; installs these as root
 	@$(VENV)/bin/pytest -m services --durations=10 $(ARGS)
 
+.PHONY: chaos
+chaos: $(INSTALLED) ## break the running stack in every way and check that nothing leaks or lies; N=100 SEED=7
+	@$(VENV)/bin/python -m orchestrator.sandbox.chaos --faults $(or $(N),100) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 .PHONY: lint
 lint: $(INSTALLED) ## ruff and mypy
 	@$(VENV)/bin/ruff check

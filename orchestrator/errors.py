@@ -117,7 +117,7 @@ class MlflowNotFound(MlflowError):
 
 
 class BuildUnusable(OrchestratorError):
-    """This build cannot be trained: no commit, not successful, or gone without a record."""
+    """The build cannot be trained: no commit, not successful, or gone without a record."""
 
 
 class BuildBusy(OrchestratorError):

@@ -58,6 +58,7 @@ class TrainingRun:
         lease_until: its own tag; a retry inherits its parent's, so an old one alone means nothing.
         will_retry: what Dagster has decided on a failed run; None: nothing (yet).
         retry: ID of the run that Dagster launched to retry this one.
+        trained: the MLflow run whose training process it saw exit with 0.
     """
 
     id: str
@@ -69,6 +70,7 @@ class TrainingRun:
     lease_until: datetime | None = None
     will_retry: bool | None = None
     retry: str | None = None
+    trained: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -167,7 +169,7 @@ class CloseRun:
     """End an MLflow run."""
 
     run: OpenRun
-    status: Literal["FAILED", "KILLED"]
+    status: Literal["FINISHED", "FAILED", "KILLED"]
     why: str
 
     @property
@@ -287,5 +289,7 @@ class _View:
 
     def _close(self, run: OpenRun, why: str) -> CloseRun:
         owner = self._runs.get(run.dagster_run)
+        if owner is not None and owner.trained == run.id:
+            return CloseRun(run, "FINISHED", "its training process exited 0 while MLflow was away")
         killed = owner is not None and owner.status == DagsterRunStatus.CANCELED
         return CloseRun(run, "KILLED" if killed else "FAILED", why)

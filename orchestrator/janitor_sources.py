@@ -12,7 +12,7 @@ import dagster as dg
 
 from orchestrator.errors import Ec2Error, MlflowError, SettingsError
 from orchestrator.janitor_rules import FINISHED, OpenRun, TrainingRun
-from orchestrator.pipeline.lease import RUN_TAG
+from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.resources.ec2 import Ec2, Instance, Pace
 from orchestrator.resources.ec2_instance import tag_value
 from orchestrator.resources.mlflow import Mlflow
@@ -243,6 +243,7 @@ class DagsterRuns:
             lease_until=_parsed(run.tags.get(RUN_TAG, "")),
             will_retry=None if decided is None else decided == "true",
             retry=run.tags.get(_RETRY_TAG),
+            trained=run.tags.get(TRAINED_TAG),
         )
 
     def _pipelines(self, run: dg.DagsterRun) -> frozenset[str] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ class ThisRun:
     root_run_id: str = ""
     live: set[str] = field(default_factory=set)
     before_us: str | None = None
-    leases: list[datetime] = field(default_factory=list)
+    trainings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.root_run_id = self.root_run_id or self.run_id
@@ -64,8 +63,8 @@ class ThisRun:
     def is_live(self, run_id: str) -> bool:
         return run_id in self.live
 
-    def renew_lease(self, until: datetime) -> None:
-        self.leases.append(until)
+    def trained(self, mlflow_run: str) -> None:
+        self.trainings.append(mlflow_run)
 
     def rival(self) -> str | None:
         return self.before_us

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,35 +31,34 @@ class Login:
         if os.getuid() != 0:
             pytest.fail(f"these tests need root, to make the login {LOGIN} and to listen on port 22")
         self._directory = directory
-        self._made_user = False
+        self._exits = ExitStack()
 
     def __enter__(self) -> Self:
-        try:
-            self.home = Path(pwd.getpwnam(LOGIN).pw_dir)
-        except KeyError:
-            subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", LOGIN], check=True)
-            self._made_user = True
-            self.home = Path(pwd.getpwnam(LOGIN).pw_dir)
-        self._cache = self._directory / "bytecode"
-        self._cache.mkdir()
-        self._programs = [self._put(name, arguments) for name, arguments in (("python", ""), ("mlflow", " -m mlflow"))]
-        asked = subprocess.run(
-            ["runuser", "-u", LOGIN, "--", str(self._programs[1]), "--version"],
-            cwd="/",
-            capture_output=True,
-            text=True,
-        )
-        if asked.returncode:
-            pytest.fail(f"the login {LOGIN} cannot run the mlflow of {sys.prefix}:\n{asked.stdout}{asked.stderr}")
+        with self._exits:
+            try:
+                account = pwd.getpwnam(LOGIN)
+            except KeyError:
+                subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", LOGIN], check=True)
+                self._exits.callback(subprocess.run, ["userdel", "--remove", LOGIN], check=True, capture_output=True)
+                account = pwd.getpwnam(LOGIN)
+            self.home = Path(account.pw_dir)
+            self._cache = self._directory / "bytecode"
+            self._cache.mkdir()
+            shutil.chown(self._cache, LOGIN, LOGIN)
+            self._put("python", "")
+            mlflow = self._put("mlflow", " -m mlflow")
+            asked = subprocess.run(
+                ["runuser", "-u", LOGIN, "--", str(mlflow), "--version"], cwd="/", capture_output=True, text=True
+            )
+            if asked.returncode:
+                pytest.fail(f"the login {LOGIN} cannot run the mlflow of {sys.prefix}:\n{asked.stdout}{asked.stderr}")
+            self._exits = self._exits.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for program in self._programs:
-            program.unlink()
-        if self._made_user:
-            subprocess.run(["userdel", "--remove", LOGIN], check=True, capture_output=True)
+        self._exits.close()
 
     def forget(self, run_id: str) -> None:
         """Remove the directory of one training, as a terminated instance takes its disk with it."""
@@ -74,7 +74,6 @@ class Login:
             if not folder.exists():
                 folder.mkdir()
                 shutil.chown(folder, LOGIN, LOGIN)
-        shutil.chown(self._cache, LOGIN, LOGIN)
         base = self._reachable(Path(sys.base_prefix), ["bin", "lib"])
         packages = self._reachable(Path(sysconfig.get_path("purelib")), None)
         python = f"{base}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
@@ -84,6 +83,7 @@ class Login:
             f"exec '{python}'{arguments} \"$@\"\n"
         )
         program.chmod(0o755)
+        self._exits.callback(program.unlink)
         return program
 
     def _reachable(self, place: Path, wanted: list[str] | None) -> Path:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ MODEL = ("training", "trained_model")
 MLFLOW_ADDRESS = "127.0.0.9"
 EXPERIMENT_ID = "3"
 STEPS = 4
-LAUNCH_SECONDS = 90
+LAUNCH_SECONDS = 180
 END_SECONDS = 180
 
 MLPROJECT = "name: recommender\nentry_points:\n  main:\n    command: python train.py\n"
@@ -174,9 +173,14 @@ class OtherWorld:
         assert run is not None
         return run
 
-    def says(self, run_id: str, text: str) -> Callable[[], bool]:
-        """Whether a line of a run's log holds a text."""
-        return lambda: any(text in message for message in self.messages(run_id))
+    def hears(self, run_id: str, text: str) -> None:
+        """Wait until a line of a run's log holds a text."""
+
+        def said() -> bool:
+            return any(text in message for message in self.messages(run_id))
+
+        until(lambda: said() or self.dagster.run(run_id).over, seconds=LAUNCH_SECONDS, every=0.5)
+        assert said(), self.dagster.failure(run_id)
 
     def messages(self, run_id: str) -> list[str]:
         """The lines of a run's log."""

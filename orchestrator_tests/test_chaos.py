@@ -237,6 +237,7 @@ def test_the_report_names_what_broke_and_how_to_do_it_again() -> None:
         trainings=2,
         settled_seconds=20.0,
         orphaned_seconds=0.0,
+        unattended_seconds=0.0,
         violations=("build 12: two trainings at once",),
     )
     console = Console(record=True, width=200, file=io.StringIO())

@@ -145,7 +145,9 @@ def test_without_any_setting_the_ui_opens_and_the_sensor_says_what_is_missing(tm
         command.await_output(f"Dagster runs on http://127.0.0.1:{port}")
         assert f"DAGSTER_HOME is {tmp_path / '.dagster'}, configured by {PROJECT / 'dagster.yaml'}" in command.output
         assert "the UI has no login" not in command.output  # nobody but us reaches it
-        assert "<title>Dagster</title>" in requests.get(f"http://127.0.0.1:{port}", timeout=10).text
+        page = requests.get(f"http://127.0.0.1:{port}", timeout=10)
+        assert page.ok
+        assert "Dagster" in page.text
         with DagsterApi(f"http://127.0.0.1:{port}") as dagster:
             assert dagster.location_error() is None
             complaint = until(lambda: dagster.failed_tick("training_jenkins_sensor") or "", seconds=60)

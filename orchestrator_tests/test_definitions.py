@@ -63,7 +63,9 @@ def test_two_pipelines_live_in_one_code_location() -> None:
             for name in ("churn", "fraud")
         ),
         dg.Definitions(
-            resources={key: dg.ResourceDefinition.none_resource() for key in ("attempts", "jenkins", "ec2", "ssh", "mlflow")}
+            resources={
+                key: dg.ResourceDefinition.none_resource() for key in ("attempts", "jenkins", "ec2", "ssh", "mlflow")
+            }
         ),
     )
     repository = both.get_repository_def()

@@ -312,6 +312,36 @@ def test_what_fails_does_not_keep_the_rest_from_being_done(site: Site) -> None:
     assert site.mlflow.run(opened).status == "KILLED"
 
 
+def test_an_error_of_dagsters_storage_does_not_keep_the_rest_from_being_done(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = site.run("STARTED", tags=expired())
+    long_ago(site, run)
+    site.launch(site.run("CANCELED", partition="8"), partition="8")
+
+    def locked(*_: object, **__: object) -> None:
+        raise RuntimeError("database is locked")
+
+    monkeypatch.setattr(site.instance, "report_run_failed", locked)
+    (observation,) = site.tick(later=timedelta(minutes=1)).asset_events
+    assert observation.metadata["failed"].value == 1
+    assert "database is locked" in site.said[-1]
+    assert site.account.alive() == []
+
+
+def test_an_mlflow_run_that_ended_after_the_look_keeps_its_status(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = site.open_run(site.run("CANCELED"))
+
+    def decide_and_finish(*args: Any) -> Any:
+        site.mlflow.finish(opened, "FINISHED")
+        return decide(*args)
+
+    monkeypatch.setattr("orchestrator.janitor.decide", decide_and_finish)
+    site.tick()
+    assert "not needed any more" in site.said[-1]
+    assert site.mlflow.run(opened).status == "FINISHED"
+
+
 def test_what_does_not_fit_into_a_tick_is_left_for_the_next(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = site.launch(site.run("CANCELED"))
     monkeypatch.setattr("orchestrator.janitor._ACT_SECONDS", -1.0)
@@ -336,7 +366,7 @@ def test_a_run_that_begins_after_the_look_keeps_its_instance(site: Site, monkeyp
     assert site.account.alive() == [launched]
 
 
-def page(run: str, *, first: int, number: int, more: bool) -> AWSResponse:
+def thousand_instances(run: str) -> AWSResponse:
     """A page of DescribeInstances, as AWS words it; moto takes half a minute to make so many."""
     tags = {DEPLOYMENT_TAG: "ours", PIPELINE_TAG: "iris", PARTITION_TAG: "7", DAGSTER_RUN_TAG: run}
     tag_set = "".join(f"<item><key>{key}</key><value>{value}</value></item>" for key, value in tags.items())
@@ -344,23 +374,23 @@ def page(run: str, *, first: int, number: int, more: bool) -> AWSResponse:
         f"<item><instanceId>i-{one}</instanceId><instanceState><name>running</name></instanceState>"
         f"<instanceType>t3.medium</instanceType><launchTime>2031-05-17T08:30:00Z</launchTime>"
         f"<tagSet>{tag_set}</tagSet></item>"
-        for one in range(first, first + number)
+        for one in range(1000)
     )
-    token = "<nextToken>next</nextToken>" if more else ""
     return http_answer(
         '<DescribeInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><reservationSet><item>'
-        f"<instancesSet>{items}</instancesSet></item></reservationSet>{token}</DescribeInstancesResponse>"
+        f"<instancesSet>{items}</instancesSet></item></reservationSet></DescribeInstancesResponse>"
     )
 
 
-def test_a_thousand_instances_cost_a_handful_of_calls(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_instances_cost_one_call(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     run = site.run("STARTED")
-    pages = [page(run, first=0, number=1000, more=True), page(run, first=1000, number=500, more=False)]
-    sent = inject(site.ec2, "DescribeInstances", lambda: pages[0], lambda: pages[1])
+    sent = inject(site.ec2, "DescribeInstances", lambda: thousand_instances(run))
+    site.account.requests.clear()
     monkeypatch.setattr("orchestrator.janitor_sources.Ec2", lambda *_, **__: site.ec2)
     site.tick()
-    assert site.said[-1] == "1500 instances, 1 live attempt, 0 open MLflow runs; nothing to do"
-    assert len(sent) == 2
+    assert site.said[-1] == "1000 instances, 1 live attempt, 0 open MLflow runs; nothing to do"
+    assert len(sent) == 1
+    assert len(site.account.requests) == 1
 
 
 def test_a_pipeline_without_settings_does_not_hide_the_others(site: Site) -> None:

@@ -55,12 +55,12 @@ class DagsterRun(Protocol):
     def rival(self) -> str | None:
         """The run that began to train this very build before us, and is still at it."""
 
-    def renew_lease(self, until: datetime) -> None:
-        """Tell, on the Dagster run, that its worker is alive."""
+    def trained(self, mlflow_run: str) -> None:
+        """Keep, where an MLflow that is away does not matter, that the training process exited 0."""
 
 
 class Attempt:
-    """Trains one planned build. Renews its lease from its making to `close`.
+    """Trains one planned build. Renews its lease on the instance from its making to `close`.
 
     Args:
         plan: what to do.
@@ -96,7 +96,15 @@ class Attempt:
         self._log = log
         self._write = write
         self._environment = training_environment(settings, read)
-        self._tracked = TrackedRun(mlflow, read.mlflow, plan, dagster_run=run.run_id, root_run=run.root_run_id, log=log)
+        self._tracked = TrackedRun(
+            mlflow,
+            read.mlflow,
+            plan,
+            deployment=read.machine.deployment,
+            dagster_run=run.run_id,
+            root_run=run.root_run_id,
+            log=log,
+        )
         self._instance: Instance | None = None
         self._usage: Usage | None = None
         self._open = False
@@ -241,6 +249,7 @@ class Attempt:
                 check()  # a machine that is taken away ends its processes first
                 raise self._explain(remote, outcome, masker)
         self._log.info("the training exited with status 0")
+        self._run.trained(mlflow_run)
         return mlflow_run
 
     def _start(
@@ -351,8 +360,6 @@ class Attempt:
             self._lease.close()
 
     def renew_lease(self) -> None:
-        """Say that this attempt is alive, on its Dagster run and on its instance."""
-        until = lease.until()
-        self._run.renew_lease(until)
+        """Say on the instance that this attempt is alive."""
         if (instance := self._instance) is not None and self._open:
-            self._hasty.tag(instance.id, {LEASE_UNTIL_TAG: timestamp(until)})
+            self._hasty.tag(instance.id, {LEASE_UNTIL_TAG: timestamp(lease.until())})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import dagster as dg
@@ -14,6 +15,9 @@ from orchestrator.pipeline.watch_cursor import Cursor
 from orchestrator.resources.jenkins import Jenkins, JenkinsResource
 from orchestrator.resources.jenkins_build import Build
 from orchestrator.settings import JenkinsSettings, Settings
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 _ENCODED = str.maketrans({char: f"%{ord(char):02X}" for char in "#%/?[]\\"})
 """How Jenkins stores branch names: https://github.com/jenkinsci/branch-api-plugin, NameEncoder."""
@@ -55,7 +59,7 @@ def jenkins_build_spec(name: str) -> dg.AssetSpec:
 def jenkins_sensor(
     name: str,
     settings: Settings,
-    job: dg.JobDefinition | dg.AssetSelection,
+    job: UnresolvedAssetJobDefinition,
     *,
     interval_seconds: int = 15,
     limits: Limits | None = None,

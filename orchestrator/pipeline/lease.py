@@ -21,6 +21,9 @@ RENEW_SECONDS = 40.0
 RUN_TAG = "orchestrator/lease-until"
 """The tag of the Dagster run; ISO 8601, UTC."""
 
+TRAINED_TAG = "orchestrator/trained"
+"""The tag of a Dagster run that saw the training process exit 0: the ID of the MLflow run that it filled."""
+
 
 def until(now: datetime | None = None) -> datetime:
     """When a lease that is renewed now expires."""

@@ -76,7 +76,7 @@ class Plan:
             "orchestrator.parameters": hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:16],
         }
 
-    def tags(self, *, dagster_run: str, root_run: str) -> dict[str, str]:
+    def tags(self, *, deployment: str, dagster_run: str, root_run: str) -> dict[str, str]:
         """All tags of the MLflow run; `mlflow.*` as `mlflow run` would set them without `--run-id`.
 
         Source: https://mlflow.org/docs/latest/ml/tracking/tracking-api/#system-tags
@@ -84,6 +84,7 @@ class Plan:
         repository = self.project_uri.partition("#")[0]
         tags = {
             **self.identity(),
+            "orchestrator.deployment": deployment,
             "dagster_run_id": dagster_run,
             "dagster_root_run_id": root_run,
             "jenkins.url": self.build.url,

@@ -23,6 +23,7 @@ class TrackedRun:
         mlflow: the server.
         settings: its settings.
         plan: what is trained.
+        deployment: which installation this is.
         dagster_run: ID of the Dagster run.
         root_run: ID of the Dagster run that it retries, or its own.
         log: where progress is told.
@@ -34,6 +35,7 @@ class TrackedRun:
         settings: MlflowSettings,
         plan: Plan,
         *,
+        deployment: str,
         dagster_run: str,
         root_run: str,
         log: logging.Logger,
@@ -41,6 +43,7 @@ class TrackedRun:
         self._mlflow = mlflow
         self._settings = settings
         self._plan = plan
+        self._deployment = deployment
         self._dagster_run = dagster_run
         self._root_run = root_run
         self._log = log
@@ -88,7 +91,9 @@ class TrackedRun:
             run = self._mlflow.create_run(
                 self._settings.experiment_id,
                 name=self._plan.run_name,
-                tags=self._plan.tags(dagster_run=self._dagster_run, root_run=self._root_run),
+                tags=self._plan.tags(
+                    deployment=self._deployment, dagster_run=self._dagster_run, root_run=self._root_run
+                ),
             )
             self._id = run.id
             self._log.info(f"MLflow run {run.id}: {self._mlflow.run_url(run)}")

@@ -1,19 +1,20 @@
 """The asset `P/trained_model`: resolve the build, provision, train, terminate, record."""
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of ops as objects.
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Self
 
 import dagster as dg
 from pydantic import PrivateAttr
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.pipeline import lease
 from orchestrator.pipeline.attempt import Attempt
 from orchestrator.pipeline.builds import builds_partitions, find_build
-from orchestrator.pipeline.lease import RUN_TAG
+from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.pipeline.plan import TrainingConfig, make_plan
 from orchestrator.pipeline.record import training_metadata
 from orchestrator.resources.ec2 import Ec2Resource, Instance
@@ -22,6 +23,8 @@ from orchestrator.resources.jenkins import JenkinsResource
 from orchestrator.resources.mlflow import MlflowResource
 from orchestrator.resources.ssh import Ssh, SshResource
 from orchestrator.settings import SETTINGS_METADATA, PipelineSettings, Settings
+
+log = logging.getLogger(__name__)
 
 POOL = "training_instances"
 """Dagster's concurrency pool of runs that hold an instance; its limit can be changed while it runs."""
@@ -48,9 +51,9 @@ class ThisRun:
             run = parent
         return run.run_id
 
-    def renew_lease(self, until: datetime) -> None:
-        """Tell, on the Dagster run, that its worker is alive."""
-        self._instance.add_run_tags(self.run_id, {RUN_TAG: timestamp(until)})
+    def trained(self, mlflow_run: str) -> None:
+        """Keep, where an MLflow that is away does not matter, that the training process exited 0."""
+        self._instance.add_run_tags(self.run_id, {TRAINED_TAG: mlflow_run})
 
     def is_live(self, run_id: str) -> bool:
         """Whether this run is queued, starting or under way."""
@@ -86,12 +89,23 @@ class TrainingAttempts(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Self]:
-        """Close every attempt when the run ends; a cancel between two steps is seen nowhere else."""
-        try:
-            yield self
-        finally:
-            for attempt in self._attempts.values():
-                attempt.close()
+        """Renew the run's lease, and close every attempt when the run ends.
+
+        A cancel between two steps is seen nowhere else.
+        """
+        instance, run = context.instance, context.run
+        if instance is None or run is None:
+            raise RuntimeError("attempts belong to a Dagster run")
+
+        def renew() -> None:
+            instance.add_run_tags(run.run_id, {RUN_TAG: timestamp(lease.until())})
+
+        with lease.renewed(renew, log=log):
+            try:
+                yield self
+            finally:
+                for attempt in self._attempts.values():
+                    attempt.close()
 
     def of(self, pipeline: str, make: Callable[[], Attempt]) -> Attempt:
         """The attempt of this pipeline, made at the first call."""

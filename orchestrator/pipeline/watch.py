@@ -246,8 +246,8 @@ class _Work:
                 if search and self.searching:
                     self.first = max(filter(None, (self.first, build)), key=_age)
                 search = False
-        latest = max(watched.latest, *(build.timestamp for build in page)) if page else watched.latest
-        watched = watched.model_copy(update={"pending": pending, "latest": latest})
+        # Not ``latest``: were the job re-created since this tick began, the next one would miss its new builds.
+        watched = watched.model_copy(update={"pending": pending})
         if len(own) < len(inside) or len(page) < size:
             return None, watched
         rest = {"high": min(gap.high, page[-1].number - 1), "skip": gap.skip + size - 1, "back": 0}

@@ -40,7 +40,7 @@ class Watched(_Stored):
 
     Attributes:
         newest: the greatest number looked at.
-        latest: the latest timestamp looked at.
+        latest: the latest timestamp at the top of its history, at any tick.
         pending: number → timestamp of the builds that ran when they were looked at.
         gaps: what is still to be read, newest first.
     """

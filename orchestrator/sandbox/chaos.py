@@ -34,7 +34,7 @@ from orchestrator.signals import unwind_on_signals
 
 LOOK_SECONDS = 0.2
 SETTLE_LOOK_SECONDS = 2.0
-PHASE_SECONDS = 300.0
+PHASE_SECONDS = 600.0
 """A build that is not in the wanted phase by then never will be."""
 
 SETTLE_SECONDS = 900.0
@@ -114,6 +114,7 @@ class Campaign:
             trainings=len(facts.trainings),
             settled_seconds=time.monotonic() - injected,
             orphaned_seconds=facts.orphaned_seconds,
+            unattended_seconds=self._watch.unattended_seconds(partition),
             violations=tuple(violations(facts)),
         )
 

@@ -25,7 +25,8 @@ class Result:
         attempts: Dagster runs that the build took.
         trainings: training processes that the build took.
         settled_seconds: from the fault until nothing was under way or left.
-        orphaned_seconds: the longest time that something had no live attempt.
+        orphaned_seconds: the longest time that something had no live attempt, as Dagster knows them.
+        unattended_seconds: the longest time that no living process looked after it, from the fault on.
         violations: the promises that were broken.
     """
 
@@ -38,6 +39,7 @@ class Result:
     trainings: int
     settled_seconds: float
     orphaned_seconds: float
+    unattended_seconds: float
     violations: tuple[str, ...]
 
 
@@ -47,7 +49,17 @@ def show(console: Console, results: Sequence[Result], *, seed: int, minutes: flo
     table.add_column("fault")
     for phase in PHASES:
         table.add_column(phase, justify="right")
-    for column in ("missed", "green", "red", "cancelled", "retried", "orphaned, s", "settled, s", "violations"):
+    for column in (
+        "missed",
+        "green",
+        "red",
+        "cancelled",
+        "retried",
+        "orphaned, s",
+        "unattended, s",
+        "settled, s",
+        "violations",
+    ):
         table.add_column(column, justify="right")
     for kind in Kind:
         if own := [result for result in results if result.fault.kind is kind]:
@@ -76,6 +88,7 @@ def summary(results: Sequence[Result], *, seed: int, minutes: float) -> str:
             "cancelled": outcomes["CANCELED"],
             "violations": [violation for result in results for violation in result.violations],
             "longest_orphaned_seconds": _longest(results, lambda result: result.orphaned_seconds),
+            "longest_unattended_seconds": _longest(results, lambda result: result.unattended_seconds),
             "longest_settled_seconds": _longest(results, lambda result: result.settled_seconds),
             "minutes": round(minutes, 1),
         }
@@ -93,6 +106,7 @@ def _cells(results: Sequence[Result]) -> list[str]:
         _count(outcomes["CANCELED"]),
         _count(sum(result.attempts > 1 for result in results)),
         f"{_longest(results, lambda result: result.orphaned_seconds):.0f}",
+        f"{_longest(results, lambda result: result.unattended_seconds):.0f}",
         f"{_longest(results, lambda result: result.settled_seconds):.0f}",
         _count(sum(len(result.violations) for result in results)),
     ]

@@ -51,7 +51,9 @@ class Watch:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._clock = Clock()
+        self._orphans = Clock()
+        self._unattended = Clock()
+        self._workers: dict[str, int] = {}
         self._under_way: dict[str, Attempt] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="watch", daemon=True)
@@ -72,7 +74,11 @@ class Watch:
 
     def orphaned_seconds(self, partition: str) -> float:
         """The longest time that something of this build had no live attempt."""
-        return self._clock.longest(partition)
+        return self._orphans.longest(partition)
+
+    def unattended_seconds(self, partition: str) -> float:
+        """The longest time that no living process looked after something of this build, whatever Dagster believed."""
+        return self._unattended.longest(partition)
 
     def _look_on(self) -> None:
         due = 0.0
@@ -90,5 +96,15 @@ class Watch:
         things = {instance.id: instance.partition for instance in self._site.instances()}
         things |= self._site.open_mlflow_runs()
         # Only now: an attempt that ended meanwhile must not look as if it had left something.
-        live = {attempt.partition for attempt in (*books.under_way(), *books.retries_due())}
-        self._clock.see(((thing, build) for thing, build in things.items() if build not in live), time.monotonic())
+        under_way = books.under_way()
+        live = {attempt.partition for attempt in (*under_way, *books.retries_due())}
+        attended = {attempt.partition for attempt in under_way if self._works(books, attempt)}
+        now = time.monotonic()
+        self._orphans.see(((thing, build) for thing, build in things.items() if build not in live), now)
+        self._unattended.see(((thing, build) for thing, build in things.items() if build not in attended), now)
+
+    def _works(self, books: Books, attempt: Attempt) -> bool:
+        if attempt.id not in self._workers and (pid := books.worker(attempt.id)):
+            self._workers[attempt.id] = pid
+        pid = self._workers.get(attempt.id)
+        return pid is not None and self._site.processes.worker(pid) is not None

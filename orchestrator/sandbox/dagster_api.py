@@ -124,7 +124,7 @@ class DagsterApi:
             if loaded is None:
                 return "it is still loading"
             if loaded["__typename"] == "PythonError":
-                return str([loaded, *loaded["causes"]][-1]["message"]).strip()
+                return _innermost(loaded)
         return None if entries else "there is none"
 
     def runs(self, *, partition: str | None = None, limit: int = 20) -> list[Run]:
@@ -224,11 +224,11 @@ class DagsterApi:
         """Why the sensor's newest tick failed; None when it did not."""
         answer = self._ask(
             """query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) { __typename
-                 ... on Sensor { sensorState { ticks(limit: 1) { status error { message } } } } } }""",
+                 ... on Sensor { sensorState { ticks(limit: 1) { error { message causes { message } } } } } } }""",
             {"selector": {"sensorName": sensor, "repositoryName": REPOSITORY, "repositoryLocationName": LOCATION}},
         )
         ticks = answer["sensorState"]["ticks"]
-        return str(ticks[0]["error"]["message"]) if ticks and ticks[0]["error"] else None
+        return _innermost(ticks[0]["error"]) if ticks and ticks[0]["error"] else None
 
     def failure(self, run_id: str) -> str | None:
         """Why a run failed, in the words of the step that did; None when nothing says so."""
@@ -309,6 +309,11 @@ def _step(answer: Mapping[str, Any]) -> Step:
         started=started,
         seconds=ended - started if started is not None and ended is not None else None,
     )
+
+
+def _innermost(error: Mapping[str, Any]) -> str:
+    """What Dagster has wrapped into its own errors."""
+    return str([error, *error["causes"]][-1]["message"]).strip()
 
 
 def _text(entry: Mapping[str, Any]) -> str:
