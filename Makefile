@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 BOOTSTRAP := $(VENV)/bootstrap
 UV := $(or $(shell command -v uv 2>/dev/null),$(BOOTSTRAP)/bin/uv)
 # What `make test-services` needs on top: program, and the Debian package that brings it.
-SERVICES := sshd:openssh-server chromium:chromium cloud-init:cloud-init
+SERVICES := sshd:openssh-server cloud-init:cloud-init
 
 MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -69,7 +69,7 @@ class Daemon:
 
         job = dg.define_asset_job("churn_training", selection=[trained_model])
         settings = Settings(pipeline="churn", lookup=self.environment.get)
-        self.sensor = jenkins_sensor("churn", settings, job, limits=self.limits)  # type: ignore[arg-type]
+        self.sensor = jenkins_sensor("churn", settings, job, limits=self.limits)
         self.defs = dg.Definitions(
             assets=[jenkins_build_spec("churn"), trained_model],
             jobs=[job],
