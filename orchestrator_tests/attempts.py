@@ -107,7 +107,7 @@ class World:
         )
 
     def script(self, name: str, text: str) -> dict[str, str]:
-        """A program on the machine in mlflow's place, for what needs none of its 7 s of imports."""
+        """A program on the machine in mlflow's place, for what needs none of its imports."""
         path = self.directory / name
         path.write_text(text)
         path.chmod(0o755)

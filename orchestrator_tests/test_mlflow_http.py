@@ -73,6 +73,12 @@ class TestOutages:
 
 
 class TestRefusals:
+    def test_a_server_that_was_not_told_its_own_name_is_explained(self, proxy: FaultyProxy) -> None:
+        said = "Invalid Host header - possible DNS rebinding attack detected"
+        proxy.standing = Fault(status=403, body=said, content_type="text/plain")
+        with client(proxy.url) as mlflow, pytest.raises(MlflowRefused, match=r"--allowed-hosts 127\.0\.0\.1:"):
+            mlflow.experiment("1")
+
     @pytest.mark.parametrize("status", [401, 403])
     def test_a_rejected_login_names_its_settings_and_is_not_tried_again(self, proxy: FaultyProxy, status: int) -> None:
         proxy.standing = Fault(status=status, body="no")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from orchestrator.errors import (
     BuildBusy,
@@ -107,11 +107,17 @@ class Attempt:
         )
         self._instance: Instance | None = None
         self._usage: Usage | None = None
+        self._ready = False
         self._open = False
         self._launches = 0
         self._losses = 0
         self._lease = ExitStack()
         self._lease.enter_context(lease.renewed(self.renew_lease, log=log))
+
+    def tell(self, log: logging.Logger) -> Self:
+        """Tell progress there from now on: each step has a log of its own."""
+        self._log = self._tracked.log = log
+        return self
 
     def check(self) -> Plan:
         """Find out what would make this training fail later, while it costs nothing.
@@ -152,8 +158,10 @@ class Attempt:
             raise
 
     def _ready_instance(self) -> Instance:
-        instance = self._instance or self._adopt() or self._launch()
-        self._instance = self._ec2.wait_until_ready(instance, on_progress=self._log.info)
+        if self._instance is None or not self._ready:
+            instance = self._instance or self._adopt() or self._launch()
+            self._instance = self._ec2.wait_until_ready(instance, on_progress=self._log.info)
+            self._ready = True
         return self._instance
 
     def _adopt(self) -> Instance | None:
@@ -228,7 +236,7 @@ class Attempt:
                     raise
                 self._log.warning(f"{loss}; beginning anew on another instance")
                 self._tracked.drop(str(loss))
-                self._instance = None
+                self._instance, self._ready = None, False
 
     def _train_on(self, instance: Instance) -> str:
         mlflow_run = self._tracked.open()

@@ -26,7 +26,7 @@ class TrackedRun:
         deployment: which installation this is.
         dagster_run: ID of the Dagster run.
         root_run: ID of the Dagster run that it retries, or its own.
-        log: where progress is told.
+        log: where progress is told; may be set anew.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class TrackedRun:
         self._deployment = deployment
         self._dagster_run = dagster_run
         self._root_run = root_run
-        self._log = log
+        self.log = log
         self._id: str | None = None
 
     def require_experiment(self) -> str:
@@ -68,7 +68,7 @@ class TrackedRun:
             if run is None:
                 return False
             self._id = run.id
-            self._log.info(f"MLflow run {run.id} of an earlier attempt is FINISHED: there is nothing left to train")
+            self.log.info(f"MLflow run {run.id} of an earlier attempt is FINISHED: there is nothing left to train")
             return True
         return self._id is not None and self._mlflow.run(self._id).status == "FINISHED"
 
@@ -96,7 +96,7 @@ class TrackedRun:
                 ),
             )
             self._id = run.id
-            self._log.info(f"MLflow run {run.id}: {self._mlflow.run_url(run)}")
+            self.log.info(f"MLflow run {run.id}: {self._mlflow.run_url(run)}")
         return self._id
 
     def launched(self, instance: Instance) -> None:
@@ -111,7 +111,7 @@ class TrackedRun:
         try:
             self._mlflow.set_tags(self._id, usage.tags())
         except MlflowError as error:
-            self._log.warning(f"what {usage.instance_id} cost is not recorded yet: {error}")
+            self.log.warning(f"what {usage.instance_id} cost is not recorded yet: {error}")
 
     def drop(self, reason: str) -> None:
         """Close the run as KILLED and forget it: what comes next is another training."""
@@ -134,7 +134,7 @@ class TrackedRun:
             elif not self._mlflow.run(self._id).ended:
                 self._mlflow.finish(self._id, "KILLED", reason=reason, patience_seconds=CLOSING_PATIENCE_SECONDS)
         except MlflowError as error:
-            self._log.warning(f"MLflow run {self._id} could not be closed; the janitor will: {error}")
+            self.log.warning(f"MLflow run {self._id} could not be closed; the janitor will: {error}")
 
     def finished(self, usage: Usage | None) -> FinishedTraining:
         """All that MLflow holds of the training, whose process exited 0; waits for an MLflow that is away.

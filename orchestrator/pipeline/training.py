@@ -174,7 +174,7 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
                 write=_write_to_run_log,
             )
 
-        return attempts.of(name, make)
+        return attempts.of(name, make).tell(context.log)
 
     needed = {"attempts", "jenkins", "ec2", "ssh", "mlflow"}
 

@@ -195,6 +195,13 @@ class MlflowHttp:
             said += f": {str(answer['message'])[:500]}"
         if status in (408, 429) or status >= 500:
             raise MlflowUnavailable(f"MLflow at {self.uri} is not well ({said})")
+        if status == HTTPStatus.FORBIDDEN and "Invalid Host header" in response.text[:500]:
+            # https://mlflow.org/docs/latest/self-hosting/security/network/
+            host = urlsplit(self.uri).netloc
+            raise MlflowRefused(
+                f"MLflow at {self.uri} does not know itself by the name {host}: start that server with "
+                f"--allowed-hosts {host} (or MLFLOW_SERVER_ALLOWED_HOSTS)"
+            )
         if status in (401, 403):
             raise MlflowRefused(
                 f"{said} from MLflow at {self.uri}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "

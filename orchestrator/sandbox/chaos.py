@@ -26,7 +26,7 @@ from orchestrator.sandbox.chaos_checks import ORPHAN_SECONDS, Facts, violations
 from orchestrator.sandbox.chaos_dagster import Attempt, Books
 from orchestrator.sandbox.chaos_faults import LASTING, Injector, Missed
 from orchestrator.sandbox.chaos_plan import IDLE, Fault, Kind, plan
-from orchestrator.sandbox.chaos_report import Result, show, summary
+from orchestrator.sandbox.chaos_report import WIDTH, Result, show, summary
 from orchestrator.sandbox.chaos_site import Site
 from orchestrator.sandbox.chaos_watch import Watch
 from orchestrator.sandbox.stack import JOB
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed, index = options.replay
         faults = plan(seed, index + 1)[index:]
     directory = options.dir or Path(tempfile.mkdtemp(prefix="chaos-"))
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
     began = time.monotonic()
     try:
         console.print(f"{len(faults)} faults, seed {seed}, in {directory}")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from urllib.parse import parse_qs
 
+import tenacity
+
 from orchestrator.errors import DagsterDown, SandboxError
 from orchestrator.sandbox.chaos_dagster import Attempt, kill
 from orchestrator.sandbox.chaos_plan import Fault, Kind
@@ -34,7 +36,10 @@ AWS_ANSWERS = {
 }
 
 
-class Missed(Exception):  # noqa: N818 - what it says is no error
+INSTANCE_SECONDS = 5.0
+
+
+class Missed(Exception):
     """There was nothing (left) that this fault could harm; says what."""
 
 
@@ -136,15 +141,25 @@ class Injector:
             raise Missed(f"Dagster did not cancel the run: {error}") from error
 
     def _on_instance(self, attempt: Attempt | None, harm: Callable[[str], object]) -> None:
+        """Harm the instance of a run; one that is being provisioned is there, and up, in a few seconds."""
         partition = _required(attempt).partition
-        for instance in self._site.instances():
-            if instance.partition == partition:
-                try:
-                    harm(instance.id)
-                except SandboxError as error:
-                    raise Missed(str(error)) from error
-                return
-        raise Missed("there is no instance (any more)")
+
+        def try_it() -> None:
+            instance = next((one for one in self._site.instances() if one.partition == partition), None)
+            if instance is None:
+                raise SandboxError("there is no instance")
+            harm(instance.id)
+
+        patient = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(SandboxError),
+            stop=tenacity.stop_after_delay(INSTANCE_SECONDS),
+            wait=tenacity.wait_fixed(0.1),
+            reraise=True,
+        )
+        try:
+            patient(try_it)
+        except SandboxError as error:
+            raise Missed(str(error)) from error
 
 
 def _required(attempt: Attempt | None) -> Attempt:

@@ -12,6 +12,10 @@ from rich.table import Table
 
 from orchestrator.sandbox.chaos_plan import PHASES, Fault, Kind
 
+OUTCOMES = ("missed", "green", "red", "cancelled", "retried", "orphaned", "unattended", "settled", "violations")
+WIDTH = 185
+"""Of the table, in characters, where no terminal says otherwise."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -45,22 +49,10 @@ class Result:
 
 def show(console: Console, results: Sequence[Result], *, seed: int, minutes: float) -> None:
     """Print the table, and everything that was not as it should be."""
-    table = Table(title=f"{len(results)} faults in {minutes:.0f} minutes, seed {seed}")
-    table.add_column("fault")
-    for phase in PHASES:
-        table.add_column(phase, justify="right")
-    for column in (
-        "missed",
-        "green",
-        "red",
-        "cancelled",
-        "retried",
-        "orphaned, s",
-        "unattended, s",
-        "settled, s",
-        "violations",
-    ):
-        table.add_column(column, justify="right")
+    table = Table(title=f"{len(results)} faults in {minutes:.0f} minutes, seed {seed}; longest times in seconds")
+    table.add_column("fault", no_wrap=True)
+    for heading in (*PHASES, *OUTCOMES):
+        table.add_column(heading, justify="right", no_wrap=True)
     for kind in Kind:
         if own := [result for result in results if result.fault.kind is kind]:
             table.add_row(str(kind), *_cells(own))
