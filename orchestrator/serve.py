@@ -24,6 +24,9 @@ from orchestrator.signals import undisturbed
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 
+INSTANCE_POOL = "training_instances"
+"""The pool of `pipeline/training.py`, whose import would cost the start seconds."""
+
 
 def project_file(name: str) -> Path:
     """A file of the project's root: of the folder we are in, else of the one this package lies in.
@@ -113,7 +116,7 @@ class Services:
             if not self._ended.empty():
                 self.await_end()
             try:
-                return requests.get(f"{self._local_url()}/server_info", timeout=5).ok
+                return requests.get(f"{self.local_url()}/server_info", timeout=5).ok
             except requests.RequestException:
                 return False
 
@@ -171,7 +174,7 @@ class Services:
         child.wait()
         self._ended.put(name)
 
-    def _local_url(self) -> str:
+    def local_url(self) -> str:
         """Where we reach it ourselves, also when it listens on every address."""
         anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognised, not bound
         return f"http://{anywhere[self._host]}:{self._port}" if self._host in anywhere else self.url
@@ -197,12 +200,36 @@ def serve(*, host: str, port: int, say: Callable[[str], None]) -> None:
     services = Services(home=home, host=host, port=port)
     try:
         with services:
+            limit_instances(services.local_url())
             say(f"Dagster runs on {services.url}; Ctrl-C stops it")
             services.await_end()
     finally:
         if services.left_running:
             pids = ", ".join(map(str, services.left_running))
             say(f"Dagster has stopped; trainings that ran go on to their end by themselves (processes {pids})")
+
+
+def limit_instances(url: str) -> None:
+    """Apply MAX_INSTANCES, if it is set, to Dagster's pool of runs that hold an instance.
+
+    Args:
+        url: where the UI answers.
+
+    Raises:
+        SettingsError: MAX_INSTANCES is not a whole number above 0.
+        DagsterDown: Dagster does not take it.
+    """
+    name = "MAX_INSTANCES"
+    text = os.environ.get(name) or dotenv.dotenv_values(".env").get(name)
+    if not text:
+        return
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingsError(f"{name}={text!r} is wrong: write a whole number above 0")
+    mutation = "mutation ($pool: String!, $limit: Int!) { setConcurrencyLimit(concurrencyKey: $pool, limit: $limit) }"
+    variables = {"pool": INSTANCE_POOL, "limit": int(text)}
+    answer = requests.post(f"{url}/graphql", json={"query": mutation, "variables": variables}, timeout=30).json()
+    if answer.get("errors"):
+        raise DagsterDown(f"Dagster did not take {name}={text}: {answer['errors'][0].get('message')}")
 
 
 def is_loopback(host: str) -> bool:

@@ -213,6 +213,19 @@ class ProjectSettings(SettingsGroup):
     )
 
 
+class QueueSettings(SettingsGroup):
+    """How much goes on at once."""
+
+    title = "Queue"
+    max_instances: int | None = setting(
+        "MAX_INSTANCES",
+        "most instances at once, set when `orchestrator serve` starts; while it runs it can be changed in the UI "
+        "(Deployment > Concurrency > training_instances); default: dagster.yaml's default_limit",
+        None,
+        ge=1,
+    )
+
+
 class JanitorSettings(SettingsGroup):
     """What the janitor may do with what was left behind."""
 
@@ -231,6 +244,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     SshSettings,
     MlflowSettings,
     ProjectSettings,
+    QueueSettings,
     JanitorSettings,
 )
 
