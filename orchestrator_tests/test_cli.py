@@ -96,6 +96,13 @@ def all_gone(processes: Sequence[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
+def ports_of(process: psutil.Process) -> set[int]:
+    try:
+        return {link.laddr.port for link in process.net_connections("tcp") if link.status == psutil.CONN_LISTEN}
+    except psutil.NoSuchProcess:  # it had nothing more to do
+        return set()
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project of one asset whose run ends when it is told to."""
@@ -191,7 +198,7 @@ def test_a_demo_that_is_stopped_while_it_starts_leaves_no_process_and_no_port(tm
     with running("demo", "--port", str(free_port()), "--dir", "sandbox", cwd=tmp_path) as command:
         command.await_output("is building")
         family = command.family()
-        listening = [link.laddr.port for process in family for link in process.net_connections("tcp")]
+        listening = [port for process in family for port in ports_of(process)]
         assert listening
         assert command.end(signal.SIGHUP) == 128 + signal.SIGHUP
         assert "Traceback" not in command.output

@@ -24,7 +24,7 @@ from rich.console import Console
 from orchestrator.errors import DagsterDown, OrchestratorError, SandboxError
 from orchestrator.sandbox.chaos_checks import ORPHAN_SECONDS, Facts, violations
 from orchestrator.sandbox.chaos_dagster import Attempt, Books
-from orchestrator.sandbox.chaos_faults import LASTING, Injector, Missed
+from orchestrator.sandbox.chaos_faults import Injector, Missed
 from orchestrator.sandbox.chaos_plan import IDLE, Fault, Kind, plan
 from orchestrator.sandbox.chaos_report import WIDTH, Result, show, summary
 from orchestrator.sandbox.chaos_site import Site
@@ -82,26 +82,25 @@ class Campaign:
 
     def one(self, fault: Fault) -> Result:
         """Do one fault to one build, and wait until all has settled."""
-        missed = None
+        missed: str | None = None
+        partition: str | None = None
+        seconds = 0.0
+        injected = time.monotonic()
         with ExitStack() as lasting:
-            if fault.phase == IDLE:
-                lasting.enter_context(self._injector.start(fault, attempt=None))
-                injected = time.monotonic()
-                _pause(fault.after)
-                partition = self._green_build()
-            else:
-                partition = self._green_build(failing=fault.kind is Kind.TRAINING_FAILS)
-                injected = time.monotonic()
-                try:
-                    with self._injector.held(fault.phase):
+            try:
+                with self._injector.held(fault.phase):
+                    attempt = None
+                    if fault.phase != IDLE:
+                        partition = self._green_build(failing=fault.kind is Kind.TRAINING_FAILS)
                         attempt = self._await_phase(partition, fault.phase)
                         _pause(fault.after)
-                        lasting.enter_context(self._injector.start(fault, attempt=attempt))
-                        injected = time.monotonic()
-                except Missed as reason:
-                    missed = str(reason)
-            if missed is None and fault.kind in LASTING:
-                _pause(fault.seconds)
+                    seconds = self._injector.lasts(fault)
+                    lasting.enter_context(self._injector.start(fault, attempt=attempt))
+                    injected = time.monotonic()
+            except Missed as reason:
+                missed = str(reason)
+            partition = partition or self._green_build()
+            _pause(seconds if missed is None else 0)
         settled = self._settle(partition)
         facts = settled.facts
         return Result(

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from orchestrator.sandbox.process import ChildProcess
 from orchestrator.serve import project_file
 
 RESTART_SECONDS = 1.0
+DECISION_SECONDS = 60.0
 WEBSERVER = ("-m", "dagster_webserver")
 DAEMON = ("-m", "dagster._daemon")
 CODE_SERVER = ("-m", "dagster", "api", "grpc")
@@ -74,9 +76,8 @@ class Books(DagsterApi):
         return self._attempts({"statuses": list(LIVE)}, fields=_ATTEMPT + _STEPS)
 
     def retries_due(self) -> list[Attempt]:
-        """All failed attempts that Dagster is going to repeat."""
-        failed = {"statuses": ["FAILURE"], "tags": [{"key": "dagster/will_retry", "value": "true"}]}
-        return [attempt for attempt in self._attempts(failed) if attempt.retry_due]
+        """All failed attempts, of the newest hundred, that Dagster is going to repeat."""
+        return [attempt for attempt in self._attempts({"statuses": ["FAILURE"]}) if attempt.retry_due]
 
     def _attempts(self, runs: Mapping[str, object], *, fields: str = _ATTEMPT) -> list[Attempt]:
         answer = self._ask(
@@ -170,7 +171,9 @@ def _attempt(run: dict[str, Any]) -> Attempt:
     tags = {tag["key"]: tag["value"] for tag in run["tags"]}
     steps = (step for step in run.get("stepStats", ()) if step["status"] in (None, "IN_PROGRESS"))
     names = (str(step["stepKey"]).rpartition(".")[2] for step in steps)
-    failed = run["status"] == "FAILURE"
+    # Dagster decides on a retry some seconds after the failure; until then there is no such tag.
+    undecided = time.time() - (run["endTime"] or 0) < DECISION_SECONDS
+    will_retry = tags.get("dagster/will_retry", "true" if undecided else "false") == "true"
     return Attempt(
         id=run["runId"],
         root=run["rootRunId"] or run["runId"],
@@ -178,7 +181,7 @@ def _attempt(run: dict[str, Any]) -> Attempt:
         status=run["status"],
         step=None if run["status"] in OVER else next(names, None),
         ended=run["endTime"],
-        retry_due=failed and tags.get("dagster/will_retry") == "true" and "dagster/auto_retry_run_id" not in tags,
+        retry_due=run["status"] == "FAILURE" and will_retry and "dagster/auto_retry_run_id" not in tags,
     )
 
 

@@ -13,7 +13,7 @@ import tenacity
 from orchestrator.errors import DagsterDown, SandboxError
 from orchestrator.sandbox.chaos_dagster import Attempt, kill
 from orchestrator.sandbox.chaos_plan import Fault, Kind
-from orchestrator.sandbox.chaos_proxy import Answer, Request, Weather
+from orchestrator.sandbox.chaos_proxy import Answer, Proxy, Request, Weather
 from orchestrator.sandbox.chaos_site import Site
 from orchestrator.sandbox.ec2_api import Fault as AwsFault
 
@@ -37,6 +37,8 @@ AWS_ANSWERS = {
 
 
 INSTANCE_SECONDS = 5.0
+MLFLOW_STARTS_SECONDS = 25.0
+"""What a restart of MLflow takes on a busy machine."""
 
 
 class Missed(Exception):
@@ -107,11 +109,28 @@ class Injector:
                 return self._weather(fault)
         return nullcontext()
 
-    def _weather(self, fault: Fault) -> AbstractContextManager[object]:
+    def lasts(self, fault: Fault) -> float:
+        """For how many seconds it may last now.
+
+        Raises:
+            Missed: the server has just been away for as long as its clients must bear.
+        """
+        if fault.kind not in LASTING:
+            return 0
+        bearable = self._proxy(fault).bearable_seconds()
+        if fault.kind is Kind.MLFLOW_RESTARTED:
+            bearable -= MLFLOW_STARTS_SECONDS
+        if bearable < 1:
+            raise Missed("the server has just been away for a minute")
+        return min(fault.seconds, bearable)
+
+    def _proxy(self, fault: Fault) -> Proxy:
         proxies = {"AWS": self._site.aws, "Jenkins": self._site.jenkins, "MLflow": self._site.mlflow}
-        proxy = proxies[fault.kind.partition(" ")[0]]
+        return proxies[fault.kind.partition(" ")[0]]
+
+    def _weather(self, fault: Fault) -> AbstractContextManager[object]:
         exits = ExitStack()
-        exits.enter_context(proxy.weather(LASTING[fault.kind]))
+        exits.enter_context(self._proxy(fault).weather(LASTING[fault.kind]))
         if fault.kind is Kind.MLFLOW_RESTARTED:
             exits.enter_context(self._mlflow_stopped())
         return exits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,6 +19,8 @@ from orchestrator.sandbox.process import free_port
 HOLD_SECONDS = 6.0
 """A request is held up for no longer: less than any client of ours waits for an answer."""
 
+OUTAGE_SECONDS = 60.0
+RESPITE_SECONDS = 15.0
 UPSTREAM_SECONDS = 60
 SLOW_SECONDS = 4.0
 PAGE = b"<html><body><h1>We'll be right back</h1></body></html>"
@@ -70,6 +73,7 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self._port}"
         self._lock = threading.Lock()
         self._weather: list[Weather] = []
+        self._bad_since = self._bad_until = 0.0
         self._holds: list[_Hold] = []
         self._spoilt: list[tuple[Callable[[Request], bool], Answer]] = []
         self._closing = threading.Event()
@@ -90,6 +94,8 @@ class Proxy:
     def weather(self, weather: Weather) -> Iterator[None]:
         """Misbehave as long as the context lasts; of several ways, the latest counts, but refusing over all."""
         with self._lock:
+            if not self._weather and time.monotonic() > self._bad_until + RESPITE_SECONDS:
+                self._bad_since = time.monotonic()
             self._weather.append(weather)
             if weather is Weather.REFUSING:
                 self._hang_up()
@@ -98,8 +104,16 @@ class Proxy:
         finally:
             with self._lock:
                 self._weather.remove(weather)
+                self._bad_until = time.monotonic()
                 if Weather.REFUSING not in self._weather and not self._closing.is_set():
                     self._listen()
+
+    def bearable_seconds(self) -> float:
+        """How much longer it may misbehave: outages that follow one another are one, of a minute at most."""
+        with self._lock:
+            now = time.monotonic()
+            in_one_go = self._weather or now < self._bad_until + RESPITE_SECONDS
+            return OUTAGE_SECONDS - (now - self._bad_since if in_one_go else 0)
 
     @contextlib.contextmanager
     def held(self, applies: Callable[[Request], bool]) -> Iterator[None]:
