@@ -54,6 +54,7 @@ class ThisRun:
     run_id: str
     root_run_id: str = ""
     live: set[str] = field(default_factory=set)
+    trained_before: str | None = None
     before_us: str | None = None
     trainings: list[str] = field(default_factory=list)
 

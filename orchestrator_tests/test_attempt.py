@@ -289,7 +289,8 @@ def test_an_mlflow_that_is_away_at_the_end_is_waited_for_and_then_named_with_wha
         with pytest.raises(MlflowUnavailable, match=rf"{trained}.*re-execute"):
             attempt.finished()
         attempt.close()
-    later = world.attempt(23, run=ThisRun("run-23b", root_run_id="run-23"), settings=program)
+    later = world.attempt(23, run=ThisRun("run-23b", "run-23", trained_before=trained), settings=program)
+    assert later.provision() is None, "nothing is trained again"
     assert later.finished().run.id == trained
     assert later.finished().run.status == "FINISHED"
     later.close()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from rich.console import Console
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins_build import Build
 from orchestrator.sandbox.dagster_api import DagsterApi, Run
-from orchestrator.sandbox.demo import Output, Story
-from orchestrator.sandbox.display import LineView
+from orchestrator.sandbox.demo import Output, Story, play
+from orchestrator.sandbox.display import LineView, Scene
 from orchestrator.sandbox.outcome import Outcome, Witness
 from orchestrator.sandbox.project import Commit
 from orchestrator.sandbox.stack import PIPELINE, TRAINED_MODEL, Stack
@@ -64,16 +65,21 @@ class World:
     Attributes:
         builds: name of the commit → its build; ``example`` is the first one.
         first: what became of the newest.
-        asset_page: name of the commit → run that "Materialize" launched for its build.
+        code: exit status of the demo that trained it.
         shown: what a user without a terminal has seen.
+        printed: what was on standard output.
+        asset_page: name of the commit → run that "Materialize" launched for its build.
     """
 
     stack: Stack
+    story: Story
     dagster: DagsterApi
     witness: Witness
     builds: dict[str, Build]
     first: Outcome
+    code: int
     shown: str
+    printed: str
     asset_page: dict[str, str]
 
     def partition(self, name: str) -> str:
@@ -96,23 +102,33 @@ def _commit(name: str) -> Commit:
     return Commit(name, edit)
 
 
+def _commands() -> dict[int, list[str]]:
+    """Process → command line, of all that we have started."""
+    commands = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            commands[process.pid] = process.cmdline()
+    return commands
+
+
 @contextmanager
 def _no_process_left() -> Iterator[None]:
-    before = set(psutil.Process().children(recursive=True))
+    before = _commands()
     yield
-    left = [process for process in psutil.Process().children(recursive=True) if process not in before]
-    assert [process.cmdline() for process in left] == []
+    assert [command for pid, command in _commands().items() if pid not in before] == []
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("stack")
-    shown = io.StringIO()
+    shown, printed = io.StringIO(), io.StringIO()
     with _no_process_left(), Stack(directory) as stack:
         story = Story(stack, started=time.monotonic())
-        with LineView(Console(file=shown)) as view:
-            dagster = story.first_model(view, commits=[_commit(name) for name in COMMITS])
-        witness = Witness(stack.env(), dagster_url=dagster.url)
+        commits = [_commit(name) for name in COMMITS]
+        with redirect_stdout(printed):
+            code = play(story, Console(file=shown), commits=commits, once=True, as_json=True)
+        dagster = DagsterApi(stack.dagster_url)
+        witness = Witness(stack.env(), dagster_url=stack.dagster_url)
         builds = dict(zip(["example", *COMMITS], reversed(witness.builds()), strict=True))
         partitions = {name: str(build.number) for name, build in builds.items()}
         dagster.backfill(asset=TRAINED_MODEL, partitions=[partitions["example"]])
@@ -120,7 +136,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             name: dagster.launch(asset=TRAINED_MODEL, partition=partitions[name])
             for name in ("endless", "failing", "light")
         }
-        yield World(stack, dagster, witness, builds, story.outcome, shown.getvalue(), launched)
+        with dagster:
+            texts = (shown.getvalue(), printed.getvalue())
+            yield World(stack, story, dagster, witness, builds, story.outcome, code, *texts, launched)
 
 
 def test_the_newest_green_build_becomes_a_finished_run_one_materialisation_and_a_terminated_instance(
@@ -138,8 +156,10 @@ def test_the_newest_green_build_becomes_a_finished_run_one_materialisation_and_a
     assert outcome.mlflow_run_id in recorded.metadata.values()
 
 
-def test_the_result_as_json_has_exactly_the_promised_keys(world: World) -> None:
-    told = json.loads(json.dumps(world.first.to_json()))
+def test_the_last_line_of_standard_output_is_the_promised_json(world: World) -> None:
+    assert world.code == 0
+    told = json.loads(world.printed.splitlines()[-1])
+    assert told == world.first.to_json()
     assert set(told) == set(KEYS.split())
     assert {"sandbox", "dagster", "build", "provision", "train", "total"} <= set(told["seconds"])
     assert set(told["urls"]) == {"dagster_run", "dagster_asset", "mlflow_run", "jenkins_build", "git"}
@@ -151,6 +171,7 @@ def test_without_a_terminal_the_story_is_told_line_by_line(world: World) -> None
     assert "  | trained lightly" in lines
     assert any(re.fullmatch(r"Dagster: run \w{8}, step train: SUCCESS in \d+\.\d s", line) for line in lines)
     assert f"MLflow run: {world.first.mlflow_run_id} FINISHED" in lines
+    assert lines[-1] == "Stopping everything"
 
 
 def test_a_red_build_trains_nothing_and_past_green_ones_wait_for_a_backfill(world: World) -> None:
@@ -198,10 +219,35 @@ def test_cancelling_while_it_trains_terminates_the_instance_and_kills_the_traini
     until(lambda: world.witness.instance_state(instance) == "terminated", seconds=15, every=0.3)
     outcome = world.outcome("endless", world.over(run_id))
     assert (outcome.dagster_status, outcome.mlflow_status) == ("CANCELED", "KILLED")
-    assert not any("train.py" in process.cmdline() for process in psutil.Process().children(recursive=True))
+    assert [command for command in _commands().values() if "train.py" in command] == []
+
+
+class Enough(Exception):
+    """The user has seen it."""
+
+
+class OneLook(LineView):
+    """Keeps the first scene, and ends the show."""
+
+    seen: Scene
+
+    def show(self, scene: Scene) -> None:
+        self.seen = scene
+        raise Enough
+
+
+def test_the_commands_that_the_demo_shows_push_a_commit_that_jenkins_builds(world: World, tmp_path: Path) -> None:
+    view = OneLook(Console(file=io.StringIO()))
+    with pytest.raises(Enough):
+        world.story.go_on(view)
+    commands = [line for line in "\n".join(view.seen.hints).splitlines() if line.startswith("  ")]
+    done = subprocess.run(["sh", "-ec", "\n".join(commands)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert world.stack.git.head() != world.first.commit
+    until(lambda: any(build.commit == world.stack.git.head() for build in world.witness.builds()), seconds=60)
 
 
 def test_a_second_sandbox_in_the_same_folder_is_refused(world: World) -> None:
     with pytest.raises(SandboxError, match=r"process \d+ runs a sandbox in .*; stop it, or choose another folder"):
         Stack(world.stack.directory)
-    assert world.stack.git.head() == world.first.commit
+    assert world.stack.git.head()  # it is not disturbed

@@ -48,6 +48,7 @@ class DagsterRun(Protocol):
 
     run_id: str
     root_run_id: str
+    trained_before: str | None
 
     def is_live(self, run_id: str) -> bool:
         """Whether this run is queued, starting or under way."""
@@ -103,6 +104,7 @@ class Attempt:
             deployment=read.machine.deployment,
             dagster_run=run.run_id,
             root_run=run.root_run_id,
+            trained=run.trained_before,
             log=log,
         )
         self._instance: Instance | None = None

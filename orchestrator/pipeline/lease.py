@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-LEASE = timedelta(seconds=150)
-"""How long a lease lasts: two renewals may fail, and an expired one is acted upon within 5 minutes."""
+LEASE = timedelta(seconds=100)
+"""How long a lease lasts: two renewals may fail, and what a dead attempt left is looked after within 3 minutes."""
 
-RENEW_SECONDS = 40.0
+RENEW_SECONDS = 30.0
 
 RUN_TAG = "orchestrator/lease-until"
 """The tag of the Dagster run; ISO 8601, UTC."""

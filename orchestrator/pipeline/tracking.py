@@ -26,6 +26,7 @@ class TrackedRun:
         deployment: which installation this is.
         dagster_run: ID of the Dagster run.
         root_run: ID of the Dagster run that it retries, or its own.
+        trained: the MLflow run whose process an attempt before this one saw exit with 0, if one did.
         log: where progress is told; may be set anew.
     """
 
@@ -38,6 +39,7 @@ class TrackedRun:
         deployment: str,
         dagster_run: str,
         root_run: str,
+        trained: str | None,
         log: logging.Logger,
     ) -> None:
         self._mlflow = mlflow
@@ -46,6 +48,7 @@ class TrackedRun:
         self._deployment = deployment
         self._dagster_run = dagster_run
         self._root_run = root_run
+        self._trained = trained
         self.log = log
         self._id: str | None = None
 
@@ -59,6 +62,12 @@ class TrackedRun:
 
     def already_trained(self) -> bool:
         """Whether the attempt that this one retries had trained the model before it died."""
+        if self._trained is not None:
+            self._id = self._trained
+            self.log.info(
+                f"the process of MLflow run {self._id} exited 0 in an earlier attempt: nothing is left to train"
+            )
+            return True
         if self._id is None and self._root_run != self._dagster_run:
             run = self._mlflow.find_run(
                 self._settings.experiment_id,
@@ -164,10 +173,9 @@ class TrackedRun:
             ) from error
 
     def _mine(self) -> Run:
+        self._id = self._id or self._trained
         if self._id is None:
-            run = self._mlflow.find_run(
-                self._settings.experiment_id, tags=self._plan.identity(), statuses={"FINISHED", "RUNNING"}
-            )
+            run = self._mlflow.find_run(self._settings.experiment_id, tags=self._plan.identity(), statuses={"FINISHED"})
             if run is None:
                 raise TrainingLost(
                     f"MLflow holds no finished run of build {self._plan.partition} as this run would train it; "

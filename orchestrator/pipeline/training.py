@@ -41,15 +41,18 @@ class ThisRun:
         self._job = job_name(self._asset.path[0])
         self._partition = context.partition_key
         self.run_id = context.run_id
-        self.root_run_id = self._root(context.run)
+        tried = list(self._tried(context.run))
+        self.root_run_id = tried[-1].run_id
+        # Not its own tags: those that a new run has are copied from its parent, be that a success or not.
+        self.trained_before = next((run.tags[TRAINED_TAG] for run in tried[1:] if TRAINED_TAG in run.tags), None)
 
-    def _root(self, run: dg.DagsterRun) -> str:
-        """The first of the runs that this one tries again; re-executing a success is a training of its own."""
+    def _tried(self, run: dg.DagsterRun) -> Iterator[dg.DagsterRun]:
+        """The run, and those that it tries again; re-executing a success is a training of its own."""
+        yield run
         while run.parent_run_id and (parent := self._instance.get_run_by_id(run.parent_run_id)):
             if parent.status == dg.DagsterRunStatus.SUCCESS:
-                break
-            run = parent
-        return run.run_id
+                return
+            yield (run := parent)
 
     def trained(self, mlflow_run: str) -> None:
         """Keep, where an MLflow that is away does not matter, that the training process exited 0."""

@@ -65,6 +65,7 @@ class Campaign:
         self._injector = Injector(site)
         self._commit = site.stack.git.head()
         self._building = threading.Lock()
+        self._ended = threading.Event()
 
     def run(self, faults: Sequence[Fault], *, at_once: int) -> list[Result]:
         """Do all faults, several at once, and return what became of each."""
@@ -76,7 +77,8 @@ class Campaign:
                     results.append(done.result())
                     self._tell(results[-1], len(results), len(faults))
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                self._ended.set()
+                pool.shutdown(wait=True, cancel_futures=True)
                 raise
         return sorted(results, key=lambda result: result.fault.index)
 
@@ -93,14 +95,14 @@ class Campaign:
                     if fault.phase != IDLE:
                         partition = self._green_build(failing=fault.kind is Kind.TRAINING_FAILS)
                         attempt = self._await_phase(partition, fault.phase)
-                        _pause(fault.after)
+                        self._pause(fault.after)
                     seconds = self._injector.lasts(fault)
                     lasting.enter_context(self._injector.start(fault, attempt=attempt))
                     injected = time.monotonic()
             except Missed as reason:
                 missed = str(reason)
             partition = partition or self._green_build()
-            _pause(seconds if missed is None else 0)
+            self._pause(seconds if missed is None else 0)
         settled = self._settle(partition)
         facts = settled.facts
         return Result(
@@ -150,7 +152,7 @@ class Campaign:
             if seen and attempt is None:
                 raise Missed(f"the run was over before it was seen in {phase}")
             seen = seen or attempt is not None
-            _pause(LOOK_SECONDS)
+            self._pause(LOOK_SECONDS)
         raise Missed(f"no run of the build came to {phase} in {PHASE_SECONDS:g} s")
 
     def _settle(self, partition: str) -> Settled:
@@ -159,7 +161,7 @@ class Campaign:
         over_since: float | None = None
         with self._site.books() as books:
             while True:
-                _pause(SETTLE_LOOK_SECONDS)
+                self._pause(SETTLE_LOOK_SECONDS)
                 now = time.monotonic()
                 try:
                     over = self._over(books, partition)
@@ -182,6 +184,11 @@ class Campaign:
             and partition not in self._site.open_mlflow_runs().values()
             and not list(self._site.left_processes())
         )
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, but not when the campaign is being ended by a signal or an error elsewhere."""
+        if self._ended.wait(seconds):
+            raise SandboxError("the campaign was ended before its time")
 
     def _tell(self, result: Result, done: int, of: int) -> None:
         missed = f", missed: {result.missed}" if result.missed else ""
@@ -242,16 +249,12 @@ def _place(text: str) -> tuple[int, int]:
     return int(seed), int(index)
 
 
-def _pause(seconds: float) -> None:
-    threading.Event().wait(seconds)
-
-
 def _await(condition: Callable[[], bool], *, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise SandboxError(f"the sandbox is not ready after {seconds:g} s")
-        _pause(LOOK_SECONDS)
+        threading.Event().wait(LOOK_SECONDS)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,15 +46,20 @@ def demo(*, directory: Path, port: int, once: bool, as_json: bool) -> int:
     console.print(f"Starting Git, Jenkins, EC2 and MLflow in {directory.absolute()}", soft_wrap=True)
     with Stack(directory, port=port) as stack:
         story = Story(stack, started=started)
-        try:
-            with view_on(console) as view:
-                story.first_model(view, commits=story.commits(past=not once))
-                if not once:
-                    story.go_on(view)
-        finally:
-            console.print("Stopping everything")
-            if as_json:
-                print(json.dumps(story.outcome.to_json()), flush=True)  # noqa: T201 - what --json is for
+        return play(story, console, commits=story.commits(past=not once), once=once, as_json=as_json)
+
+
+def play(story: Story, console: Console, *, commits: Sequence[Commit], once: bool, as_json: bool) -> int:
+    """Show a story up to its first model, or for as long as the user likes; return the exit status."""
+    try:
+        with view_on(console) as view:
+            story.first_model(view, commits=commits)
+            if not once:
+                story.go_on(view)
+    finally:
+        console.print("Stopping everything")
+        if as_json:
+            print(json.dumps(story.outcome.to_json()), flush=True)  # noqa: T201 - what --json is for
     if faults := story.outcome.faults():
         sys.stderr.write(f"orchestrator: no model was trained: {'; '.join(faults)}\n")
     return 1 if faults else 0
@@ -87,25 +91,23 @@ class Story:
             return history() if past else ()
         return (another_training(),)
 
-    def first_model(self, view: View, *, commits: Sequence[Commit]) -> DagsterApi:
+    def first_model(self, view: View, *, commits: Sequence[Commit]) -> None:
         """Commit, start Dagster, and follow the newest commit to its model.
 
         Raises:
             SandboxError: it was not built, or not trained in time.
         """
         jenkins = Witness(self._stack.jenkins.env(), dagster_url="")
-        with ThreadPoolExecutor(1) as pool:
-            parts = pool.submit(self._stack.env)
-            for commit in commits:
-                # A build takes the newest commit there is when it starts: the next one must not come before.
-                self._await_builds(jenkins, view, finished=False)
-                self._stack.git.commit(commit.message, commit.edit)
-            head = self._stack.git.head()
-            # What is built before Dagster looks for the first time is the past, to be backfilled; and a build
-            # that ends just after a look waits half a minute for the next one.
-            self._await_builds(jenkins, view, finished=True)
-            view.show(Scene("waiting for EC2 and MLflow", builds=jenkins.builds()))
-            environment = parts.result()
+        for commit in commits:
+            # A build takes the newest commit there is when it starts: the next one must not come before.
+            self._await_builds(jenkins, view, finished=False)
+            self._stack.git.commit(commit.message, commit.edit)
+        head = self._stack.git.head()
+        # What is built before Dagster looks for the first time is the past, to be backfilled; and a build
+        # that ends just after a look waits for the next one.
+        self._await_builds(jenkins, view, finished=True)
+        view.show(Scene("waiting for EC2 and MLflow", builds=jenkins.builds()))
+        environment = self._stack.env()
         self._lap("sandbox")
         view.show(Scene("starting Dagster", builds=jenkins.builds()))
         self._dagster = self._stack.start_dagster()
@@ -119,7 +121,6 @@ class Story:
                     f"there is no model after {ONCE_SECONDS / 60:g} minutes; the logs are in {self._stack.directory}"
                 )
             time.sleep(POLL_SECONDS)
-        return self._dagster
 
     def go_on(self, view: View) -> NoReturn:
         """Show what the user makes happen, until a signal."""

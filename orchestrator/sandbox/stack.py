@@ -92,6 +92,11 @@ class Stack:
         self.close()
 
     @property
+    def dagster_url(self) -> str:
+        """Where Dagster's UI is, once it is started."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def mlflow(self) -> MlflowServer:
         """The tracking server, once it is ready."""
         return self._mlflow.result()
@@ -135,9 +140,8 @@ class Stack:
                 grace_seconds=DAGSTER_GRACE_SECONDS,
             )
         )
-        url = f"http://127.0.0.1:{self.port}"
-        child.await_http(f"{url}/server_info", seconds=120)
-        api = self._exits.enter_context(DagsterApi(url))
+        child.await_http(f"{self.dagster_url}/server_info", seconds=120)
+        api = self._exits.enter_context(DagsterApi(self.dagster_url))
         if error := api.location_error():
             raise SandboxError(f"Dagster cannot load the definitions: {error}; its log is {child.log}")
         return api
