@@ -70,7 +70,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	  && "$(UV)" pip sync --quiet --compile-bytecode --python $(VENV)/bin/python --require-hashes requirements.lock \
 	  && "$(UV)" pip install --quiet --python $(VENV)/bin/python --no-deps --editable .; } \
 	|| { pip="$(BOOTSTRAP)/bin/pip --python $(VENV)/bin/python install --quiet" \
-	  && $$pip --require-hashes --requirement requirements.lock && $$pip --no-deps --editable .; }
+	  && $$pip --no-deps --require-hashes --requirement requirements.lock && $$pip --no-deps --editable .; }
 	@touch $@
 
 .PHONY: debian-packages

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,29 +19,10 @@ from orchestrator.errors import (
 from orchestrator.pipeline.attempt import Attempt
 from orchestrator.pipeline.plan import TrainingConfig
 from orchestrator.resources.ec2 import Instance
-from orchestrator.sandbox.ec2 import Ec2Server
-from orchestrator.sandbox.git import GitRemote
-from orchestrator.sandbox.mlflow import MlflowServer
-from orchestrator_tests.attempts import PROJECT, ThisRun, World
+from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.faulty_proxy import Fault, FaultyProxy
 
 NASTY = 'it\'s "quoted", `id` $(id) ${HOME} \\ ; & | * ü\tand\nmore -x=1'
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer) -> Iterator[World]:
-    directory = tmp_path_factory.mktemp("world")
-    source = directory / "tiny"
-    source.mkdir()
-    for name, text in PROJECT.items():
-        (source / name).write_text(text)
-    with GitRemote(directory / "git", source) as git, Ec2Server(directory / "ec2") as ec2:
-        aws = {name: value for name, value in ec2.env().items() if name.startswith("AWS_")}
-        before = {name: os.environ.get(name) for name in aws}
-        os.environ.update(aws)
-        yield World(git, ec2, mlflow_server, directory)
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def provisioned(attempt: Attempt) -> Instance:
@@ -310,7 +289,7 @@ def test_the_next_attempt_takes_over_what_a_dead_one_left(world: World) -> None:
     attempt.terminate()
     assert gone(world, left.id)
 
-    again = world.attempt(11, run=ThisRun("run-11c", root_run_id="run-11a"), settings=program)
+    again = world.attempt(11, run=ThisRun("run-11c", "run-11a", trained_before=left.mlflow_run), settings=program)
     assert again.finished().run.id == left.mlflow_run, "a re-execution of the last step trains nothing"
 
 

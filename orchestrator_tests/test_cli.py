@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,10 @@ import psutil
 import pytest
 import requests
 
+from orchestrator.cli import main
 from orchestrator.sandbox.dagster_api import DagsterApi
 from orchestrator.sandbox.process import free_port
+from orchestrator.signals import ENDING
 from orchestrator_tests.waiting import until
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -48,14 +50,14 @@ defs = dg.Definitions([patient], executor=dg.in_process_executor)
 class Command:
     """`orchestrator …` as a process of its own."""
 
-    def __init__(self, *words: str, cwd: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *words: str, cwd: Path) -> None:
         self._log = cwd / "output"
         settings = {"PATH": os.environ["PATH"], "HOME": str(cwd), "PYTHONPATH": str(PROJECT)}
         with self._log.open("wb") as log:
             self.process = psutil.Popen(
                 [sys.executable, "-m", "orchestrator.cli", *words],
                 cwd=cwd,
-                env={**settings, **(env or {})},
+                env=settings,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -78,18 +80,13 @@ class Command:
 
 
 @contextmanager
-def running(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[Command]:
-    command = Command(*words, cwd=cwd, env=env)
+def running(*words: str, cwd: Path) -> Iterator[Command]:
+    command = Command(*words, cwd=cwd)
     try:
         yield command
     finally:
         for process in command.family() if command.process.is_running() else ():
             process.kill()
-
-
-def finished(*words: str, cwd: Path, env: Mapping[str, str] | None = None) -> tuple[int, str]:
-    with running(*words, cwd=cwd, env=env) as command:
-        return int(command.process.wait(60)), command.output
 
 
 def all_gone(processes: Sequence[psutil.Process]) -> bool:
@@ -104,6 +101,14 @@ def ports_of(process: psutil.Process) -> set[int]:
 
 
 @pytest.fixture
+def signals_as_before() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project of one asset whose run ends when it is told to."""
     (tmp_path / "workspace.yaml").write_text(WORKSPACE)
@@ -112,11 +117,11 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_help_names_the_commands(tmp_path: Path) -> None:
-    code, output = finished("--help", cwd=tmp_path)
-    assert code == 0
-    assert "demo" in output
-    assert "serve" in output
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert {"demo", "serve"} <= set(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -128,22 +133,27 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
         (("demo", "--port", "65536"), "'65536' is not a port"),
     ],
 )
-def test_a_wrong_argument_is_explained(words: tuple[str, ...], complaint: str, tmp_path: Path) -> None:
-    code, output = finished(*words, cwd=tmp_path)
-    assert code == 2
-    assert complaint in output
+def test_a_wrong_argument_is_explained(
+    words: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert complaint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["serve", "demo"])
-def test_a_port_that_is_taken_is_named_before_anything_starts(command: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("signals_as_before")
+def test_a_port_that_is_taken_is_named_before_anything_starts(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, output = finished(command, "--port", str(port), cwd=tmp_path)
-    assert code == 1
-    complaint = output.splitlines()[-1]
+        assert main([command, "--port", str(port)]) == 1
+    complaint = capsys.readouterr().err
     assert complaint.startswith(f"orchestrator: cannot listen on port {port} of 127.0.0.1: ")
-    assert complaint.endswith("choose another with --port or --host")
-    assert "Traceback" not in output
+    assert complaint.endswith("choose another with --port or --host\n")
 
 
 def test_without_any_setting_the_ui_opens_and_the_sensor_says_what_is_missing(tmp_path: Path) -> None:
@@ -184,14 +194,17 @@ def test_a_training_goes_on_to_its_end_when_serve_is_stopped(project: Path) -> N
     assert run.status == dg.DagsterRunStatus.SUCCESS
 
 
-def test_a_part_of_dagster_that_ends_ends_serve_with_one_sentence(project: Path) -> None:
-    home = project / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("no_such_section: 1\n")
-    environment = {"DAGSTER_HOME": str(home)}
-    code, output = finished("serve", "--port", str(free_port()), cwd=project, env=environment)
-    assert code == 1
-    assert output.splitlines()[-1].startswith("orchestrator: dagster-webserver ended with exit status 1;")
+@pytest.mark.usefixtures("signals_as_before")
+def test_a_part_of_dagster_that_ends_ends_serve_with_one_sentence(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (project / "home").mkdir()
+    (project / "home" / "dagster.yaml").write_text("no_such_section: 1\n")
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("DAGSTER_HOME", str(project / "home"))
+    assert main(["serve", "--port", str(free_port())]) == 1
+    complaint = capfd.readouterr().err.splitlines()[-1]
+    assert complaint == "orchestrator: dagster-webserver ended with exit status 1; its output above says why"
 
 
 def test_a_demo_that_is_stopped_while_it_starts_leaves_no_process_and_no_port(tmp_path: Path) -> None:

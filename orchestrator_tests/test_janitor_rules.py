@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.janitor_rules import Action, CloseRun, EndRun, Terminate, decide
+from orchestrator.pipeline.lease import LEASE
 from orchestrator_tests.janitor_world import NOW, ago, instance, open_run, run, world
 
 LEASED = ago(seconds=-100)
@@ -116,8 +117,9 @@ def test_a_run_whose_lease_has_expired_is_ended_and_its_instance_kept_for_the_re
 
 
 def test_a_run_that_died_before_its_first_lease_is_ended_too() -> None:
-    assert decide(world(run("STARTED", started_at=ago(seconds=140))), NOW) == []
-    assert ended(decide(world(run("STARTED", started_at=ago(seconds=150))), NOW)) == [("run-1", "failed")]
+    lease = LEASE.total_seconds()
+    assert decide(world(run("STARTED", started_at=ago(seconds=lease - 1))), NOW) == []
+    assert ended(decide(world(run("STARTED", started_at=ago(seconds=lease))), NOW)) == [("run-1", "failed")]
 
 
 def test_a_retry_does_not_die_of_the_lease_that_it_inherited() -> None:
