@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.resources.jenkins_build import Build
-from orchestrator.sandbox.dagster_api import Run, Step
+from orchestrator.sandbox.dagster_runs import Run, Step
 from orchestrator.sandbox.display import LineView, LiveView, Scene, picture, view_on
 from orchestrator.sandbox.outcome import Outcome
 

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins_build import Build
-from orchestrator.sandbox.dagster_api import DagsterApi, Run
+from orchestrator.sandbox.dagster_api import DagsterApi
+from orchestrator.sandbox.dagster_runs import Run
 from orchestrator.sandbox.demo import Output, Story, play
 from orchestrator.sandbox.display import LineView, Scene
 from orchestrator.sandbox.outcome import Outcome, Witness

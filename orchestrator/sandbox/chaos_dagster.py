@@ -18,7 +18,8 @@ from typing import Any
 
 import psutil
 
-from orchestrator.sandbox.dagster_api import OVER, DagsterApi
+from orchestrator.sandbox.dagster_api import DagsterApi
+from orchestrator.sandbox.dagster_runs import OVER
 from orchestrator.sandbox.process import ChildProcess
 from orchestrator.serve import project_file
 

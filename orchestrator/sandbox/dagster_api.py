@@ -14,58 +14,14 @@ from typing import Any, Self
 import requests
 
 from orchestrator.errors import DagsterDown
+from orchestrator.sandbox.dagster_runs import RUN_FIELDS, Run, run_of
 
 LOCATION = "orchestrator"
 REPOSITORY = "__repository__"
 ASSET_PAGE_JOB = "__ASSET_JOB"
-OVER = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 REQUEST_SECONDS = 30
 
-_RUN = """
-    runId status jobName startTime endTime tags { key value }
-    stepStats { stepKey status startTime endTime }
-"""
 _ERROR = "... on Error { message }"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a run.
-
-    Attributes:
-        name: last part of the step's key, such as ``train``.
-        status: IN_PROGRESS, SUCCESS, FAILURE or SKIPPED.
-        seconds: how long it took; None while it runs.
-        started: seconds since the epoch.
-    """
-
-    name: str
-    status: str
-    started: float | None
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """One Dagster run.
-
-    Attributes:
-        started: seconds since the epoch; None while it is queued.
-        ended: likewise; None while it runs.
-    """
-
-    id: str
-    status: str
-    job: str
-    partition: str | None
-    started: float | None
-    ended: float | None
-    steps: tuple[Step, ...]
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended, well or not."""
-        return self.status in OVER
 
 
 @dataclass(frozen=True)
@@ -137,16 +93,16 @@ class DagsterApi:
         tags = [{"key": "dagster/partition", "value": partition}] if partition is not None else []
         answer = self._ask(
             "query($filter: RunsFilter, $limit: Int) { runsOrError(filter: $filter, limit: $limit) "
-            f"{{ __typename ... on Runs {{ results {{ {_RUN} }} }} {_ERROR} }} }}",
+            f"{{ __typename ... on Runs {{ results {{ {RUN_FIELDS} }} }} {_ERROR} }} }}",
             {"filter": {"tags": tags}, "limit": limit},
         )
-        return [_run(run) for run in answer["results"]]
+        return [run_of(run) for run in answer["results"]]
 
     def run(self, run_id: str) -> Run:
         """One run."""
-        return _run(
+        return run_of(
             self._ask(
-                f"query($id: ID!) {{ runOrError(runId: $id) {{ __typename ... on Run {{ {_RUN} }} {_ERROR} }} }}",
+                f"query($id: ID!) {{ runOrError(runId: $id) {{ __typename ... on Run {{ {RUN_FIELDS} }} {_ERROR} }} }}",
                 {"id": run_id},
             )
         )
@@ -286,29 +242,6 @@ class DagsterApi:
             raise DagsterDown(f"Dagster answers {field.get('__typename')}: {field.get('message', '')}")
         found: dict[str, Any] = field
         return found
-
-
-def _run(answer: Mapping[str, Any]) -> Run:
-    tags = {tag["key"]: tag["value"] for tag in answer["tags"]}
-    return Run(
-        id=answer["runId"],
-        status=answer["status"],
-        job=answer["jobName"],
-        partition=tags.get("dagster/partition"),
-        started=answer["startTime"],
-        ended=answer["endTime"],
-        steps=tuple(_step(step) for step in answer["stepStats"]),
-    )
-
-
-def _step(answer: Mapping[str, Any]) -> Step:
-    started, ended = answer["startTime"], answer["endTime"]
-    return Step(
-        name=answer["stepKey"].rpartition(".")[2],
-        status=answer["status"] or "IN_PROGRESS",
-        started=started,
-        seconds=ended - started if started is not None and ended is not None else None,
-    )
 
 
 def _innermost(error: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins_build import Build
-from orchestrator.sandbox.dagster_api import DagsterApi, Run
+from orchestrator.sandbox.dagster_api import DagsterApi
+from orchestrator.sandbox.dagster_runs import Run
 from orchestrator.sandbox.display import Scene, View, view_on
 from orchestrator.sandbox.outcome import Outcome, Witness
 from orchestrator.sandbox.project import Commit, another_training, history

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.resources.jenkins_build import Build
-from orchestrator.sandbox.dagster_api import Run
+from orchestrator.sandbox.dagster_runs import Run
 from orchestrator.sandbox.outcome import Outcome
 
 STYLES = {

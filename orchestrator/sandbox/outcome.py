@@ -13,7 +13,7 @@ import requests
 from orchestrator.errors import SandboxError
 from orchestrator.resources import mlflow_data
 from orchestrator.resources.jenkins_build import BUILD_FIELDS, Build, build_of
-from orchestrator.sandbox.dagster_api import Run
+from orchestrator.sandbox.dagster_runs import Run
 
 REQUEST_SECONDS = 30
 

@@ -1,0 +1,79 @@
+"""A Dagster run and its steps, as the webserver's GraphQL tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+OVER = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
+
+RUN_FIELDS = """
+    runId status jobName startTime endTime tags { key value }
+    stepStats { stepKey status startTime endTime }
+"""
+"""What a query must ask of a run for :func:`run_of`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run.
+
+    Attributes:
+        name: last part of the step's key, such as ``train``.
+        status: IN_PROGRESS, SUCCESS, FAILURE or SKIPPED.
+        seconds: how long it took; None while it runs.
+        started: seconds since the epoch.
+    """
+
+    name: str
+    status: str
+    started: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One Dagster run.
+
+    Attributes:
+        started: seconds since the epoch; None while it is queued.
+        ended: likewise; None while it runs.
+    """
+
+    id: str
+    status: str
+    job: str
+    partition: str | None
+    started: float | None
+    ended: float | None
+    steps: tuple[Step, ...]
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self.status in OVER
+
+
+def run_of(answer: Mapping[str, Any]) -> Run:
+    """Read the fields of :data:`RUN_FIELDS`."""
+    tags = {tag["key"]: tag["value"] for tag in answer["tags"]}
+    return Run(
+        id=answer["runId"],
+        status=answer["status"],
+        job=answer["jobName"],
+        partition=tags.get("dagster/partition"),
+        started=answer["startTime"],
+        ended=answer["endTime"],
+        steps=tuple(_step(step) for step in answer["stepStats"]),
+    )
+
+
+def _step(answer: Mapping[str, Any]) -> Step:
+    started, ended = answer["startTime"], answer["endTime"]
+    return Step(
+        name=answer["stepKey"].rpartition(".")[2],
+        status=answer["status"] or "IN_PROGRESS",
+        started=started,
+        seconds=ended - started if started is not None and ended is not None else None,
+    )
