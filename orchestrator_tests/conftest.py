@@ -34,3 +34,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer)
         yield World(git, ec2, mlflow_server, directory)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that wait longest, so that no worker is left alone with one of them at the end."""
+    longest_first = ("test_stack.py", "test_cli.py", "test_attempt.py", "test_janitor.py")
+    ranks = {name: rank for rank, name in enumerate(longest_first)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
