@@ -197,10 +197,12 @@ def serve(*, host: str, port: int, say: Callable[[str], None]) -> None:
     say(f"DAGSTER_HOME is {home}, configured by {config}")
     if not is_loopback(host):
         say(f"WARNING: the UI has no login; whoever reaches {host}:{port} can run and cancel trainings")
+    limit = max_instances()
     services = Services(home=home, host=host, port=port)
     try:
         with services:
-            limit_instances(services.local_url())
+            if limit:
+                limit_instances(services.local_url(), limit)
             say(f"Dagster runs on {services.url}; Ctrl-C stops it")
             services.await_end()
     finally:
@@ -209,27 +211,35 @@ def serve(*, host: str, port: int, say: Callable[[str], None]) -> None:
             say(f"Dagster has stopped; trainings that ran go on to their end by themselves (processes {pids})")
 
 
-def limit_instances(url: str) -> None:
-    """Apply MAX_INSTANCES, if it is set, to Dagster's pool of runs that hold an instance.
+def max_instances() -> int | None:
+    """MAX_INSTANCES of the environment or `.env`; None when it is not set.
+
+    Raises:
+        SettingsError: it is not a whole number above 0.
+    """
+    text = os.environ.get("MAX_INSTANCES") or dotenv.dotenv_values(".env").get("MAX_INSTANCES")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingsError(f"MAX_INSTANCES={text!r} is wrong: write a whole number above 0")
+    return int(text)
+
+
+def limit_instances(url: str, limit: int) -> None:
+    """Set the limit of Dagster's pool of runs that hold an instance.
 
     Args:
         url: where the UI answers.
+        limit: most instances at once.
 
     Raises:
-        SettingsError: MAX_INSTANCES is not a whole number above 0.
         DagsterDown: Dagster does not take it.
     """
-    name = "MAX_INSTANCES"
-    text = os.environ.get(name) or dotenv.dotenv_values(".env").get(name)
-    if not text:
-        return
-    if not text.isdecimal() or int(text) < 1:
-        raise SettingsError(f"{name}={text!r} is wrong: write a whole number above 0")
     mutation = "mutation ($pool: String!, $limit: Int!) { setConcurrencyLimit(concurrencyKey: $pool, limit: $limit) }"
-    variables = {"pool": INSTANCE_POOL, "limit": int(text)}
+    variables = {"pool": INSTANCE_POOL, "limit": limit}
     answer = requests.post(f"{url}/graphql", json={"query": mutation, "variables": variables}, timeout=30).json()
     if answer.get("errors"):
-        raise DagsterDown(f"Dagster did not take {name}={text}: {answer['errors'][0].get('message')}")
+        raise DagsterDown(f"Dagster did not take MAX_INSTANCES={limit}: {answer['errors'][0].get('message')}")
 
 
 def is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the tests share: a real MLflow server, and a world for attempts to train in."""
+"""What the tests share: a real MLflow server, a world for attempts to train in, an SSH host to follow one on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from orchestrator.resources.ssh import Ssh
 from orchestrator.sandbox.ec2 import Ec2Server
 from orchestrator.sandbox.git import GitRemote
 from orchestrator.sandbox.mlflow import MlflowServer
 from orchestrator_tests.attempts import PROJECT, World
+from orchestrator_tests.follower import Follower
+from orchestrator_tests.ssh_server import SshHost
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +37,26 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer)
         yield World(git, ec2, mlflow_server, directory)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshHost]:
+    with SshHost(tmp_path_factory.mktemp("host")) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def ssh(host: SshHost) -> Iterator[Ssh]:
+    with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
+        yield ssh
+
+
+@pytest.fixture
+def follower(host: SshHost, ssh: Ssh) -> Iterator[Follower]:
+    follower = Follower(host, ssh=ssh)
+    yield follower
+    if (follower.directory / "pid").is_symlink() and not (follower.directory / "exit").is_symlink():
+        follower.training.stop(grace_seconds=0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,30 +15,9 @@ import pytest
 
 from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
-from orchestrator.resources.ssh import Ssh
 from orchestrator_tests.follower import GATED, Follower, of_session, of_training, shell, supervisor_of
 from orchestrator_tests.ssh_server import SshHost
 from orchestrator_tests.waiting import until
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshHost]:
-    with SshHost(tmp_path_factory.mktemp("host")) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def ssh(host: SshHost) -> Iterator[Ssh]:
-    with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
-        yield ssh
-
-
-@pytest.fixture
-def follower(host: SshHost, ssh: Ssh) -> Iterator[Follower]:
-    follower = Follower(host, ssh=ssh)
-    yield follower
-    if (follower.directory / "pid").is_symlink() and not (follower.directory / "exit").is_symlink():
-        follower.training.stop(grace_seconds=0)
 
 
 @pytest.mark.parametrize("status", [0, 1, 126, 200, 255])

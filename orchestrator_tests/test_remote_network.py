@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,30 +10,9 @@ import pytest
 from orchestrator.errors import HostKeyMismatch, InstanceLost, SshError, SshRefused
 from orchestrator.remote import training as training_module
 from orchestrator.resources import ssh as ssh_module
-from orchestrator.resources.ssh import Ssh
 from orchestrator_tests.follower import GATED, SILENCE, Follower, told
 from orchestrator_tests.ssh_server import SshHost
 from orchestrator_tests.waiting import until
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshHost]:
-    with SshHost(tmp_path_factory.mktemp("host")) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def ssh(host: SshHost) -> Iterator[Ssh]:
-    with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
-        yield ssh
-
-
-@pytest.fixture
-def follower(host: SshHost, ssh: Ssh) -> Iterator[Follower]:
-    follower = Follower(host, ssh=ssh)
-    yield follower
-    if (follower.directory / "pid").is_symlink() and not (follower.directory / "exit").is_symlink():
-        follower.training.stop(grace_seconds=0)
 
 
 def test_a_connection_cut_in_mid_training_changes_nothing_but_a_log_line(host: SshHost, follower: Follower) -> None:

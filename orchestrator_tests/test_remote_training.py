@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from orchestrator.resources.ssh import Ssh
 from orchestrator_tests.follower import GATED, Follower
 from orchestrator_tests.ssh_server import SshHost
 from orchestrator_tests.waiting import until
@@ -19,26 +17,6 @@ NASTY = [
     *("a b", "it's", 'say "x"', "$(touch pwned)", "`id`", "line\nline\n", "-n", "--", "", "*", "~", "é→😀"),
     *("\\", ";&|#!", "$HOME", "\t\r\x7f\x1b[0m", "%s", "a=b", "{}", "\udcff not UTF-8"),
 ]
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshHost]:
-    with SshHost(tmp_path_factory.mktemp("host")) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def ssh(host: SshHost) -> Iterator[Ssh]:
-    with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
-        yield ssh
-
-
-@pytest.fixture
-def follower(host: SshHost, ssh: Ssh) -> Iterator[Follower]:
-    follower = Follower(host, ssh=ssh)
-    yield follower
-    if (follower.directory / "pid").is_symlink() and not (follower.directory / "exit").is_symlink():
-        follower.training.stop(grace_seconds=0)
 
 
 def test_command_and_environment_arrive_as_they_are(host: SshHost, follower: Follower) -> None:
