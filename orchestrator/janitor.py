@@ -13,8 +13,10 @@ import dagster as dg
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.janitor_actions import Hands, Outcome
-from orchestrator.janitor_rules import Action, World, decide, live_attempts
-from orchestrator.janitor_sources import DagsterRuns, Sight, Systems, read_pipelines, settings_of
+from orchestrator.janitor_rules import Action, decide, live_attempts
+from orchestrator.janitor_runs import DagsterRuns
+from orchestrator.janitor_sources import Sight, Systems, read_pipelines, settings_of
+from orchestrator.janitor_world import World
 from orchestrator.settings import JanitorSettings, Settings
 
 KEY = dg.AssetKey(["janitor"])

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import dagster as dg
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.janitor_rules import Action, CloseRun, EndRun, Terminate
+from orchestrator.janitor_rules import Action, CloseRun, EndRun, RetryRun, Terminate
+from orchestrator.janitor_runs import ASKED_TAG
 from orchestrator.janitor_sources import Systems
 
 
@@ -77,6 +78,8 @@ class Hands:
         match action:
             case EndRun():
                 return self._end_run(action)
+            case RetryRun():
+                return self._retry_run(action)
             case Terminate(instance=instance):
                 return self._systems.ec2(instance).terminate(instance.id) is not None
             case CloseRun():
@@ -86,12 +89,24 @@ class Hands:
         run = self._instance.get_run_by_id(action.run.id)
         if run is None or run.is_finished:
             return False
-        why = f"The janitor ended this run: {action.why}. Look at what happened to its host or container."
+        why = f"The janitor ended this run: {action.why}."
+        if action.run.trained:
+            why += f" MLflow run {action.run.trained} holds its model; re-executing it from failure records that."
         if action.status == "failed":
             # Without a reason of STEP_FAILURE, so that run_retries launches another attempt.
             self._instance.report_run_failed(run, f"{why} A retry takes over what it left.")
         else:
             self._instance.report_run_canceled(run, why)
+        return True
+
+    def _retry_run(self, action: RetryRun) -> bool:
+        run = self._instance.get_run_by_id(action.run.id)
+        if run is None:
+            return False
+        asked = int(run.tags.get(ASKED_TAG, "0")) + 1
+        self._instance.add_run_tags(run.run_id, {ASKED_TAG: str(asked)})
+        # Dagster decides on a retry when a failure is reported, and at no other time.
+        self._instance.report_run_failed(run, f"The janitor reports this failure once more: {action.why}.")
         return True
 
     def _close_run(self, action: CloseRun) -> bool:

@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from dagster import DagsterRunStatus
 
+from orchestrator.janitor_world import BuildKey, OpenRun, TrainingRun, World
 from orchestrator.pipeline.lease import LEASE, RENEW_SECONDS
 from orchestrator.resources.ec2 import Instance
 from orchestrator.resources.ec2_instance import tag_value
@@ -31,104 +32,8 @@ RETRY_DECIDED = timedelta(minutes=1)
 RETRY_LAUNCHED = timedelta(minutes=10)
 """How long Dagster may take to launch a retry that it has announced."""
 
-FINISHED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
-
-
-class BuildKey(NamedTuple):
-    """One build of one pipeline, both as `tag_value` writes them."""
-
-    pipeline: str
-    partition: str
-
-    @classmethod
-    def of(cls, pipeline: str, partition: str) -> BuildKey:
-        """The key of a build from its plain names."""
-        return cls(tag_value(pipeline), tag_value(partition))
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """A Dagster run that trains a build, or may do so.
-
-    Attributes:
-        pipelines: whose models it trains, as `tag_value` writes them; None: unknown, so any.
-        partition: the same of its partition; empty when it has none.
-        started_at: when its worker began; None before that.
-        ended_at: when it finished; None before that.
-        lease_until: its own tag; a retry inherits its parent's, so an old one alone means nothing.
-        will_retry: what Dagster has decided on a failed run; None: nothing (yet).
-        retry: ID of the run that Dagster launched to retry this one.
-        trained: the MLflow run whose training process it saw exit with 0.
-    """
-
-    id: str
-    status: DagsterRunStatus
-    pipelines: frozenset[str] | None = None
-    partition: str = ""
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    lease_until: datetime | None = None
-    will_retry: bool | None = None
-    retry: str | None = None
-    trained: str | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing of it goes on."""
-        return self.status in FINISHED
-
-    @property
-    def ours(self) -> bool:
-        """Whether it surely trains: only such a run renews a lease."""
-        return bool(self.pipelines) or self.lease_until is not None
-
-    def may_train(self, build: BuildKey) -> bool:
-        """Whether it could use the instance or the MLflow run of this build."""
-        return self.partition == build.partition and (self.pipelines is None or build.pipeline in self.pipelines)
-
-
-@dataclass(frozen=True)
-class OpenRun:
-    """An MLflow run that is RUNNING and carries our tags.
-
-    Attributes:
-        pipeline: as its settings name it.
-        deployment: the installation that made it; empty when it does not say.
-        dagster_run: ID of the Dagster run that fills it.
-    """
-
-    id: str
-    pipeline: str
-    partition: str
-    dagster_run: str
-    started_at: datetime
-    deployment: str = ""
-
-    @property
-    def build(self) -> BuildKey:
-        """The build that it is of."""
-        return BuildKey.of(self.pipeline, self.partition)
-
-
-@dataclass(frozen=True)
-class World:
-    """What was seen, all at about the same time, Dagster's runs last.
-
-    Attributes:
-        deployments: this installation's names; what carries another one is not ours.
-        instances: those that still cost money.
-        instances_known: False when EC2 could not be asked, so that a missing instance proves nothing.
-        open_runs: MLflow runs that are RUNNING.
-        runs: the Dagster runs that the others name, their retries, and all unfinished ones that may train.
-        watching_since: from when on the janitor has looked without a gap.
-    """
-
-    deployments: frozenset[str]
-    instances: tuple[Instance, ...]
-    instances_known: bool
-    open_runs: tuple[OpenRun, ...]
-    runs: tuple[TrainingRun, ...]
-    watching_since: datetime
+SUBMITTED = timedelta(minutes=5)
+"""How long Dagster may take to queue a run that it has created; one that it forgot would wait for ever."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +51,22 @@ class EndRun:
 
     def __str__(self) -> str:
         return f"mark Dagster run {self.run.id} as {self.status}"
+
+
+@dataclass(frozen=True)
+class RetryRun:
+    """Ask Dagster once more to retry a run."""
+
+    run: TrainingRun
+    why: str
+
+    @property
+    def partition(self) -> str:
+        """Of the builds that it is about, as `tag_value` writes it."""
+        return self.run.partition
+
+    def __str__(self) -> str:
+        return f"have Dagster run {self.run.id} retried"
 
 
 @dataclass(frozen=True)
@@ -181,13 +102,13 @@ class CloseRun:
         return f"end MLflow run {self.run.id} ({self.run.pipeline} {self.run.partition}) as {self.status}"
 
 
-Action = EndRun | Terminate | CloseRun
+Action = EndRun | RetryRun | Terminate | CloseRun
 
 
 def decide(world: World, now: datetime) -> list[Action]:
     """What to do about a state of the world, in the order in which to do it."""
     view = _View(world, now)
-    return [*view.dead_runs(), *view.orphaned_instances(), *view.abandoned_runs()]
+    return [*view.dead_runs(), *view.failed_retries(), *view.orphaned_instances(), *view.abandoned_runs()]
 
 
 def live_attempts(world: World) -> int:
@@ -211,17 +132,28 @@ class _View:
         if self._now - self._world.watching_since < SETTLE:
             return
         for run in self._world.runs:
-            # One that is STARTING has no lease of its own yet; Dagster's run monitoring has a timeout for it.
-            if run.status not in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING) or not run.ours:
-                continue
-            until = self._lease_end(run)
-            if until is not None and until <= self._now:
-                yield EndRun(
-                    run,
-                    status="failed" if run.status == DagsterRunStatus.STARTED else "canceled",
-                    why=f"its worker is gone: its lease ended at {until:%H:%M:%S} UTC, "
-                    f"and a live worker renews it every {RENEW_SECONDS:g} s",
-                )
+            if why := run.ours and self._dead(run):
+                yield EndRun(run, "canceled" if run.status == DagsterRunStatus.CANCELING else "failed", why)
+
+    def _dead(self, run: TrainingRun) -> str | None:
+        if run.status == DagsterRunStatus.NOT_STARTED:
+            since = max(run.created_at or self._now, self._world.watching_since)
+            return "it was created, and never queued" if self._now >= since + SUBMITTED else None
+        # One that is STARTING has no lease of its own yet; Dagster's run monitoring has a timeout for it.
+        if run.status not in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING):
+            return None
+        until = self._lease_end(run)
+        if until is None or until > self._now:
+            return None
+        return (
+            f"its worker is gone: its lease ended at {until:%H:%M:%S} UTC, "
+            f"and a live worker renews it every {RENEW_SECONDS:g} s; look at what happened to its host or container"
+        )
+
+    def failed_retries(self) -> Iterator[Action]:
+        for run in self._world.runs:
+            if run.retry_failed and run.ours:
+                yield RetryRun(run, "Dagster was to retry it and could not, with the code server away")
 
     def _lease_end(self, run: TrainingRun) -> datetime | None:
         if run.started_at is None:
@@ -254,8 +186,10 @@ class _View:
         return any(not run.finished or self._awaits_retry(run) for run in [*concerned, *([owner] if owner else [])])
 
     def _awaits_retry(self, run: TrainingRun) -> bool:
-        if run.status != DagsterRunStatus.FAILURE or run.will_retry is False:
+        if run.status != DagsterRunStatus.FAILURE:
             return False
+        if run.will_retry is False:
+            return run.retry_failed
         if run.retry in self._runs:
             return False  # the retry speaks for itself
         # Retries are launched by the same daemon as the janitor: while it was away, no time has passed.

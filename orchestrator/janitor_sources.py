@@ -1,4 +1,4 @@
-"""Where the janitor looks: the pipelines of the code location, their EC2 and MLflow, and Dagster's runs."""
+"""Where the janitor looks: the pipelines of the code location, their EC2 and MLflow."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import TypeVar
 import dagster as dg
 
 from orchestrator.errors import Ec2Error, MlflowError, SettingsError
-from orchestrator.janitor_rules import FINISHED, OpenRun, TrainingRun
-from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
+from orchestrator.janitor_world import OpenRun
 from orchestrator.resources.ec2 import Ec2, Instance, Pace
 from orchestrator.resources.ec2_instance import tag_value
 from orchestrator.resources.mlflow import Mlflow
@@ -25,14 +24,6 @@ SETTINGS_METADATA = "orchestrator/settings"
 
 PATIENCE_SECONDS = 10.0
 """How long one call rides out an outage; the next tick is a minute away, and Dagster ends one after 60 s."""
-
-# https://github.com/dagster-io/dagster/blob/1.13.27/python_modules/dagster/dagster/_core/storage/tags.py
-_PARTITION_TAG = "dagster/partition"
-_WILL_RETRY_TAG = "dagster/will_retry"
-_RETRY_TAG = "dagster/auto_retry_run_id"
-
-_AT_WORK = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
-_WAITING = tuple(status for status in dg.DagsterRunStatus if status not in (*_AT_WORK, *FINISHED))
 
 
 @dataclass(frozen=True)
@@ -186,84 +177,3 @@ def _try(look: Callable[[], T]) -> tuple[T | None, str | None]:
         return look(), None
     except (Ec2Error, MlflowError, SettingsError) as error:
         return None, str(error)
-
-
-class DagsterRuns:
-    """Dagster's runs, as far as they may train a build.
-
-    Args:
-        instance: Dagster.
-        repository: knows which assets a job without a selection of its own materialises.
-    """
-
-    def __init__(self, instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> None:
-        self._instance = instance
-        self._repository = repository
-
-    def read(self, sight: Sight) -> tuple[TrainingRun, ...]:
-        """The runs that instances and MLflow runs name, their retries, and all unfinished ones that may train."""
-        records: dict[str, dg.RunRecord] = {}
-        seen: list[Instance | OpenRun] = [*sight.instances, *sight.open_runs]
-        missing = {one.dagster_run for one in seen} - {""}
-        while missing:
-            found = self._records(run_ids=sorted(missing))
-            records |= {record.dagster_run.run_id: record for record in found}
-            retries = {record.dagster_run.tags.get(_RETRY_TAG, "") for record in found}
-            missing = retries - records.keys() - missing - {""}
-        named = set(records)
-        # A backfill may have queued thousands; those of interest are the ones that could take something over.
-        partitions = {one.partition for one in seen}
-        partitions |= {record.dagster_run.tags.get(_PARTITION_TAG, "") for record in records.values()}
-        unfinished = self._records(statuses=_WAITING, tags={_PARTITION_TAG: sorted(partitions)}) if partitions else []
-        # Those at work come last, so that one which begins at this moment is seen at least once.
-        unfinished += self._records(statuses=_AT_WORK)
-        records |= {record.dagster_run.run_id: record for record in unfinished}
-        runs = [self._training_run(record) for record in records.values()]
-        return tuple(run for run in runs if run.id in named or run.pipelines != frozenset())
-
-    def _records(
-        self,
-        *,
-        run_ids: Sequence[str] | None = None,
-        statuses: Sequence[dg.DagsterRunStatus] = (),
-        tags: Mapping[str, Sequence[str]] | None = None,
-    ) -> list[dg.RunRecord]:
-        return list(self._instance.get_run_records(dg.RunsFilter(run_ids=run_ids, statuses=statuses, tags=tags)))
-
-    def _training_run(self, record: dg.RunRecord) -> TrainingRun:
-        run = record.dagster_run
-        decided = run.tags.get(_WILL_RETRY_TAG)
-        return TrainingRun(
-            id=run.run_id,
-            status=run.status,
-            pipelines=self._pipelines(run),
-            partition=tag_value(run.tags.get(_PARTITION_TAG, "")),
-            started_at=_moment(record.start_time),
-            ended_at=_moment(record.end_time),
-            lease_until=_parsed(run.tags.get(RUN_TAG, "")),
-            will_retry=None if decided is None else decided == "true",
-            retry=run.tags.get(_RETRY_TAG),
-            trained=run.tags.get(TRAINED_TAG),
-        )
-
-    def _pipelines(self, run: dg.DagsterRun) -> frozenset[str] | None:
-        selected: Iterable[dg.AssetKey] | None = run.asset_selection
-        if not selected:
-            if not self._repository.has_job(run.job_name):
-                return None
-            selected = self._repository.get_job(run.job_name).asset_layer.executable_asset_keys
-        # Not only this code location's: another one may share the deployment's name.
-        models = [key.path for key in selected if key.path[1:] == ["trained_model"]]
-        return frozenset(tag_value(pipeline) for pipeline, _ in models)
-
-
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
-def _parsed(text: str) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return moment.astimezone(UTC) if moment.tzinfo else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from orchestrator.janitor_rules import BuildKey, OpenRun, TrainingRun, World
+from orchestrator.janitor_world import BuildKey, OpenRun, TrainingRun, World
 from orchestrator.resources.ec2 import Instance
 from orchestrator.resources.ec2_instance import DAGSTER_RUN_TAG, LEASE_UNTIL_TAG, MLFLOW_RUN_TAG, build_tags, timestamp
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 from pydantic import SecretStr
 
-from orchestrator.errors import BuildUnusable, JenkinsNotFound, JenkinsRefused, JenkinsUnavailable, SettingsError
+from orchestrator.errors import (
+    BuildUnusable,
+    JenkinsBadAnswer,
+    JenkinsNotFound,
+    JenkinsRefused,
+    JenkinsUnavailable,
+    SettingsError,
+)
+from orchestrator.pipeline import builds
 from orchestrator.pipeline.builds import (
     builds_partitions,
     find_build,
@@ -23,6 +33,8 @@ from orchestrator.pipeline.watch import Limits
 from orchestrator.resources import jenkins as client
 from orchestrator.resources.jenkins import Jenkins, JenkinsResource
 from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.jenkins_errors import Answer
+from orchestrator.sandbox.chaos_proxy import Proxy, Weather
 from orchestrator.settings import JenkinsSettings, Settings
 from orchestrator_tests.jenkins_model import COMMIT, REMOTE, Job, Model, served
 
@@ -296,14 +308,57 @@ def test_a_build_that_jenkins_deleted_is_found_in_the_record(
 
 
 def test_a_build_is_found_in_the_record_while_jenkins_is_away(
-    model: Model, daemon: Daemon, settings: JenkinsSettings
+    model: Model, daemon: Daemon, settings: JenkinsSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(builds, "PATIENCE_SECONDS", 0.1)
     build = model.add()
     daemon.tick()
     with Jenkins(settings.model_copy(update={"url": "http://127.0.0.1:1/"})) as nowhere:
         assert find_build(nowhere, daemon.instance, "churn", "1", settings) == build
         with pytest.raises(JenkinsUnavailable):
             find_build(nowhere, daemon.instance, "churn", "2", settings)
+
+
+def test_a_build_is_found_in_the_record_while_a_proxy_shows_a_page_instead(
+    model: Model, daemon: Daemon, settings: JenkinsSettings
+) -> None:
+    build = model.add()
+    daemon.tick()
+    with Proxy() as proxy, proxy.weather(Weather.HTML), Jenkins(at(settings, proxy.url)) as page:
+        assert find_build(page, daemon.instance, "churn", "1", settings) == build
+        with pytest.raises(JenkinsBadAnswer, match="a web page"):
+            find_build(page, daemon.instance, "churn", "2", settings)
+
+
+def test_a_run_without_a_record_waits_for_a_jenkins_that_is_away(
+    model: Model, daemon: Daemon, settings: JenkinsSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = model.add()
+    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.05)
+    with Proxy() as proxy, ExitStack() as away:
+        proxy.upstream = settings.url.rstrip("/")
+        away.enter_context(proxy.weather(Weather.REFUSING))
+        with Counting(at(settings, proxy.url), enough=8, then=away.close) as asked:
+            assert find_build(asked, daemon.instance, "churn", "1", settings) == build
+
+
+def at(settings: JenkinsSettings, url: str) -> JenkinsSettings:
+    return settings.model_copy(update={"url": url})
+
+
+class Counting(Jenkins):
+    """Counts its requests; after enough of them, lets something happen."""
+
+    def __init__(self, settings: JenkinsSettings, *, enough: int, then: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self._left = enough
+        self._then = then
+
+    def _send(self, method: str, path: str, **options: Any) -> Answer:
+        self._left -= 1
+        if self._left == 0:
+            self._then()
+        return super()._send(method, path, **options)
 
 
 def test_a_number_that_belongs_to_another_build_by_now_means_the_recorded_one(

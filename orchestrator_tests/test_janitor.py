@@ -17,6 +17,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.janitor import GAP, KEY, Watch, janitor, janitor_spec
 from orchestrator.janitor_rules import decide
+from orchestrator.janitor_runs import MOST_ASKED
 from orchestrator.janitor_sources import SETTINGS_METADATA
 from orchestrator.pipeline.lease import RUN_TAG
 from orchestrator.resources.ec2 import Ec2
@@ -126,6 +127,11 @@ class Site:
         assert run is not None
         return run.status.value
 
+    def tags(self, run_id: str) -> Mapping[str, str]:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run.tags
+
 
 @pytest.fixture
 def site(
@@ -205,6 +211,54 @@ def test_a_run_whose_worker_is_gone_fails_and_dagster_will_retry_it(site: Site) 
     assert "its worker is gone" in str(site.instance.all_logs(run)[-1].message)
     site.tick()
     assert site.account.alive() == [launched]  # for the retry
+
+
+def gave_up(site: Site, run: str) -> None:
+    """What Dagster writes when its code server does not answer while it retries a run."""
+    site.instance.add_run_tags(run, {"dagster/will_retry": "false"})
+
+
+def failures(site: Site, run: str) -> list[str]:
+    records = site.instance.all_logs(run, of_type=dg.DagsterEventType.RUN_FAILURE)
+    return [record.message for record in records]
+
+
+def test_a_retry_that_dagster_gave_up_is_asked_for_once_more(site: Site) -> None:
+    run = site.run("FAILURE")
+    launched = site.launch(run)
+    site.tick()
+    assert len(failures(site, run)) == 1
+    gave_up(site, run)
+    data = site.tick()
+    assert f"have Dagster run {run} retried" in (data.skip_message or "")
+    assert site.tags(run)["dagster/will_retry"] == "true"
+    assert len(failures(site, run)) == 2
+    assert site.account.alive() == [launched]
+    site.tick()
+    assert len(failures(site, run)) == 2
+
+
+def test_a_retry_is_not_asked_for_without_end(site: Site) -> None:
+    run = site.run("FAILURE")
+    for _ in range(MOST_ASKED + 3):
+        gave_up(site, run)
+        site.tick()
+    assert len(failures(site, run)) == 1 + MOST_ASKED
+
+
+def test_a_run_that_somebody_launched_since_is_instead_of_the_retry_that_was_given_up(site: Site) -> None:
+    run = site.run("FAILURE")
+    site.run("QUEUED")
+    gave_up(site, run)
+    site.tick()
+    assert len(failures(site, run)) == 1
+
+
+def test_a_training_that_failed_is_not_retried_by_the_janitor_either(site: Site) -> None:
+    run = site.run("FAILURE", tags={"dagster/partition": "7", "dagster/failure_reason": "STEP_FAILURE"})
+    gave_up(site, run)
+    site.tick()
+    assert len(failures(site, run)) == 1
 
 
 def test_the_retry_of_a_dead_run_is_not_ended_by_its_parents_lease(site: Site) -> None:

@@ -9,7 +9,8 @@ import dagster as dg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.janitor_rules import Action, CloseRun, EndRun, Terminate, TrainingRun, World, decide
+from orchestrator.janitor_rules import Action, CloseRun, EndRun, RetryRun, Terminate, decide
+from orchestrator.janitor_world import TrainingRun, World
 from orchestrator.pipeline.lease import LEASE
 from orchestrator_tests.janitor_world import NOW, ago, build_of, instance, open_run, run, world
 
@@ -35,6 +36,8 @@ def runs(draw: st.DrawFn, id: str) -> TrainingRun:
         lease_until=draw(maybe),
         will_retry=draw(st.sampled_from([None, True, False])),
         retry=draw(st.sampled_from([None, *IDS, "run-deleted"])),
+        created_at=draw(st.none() | past),
+        retry_failed=status == "FAILURE" and draw(st.booleans()),
     )
 
 
@@ -74,13 +77,20 @@ def apply(state: World, actions: list[Action], now: datetime) -> World:
     gone = {action.instance.id for action in actions if isinstance(action, Terminate)}
     closed = {action.run.id for action in actions if isinstance(action, CloseRun)}
     ended = {action.run.id: action.status for action in actions if isinstance(action, EndRun)}
+    asked = {action.run.id for action in actions if isinstance(action, RetryRun)}
     statuses = {"failed": dg.DagsterRunStatus.FAILURE, "canceled": dg.DagsterRunStatus.CANCELED}
     return replace(
         state,
         instances=tuple(one for one in state.instances if one.id not in gone),
         open_runs=tuple(one for one in state.open_runs if one.id not in closed),
         runs=tuple(
-            replace(one, status=statuses[ended[one.id]], ended_at=now, will_retry=False) if one.id in ended else one
+            replace(
+                one,
+                status=statuses[ended[one.id]] if one.id in ended else one.status,
+                ended_at=now if one.id in ended else one.ended_at,
+                will_retry=False if one.id in ended else one.will_retry,
+                retry_failed=one.retry_failed and one.id not in asked,
+            )
             for one in state.runs
         ),
     )
@@ -102,6 +112,8 @@ def test_what_a_live_attempt_or_another_deployment_has_is_never_touched(state: W
                     live.id in {user.dagster_run for user in users} & {one.dagster_run} for live in unfinished
                 )
             case EndRun(run=one):
+                if one.status == dg.DagsterRunStatus.NOT_STARTED:
+                    continue
                 assert one.status in (dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
                 assert one.started_at is not None
                 assert one.started_at + LEASE <= NOW

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.janitor_rules import Action, CloseRun, EndRun, Terminate, decide
+from orchestrator.janitor_rules import Action, CloseRun, EndRun, RetryRun, Terminate, decide
 from orchestrator.pipeline.lease import LEASE
 from orchestrator_tests.janitor_world import NOW, ago, instance, open_run, run, world
 
@@ -137,6 +137,25 @@ def test_a_lease_is_not_believed_expired_right_after_a_gap() -> None:
     dead = run("STARTED", lease_until=ago(minutes=20))
     assert decide(world(dead, watching_since=ago(seconds=10)), NOW) == []
     assert ended(decide(world(dead, watching_since=ago(seconds=60)), NOW)) == [("run-1", "failed")]
+
+
+def test_a_run_that_was_created_and_never_queued_is_ended() -> None:
+    forgotten = run("NOT_STARTED", started_at=None, created_at=ago(minutes=5))
+    assert ended(decide(world(forgotten), NOW)) == [("run-1", "failed")]
+    assert decide(world(run("NOT_STARTED", started_at=None, created_at=ago(minutes=4))), NOW) == []
+    assert decide(world(forgotten, watching_since=ago(minutes=4)), NOW) == []
+    assert decide(world(run("QUEUED", started_at=None, created_at=ago(minutes=500))), NOW) == []
+
+
+def test_a_retry_that_dagster_could_not_launch_is_asked_for_once_more_and_its_instance_kept() -> None:
+    failed = run("FAILURE", will_retry=False, retry_failed=True, ended_at=ago(minutes=1))
+    (action,) = decide(world(instance(), open_run(), failed), NOW)
+    assert isinstance(action, RetryRun)
+    assert action.run == failed
+
+
+def test_a_failed_run_of_something_else_is_not_retried() -> None:
+    assert decide(world(run("FAILURE", pipelines=frozenset(), retry_failed=True, will_retry=False)), NOW) == []
 
 
 def test_a_run_that_may_not_train_is_left_alone() -> None:

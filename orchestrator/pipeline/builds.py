@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import dagster as dg
 from pydantic import ValidationError
 
-from orchestrator.errors import BuildUnusable, JenkinsNotFound, JenkinsUnavailable, SettingsError
+from orchestrator.errors import BuildUnusable, JenkinsBadAnswer, JenkinsNotFound, JenkinsUnavailable, SettingsError
 from orchestrator.pipeline.watch import Limits, Settled, tick
 from orchestrator.pipeline.watch_cursor import Cursor
 from orchestrator.resources.jenkins import Jenkins, JenkinsResource
@@ -18,6 +18,9 @@ from orchestrator.settings import JenkinsSettings, Settings
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+PATIENCE_SECONDS = 90.0
+"""How long a run rides out an outage of Jenkins, when the build was never recorded."""
 
 _ENCODED = str.maketrans({char: f"%{ord(char):02X}" for char in "#%/?[]\\"})
 """How Jenkins stores branch names: https://github.com/jenkinsci/branch-api-plugin, NameEncoder."""
@@ -115,8 +118,8 @@ def find_build(
 ) -> Build:
     """The build of a partition: from Jenkins, or as the sensor recorded it when Jenkins has it no more.
 
-    The record also counts when Jenkins cannot be reached, and when the number meanwhile belongs to another
-    build because the job was re-created.
+    The record also counts when Jenkins cannot be reached or talks nonsense, and when the number meanwhile belongs
+    to another build because the job was re-created.
 
     Args:
         jenkins: the server.
@@ -133,7 +136,8 @@ def find_build(
     record = recorded_build(instance, name, partition)
     job, number = (record.job, record.number) if record else _place(partition, jenkins.job)
     try:
-        build = jenkins.build(job, number)
+        # With a record, there is nothing to wait for.
+        build = jenkins.build(job, number, patience_seconds=None if record else PATIENCE_SECONDS)
     except JenkinsNotFound as error:
         if record is None:
             raise BuildUnusable(
@@ -141,7 +145,7 @@ def find_build(
             ) from error
         log.info(f"Jenkins has build {record.name} no more; going by what was recorded of it")
         build = record
-    except JenkinsUnavailable as error:
+    except (JenkinsUnavailable, JenkinsBadAnswer) as error:  # the latter may be a proxy's page of an outage
         if record is None:
             raise
         log.warning(f"going by what was recorded of build {record.name}: {error}")

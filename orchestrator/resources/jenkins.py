@@ -125,14 +125,20 @@ class Jenkins:
         check_order(page, self.url + path)
         return page
 
-    def build(self, job: str, number: int) -> Build:
+    def build(self, job: str, number: int, *, patience_seconds: float | None = None) -> Build:
         """One build.
+
+        Args:
+            job: full name.
+            number: of the build.
+            patience_seconds: how long an outage is ridden out; default: for four attempts, and RETRY_SECONDS.
 
         Raises:
             JenkinsNotFound: there is no such build (any more).
             JenkinsError: Jenkins did not give it.
         """
-        return self._build(self._json(f"{_job_path(job)}{number}/", tree=BUILD_FIELDS), job=job)
+        path = f"{_job_path(job)}{number}/"
+        return self._build(self._json(path, tree=BUILD_FIELDS, patience_seconds=patience_seconds), job=job)
 
     def start_build(self, job: str, parameters: Mapping[str, str] | None = None) -> int:
         """Ask for a build; return the number of its queue item, for :meth:`queued_build_number`.
@@ -186,10 +192,11 @@ class Jenkins:
         number = data.get("number") if isinstance(data, dict) else None
         return build_of(data, job=job, url=f"{where}{number}/", project=self._project, where=where)
 
-    def _json(self, path: str, *, tree: str) -> dict[str, Any]:
+    def _json(self, path: str, *, tree: str, patience_seconds: float | None = None) -> dict[str, Any]:
+        hasty = tenacity.stop_after_attempt(4) | tenacity.stop_before_delay(RETRY_SECONDS)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TryAgain),
-            stop=tenacity.stop_after_attempt(4) | tenacity.stop_before_delay(RETRY_SECONDS),
+            stop=hasty if patience_seconds is None else tenacity.stop_before_delay(patience_seconds),
             wait=_wait,
             reraise=True,
         )

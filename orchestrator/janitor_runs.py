@@ -1,0 +1,153 @@
+"""Dagster's runs as the janitor sees them: those that may train a build, and those whose retry failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+from dagster._core.events import RunFailureReason
+from dagster._core.execution.retries import auto_reexecution_should_retry_run
+
+from orchestrator.janitor_sources import Sight
+from orchestrator.janitor_world import FINISHED, OpenRun, TrainingRun
+from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
+from orchestrator.resources.ec2 import Instance
+from orchestrator.resources.ec2_instance import tag_value
+
+# https://github.com/dagster-io/dagster/blob/1.13.27/python_modules/dagster/dagster/_core/storage/tags.py
+_PARTITION_TAG = "dagster/partition"
+_WILL_RETRY_TAG = "dagster/will_retry"
+_RETRY_TAG = "dagster/auto_retry_run_id"
+_FAILURE_REASON_TAG = "dagster/failure_reason"
+
+ASKED_TAG = "orchestrator/retries-asked"
+"""How often the janitor has asked Dagster to retry a run (or one that it retries) once more."""
+
+MOST_ASKED = 10
+"""How often it does so: ten minutes of code servers that die at the wrong moment."""
+
+RECENT = timedelta(hours=1)
+"""How far back a failed run is looked for whose retry failed."""
+
+_AT_WORK = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
+_WAITING = tuple(status for status in dg.DagsterRunStatus if status not in (*_AT_WORK, *FINISHED))
+
+
+class DagsterRuns:
+    """Dagster's runs, as far as they may train a build.
+
+    Args:
+        instance: Dagster.
+        repository: knows which assets a job without a selection of its own materialises.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> None:
+        self._instance = instance
+        self._repository = repository
+
+    def read(self, sight: Sight) -> tuple[TrainingRun, ...]:
+        """The runs that instances and MLflow runs name, their retries, and all unfinished ones that may train."""
+        records: dict[str, dg.RunRecord] = {}
+        seen: list[Instance | OpenRun] = [*sight.instances, *sight.open_runs]
+        missing = {one.dagster_run for one in seen} - {""}
+        while missing:
+            found = self._records(run_ids=sorted(missing))
+            records |= {record.dagster_run.run_id: record for record in found}
+            retries = {record.dagster_run.tags.get(_RETRY_TAG, "") for record in found}
+            missing = retries - records.keys() - missing - {""}
+        named = set(records)
+        # A backfill may have queued thousands; those of interest are the ones that could take something over.
+        partitions = {one.partition for one in seen}
+        partitions |= {record.dagster_run.tags.get(_PARTITION_TAG, "") for record in records.values()}
+        unfinished = self._records(statuses=_WAITING, tags={_PARTITION_TAG: sorted(partitions)}) if partitions else []
+        # Those at work come last, so that one which begins at this moment is seen at least once.
+        unfinished += self._records(statuses=_AT_WORK)
+        records |= {record.dagster_run.run_id: record for record in unfinished}
+        records |= {record.dagster_run.run_id: record for record in self._just_failed()}
+        runs = [self._training_run(record) for record in records.values()]
+        return tuple(run for run in runs if run.id in named or run.retry_failed or _may_train(run))
+
+    def _just_failed(self) -> list[dg.RunRecord]:
+        return self._records(
+            statuses=[dg.DagsterRunStatus.FAILURE],
+            tags={_WILL_RETRY_TAG: "false"},
+            updated_after=datetime.now(UTC) - RECENT,
+        )
+
+    def _records(
+        self,
+        *,
+        run_ids: Sequence[str] | None = None,
+        statuses: Sequence[dg.DagsterRunStatus] = (),
+        tags: Mapping[str, str | Sequence[str]] | None = None,
+        created_after: datetime | None = None,
+        updated_after: datetime | None = None,
+    ) -> list[dg.RunRecord]:
+        filters = dg.RunsFilter(
+            run_ids=run_ids, statuses=statuses, tags=tags, created_after=created_after, updated_after=updated_after
+        )
+        return list(self._instance.get_run_records(filters))
+
+    def _retry_failed(self, record: dg.RunRecord) -> bool:
+        """Whether Dagster was to retry a run, and wrote that it will not because that failed.
+
+        By the very function by which Dagster decides: where it says yes and the tag says no, the try was in vain.
+        A run of the same build that somebody has launched since is instead of the retry.
+        """
+        run = record.dagster_run
+        if run.status != dg.DagsterRunStatus.FAILURE or run.tags.get(_WILL_RETRY_TAG) != "false":
+            return False
+        reason = run.tags.get(_FAILURE_REASON_TAG)
+        if int(run.tags.get(ASKED_TAG, "0")) >= MOST_ASKED or not auto_reexecution_should_retry_run(
+            self._instance, run, RunFailureReason(reason) if reason else None
+        ):
+            return False
+        partition = {_PARTITION_TAG: run.tags.get(_PARTITION_TAG, "")}
+        since = self._records(tags=partition, created_after=record.create_timestamp)
+        instead = [one.dagster_run for one in since if self._pipelines(one.dagster_run) != frozenset()]
+        return all(one.run_id == run.run_id for one in instead)
+
+    def _training_run(self, record: dg.RunRecord) -> TrainingRun:
+        run = record.dagster_run
+        decided = run.tags.get(_WILL_RETRY_TAG)
+        return TrainingRun(
+            id=run.run_id,
+            status=run.status,
+            pipelines=self._pipelines(run),
+            partition=tag_value(run.tags.get(_PARTITION_TAG, "")),
+            created_at=record.create_timestamp,
+            started_at=_moment(record.start_time),
+            ended_at=_moment(record.end_time),
+            lease_until=_parsed(run.tags.get(RUN_TAG, "")),
+            will_retry=None if decided is None else decided == "true",
+            retry=run.tags.get(_RETRY_TAG),
+            retry_failed=self._retry_failed(record),
+            trained=run.tags.get(TRAINED_TAG),
+        )
+
+    def _pipelines(self, run: dg.DagsterRun) -> frozenset[str] | None:
+        selected: Iterable[dg.AssetKey] | None = run.asset_selection
+        if not selected:
+            if not self._repository.has_job(run.job_name):
+                return None
+            selected = self._repository.get_job(run.job_name).asset_layer.executable_asset_keys
+        # Not only this code location's: another one may share the deployment's name.
+        models = [key.path for key in selected if key.path[1:] == ["trained_model"]]
+        return frozenset(tag_value(pipeline) for pipeline, _ in models)
+
+
+def _may_train(run: TrainingRun) -> bool:
+    return not run.finished and run.pipelines != frozenset()
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _parsed(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo else None

@@ -1,0 +1,116 @@
+"""The world as the janitor sees it: instances, MLflow runs and Dagster runs, and which build each is of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from dagster import DagsterRunStatus
+
+from orchestrator.resources.ec2 import Instance
+from orchestrator.resources.ec2_instance import tag_value
+
+FINISHED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
+
+
+class BuildKey(NamedTuple):
+    """One build of one pipeline, both as `tag_value` writes them."""
+
+    pipeline: str
+    partition: str
+
+    @classmethod
+    def of(cls, pipeline: str, partition: str) -> BuildKey:
+        """The key of a build from its plain names."""
+        return cls(tag_value(pipeline), tag_value(partition))
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A Dagster run that trains a build, or may do so.
+
+    Attributes:
+        pipelines: whose models it trains, as `tag_value` writes them; None: unknown, so any.
+        partition: the same of its partition; empty when it has none.
+        created_at: when Dagster wrote it down; None: unknown.
+        started_at: when its worker began; None before that.
+        ended_at: when it finished; None before that.
+        lease_until: its own tag; a retry inherits its parent's, so an old one alone means nothing.
+        will_retry: what Dagster has decided on a failed run; None: nothing (yet).
+        retry: ID of the run that Dagster launched to retry this one.
+        retry_failed: Dagster was to retry this failed run, and could not.
+        trained: the MLflow run whose training process it saw exit with 0.
+    """
+
+    id: str
+    status: DagsterRunStatus
+    pipelines: frozenset[str] | None = None
+    partition: str = ""
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    lease_until: datetime | None = None
+    will_retry: bool | None = None
+    retry: str | None = None
+    retry_failed: bool = False
+    trained: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of it goes on."""
+        return self.status in FINISHED
+
+    @property
+    def ours(self) -> bool:
+        """Whether it surely trains: only such a run renews a lease."""
+        return bool(self.pipelines) or self.lease_until is not None
+
+    def may_train(self, build: BuildKey) -> bool:
+        """Whether it could use the instance or the MLflow run of this build."""
+        return self.partition == build.partition and (self.pipelines is None or build.pipeline in self.pipelines)
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """An MLflow run that is RUNNING and carries our tags.
+
+    Attributes:
+        pipeline: as its settings name it.
+        deployment: the installation that made it; empty when it does not say.
+        dagster_run: ID of the Dagster run that fills it.
+    """
+
+    id: str
+    pipeline: str
+    partition: str
+    dagster_run: str
+    started_at: datetime
+    deployment: str = ""
+
+    @property
+    def build(self) -> BuildKey:
+        """The build that it is of."""
+        return BuildKey.of(self.pipeline, self.partition)
+
+
+@dataclass(frozen=True)
+class World:
+    """What was seen, all at about the same time, Dagster's runs last.
+
+    Attributes:
+        deployments: this installation's names; what carries another one is not ours.
+        instances: those that still cost money.
+        instances_known: False when EC2 could not be asked, so that a missing instance proves nothing.
+        open_runs: MLflow runs that are RUNNING.
+        runs: the Dagster runs that the others name, their retries, those that Dagster could not retry, and all
+            unfinished ones that may train.
+        watching_since: from when on the janitor has looked without a gap.
+    """
+
+    deployments: frozenset[str]
+    instances: tuple[Instance, ...]
+    instances_known: bool
+    open_runs: tuple[OpenRun, ...]
+    runs: tuple[TrainingRun, ...]
+    watching_since: datetime
