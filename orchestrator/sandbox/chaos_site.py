@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,9 +17,7 @@ from orchestrator.sandbox.chaos_checks import Ended, Facts, Record
 from orchestrator.sandbox.chaos_dagster import Books, Processes
 from orchestrator.sandbox.chaos_proxy import Proxy
 from orchestrator.sandbox.chaos_training import Ledger
-from orchestrator.sandbox.process import ChildProcess
-from orchestrator.sandbox.stack import DAGSTER_GRACE_SECONDS, INHERITED, TRAINED_MODEL, Stack
-from orchestrator.serve import prepare_home
+from orchestrator.sandbox.stack import TRAINED_MODEL, Stack
 
 NOT_GONE = ("pending", "running", "stopping", "stopped")
 REQUEST_SECONDS = 10
@@ -184,21 +180,7 @@ class Site:
         )
 
     def _start_dagster(self) -> None:
-        home = self.stack.directory / "dagster"
-        prepare_home(home)
-        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        environment |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
-        environment |= {"AWS_EC2_METADATA_DISABLED": "true", "DAGSTER_HOME": str(home), **self.environment}
-        services = self._exits.enter_context(
-            ChildProcess(
-                [sys.executable, "-m", "orchestrator.sandbox.chaos_dagster", str(self.stack.port)],
-                name="Dagster",
-                log=self.stack.directory / "dagster.log",
-                env=environment,
-                cwd=home,
-                grace_seconds=DAGSTER_GRACE_SECONDS,
-            )
-        )
+        services = self.stack.dagster_process("-m", "orchestrator.sandbox.chaos_dagster", str(self.stack.port))
         self.processes = Processes(services)
         services.await_http(f"http://127.0.0.1:{self.stack.port}/server_info", seconds=120)
         with self.books() as books:

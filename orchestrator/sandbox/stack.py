@@ -124,15 +124,28 @@ class Stack:
         Raises:
             SandboxError: they did not start, or the definitions cannot be loaded.
         """
+        child = self.dagster_process("-m", "orchestrator.cli", "serve", "--port", str(self.port))
+        child.await_http(f"{self.dagster_url}/server_info", seconds=120)
+        api = self._exits.enter_context(DagsterApi(self.dagster_url))
+        if error := api.location_error():
+            raise SandboxError(f"Dagster cannot load the definitions: {error}; its log is {child.log}")
+        return api
+
+    def dagster_process(self, *arguments: str) -> ChildProcess:
+        """Start Python with these arguments, and with what Dagster needs to be the one of this sandbox.
+
+        Raises:
+            SandboxError: it did not start.
+        """
         home = self._folder("dagster")
         prepare_home(home)
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
         # boto3 also reads files of the home directory, and asks a metadata service for credentials.
         environment |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
         environment |= {"AWS_EC2_METADATA_DISABLED": "true", "DAGSTER_HOME": str(home), **self.env()}
-        child = self._exits.enter_context(
+        return self._exits.enter_context(
             ChildProcess(
-                [sys.executable, "-m", "orchestrator.cli", "serve", "--port", str(self.port)],
+                [sys.executable, *arguments],
                 name="Dagster",
                 log=self.directory / "dagster.log",
                 env=environment,
@@ -140,11 +153,6 @@ class Stack:
                 grace_seconds=DAGSTER_GRACE_SECONDS,
             )
         )
-        child.await_http(f"{self.dagster_url}/server_info", seconds=120)
-        api = self._exits.enter_context(DagsterApi(self.dagster_url))
-        if error := api.location_error():
-            raise SandboxError(f"Dagster cannot load the definitions: {error}; its log is {child.log}")
-        return api
 
     def close(self) -> None:
         """End everything, Dagster first. May be called again."""
