@@ -1,0 +1,119 @@
+"""A retry that Dagster gives up because its code server is away: with Dagster's own daemon, before and after."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.test_utils import create_test_daemon_workspace_context
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import EmptyWorkspaceTarget, ModuleTarget
+from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
+
+from orchestrator.janitor_actions import Hands
+from orchestrator.janitor_rules import RetryRun, decide
+from orchestrator.janitor_runs import DagsterRuns
+from orchestrator.janitor_sources import Sight, Systems
+from orchestrator.janitor_world import World
+
+BUILDS = dg.DynamicPartitionsDefinition(name="iris_builds")
+JOB = "iris_training"
+
+
+@dg.asset(key=["iris", "trained_model"], partitions_def=BUILDS)
+def trained_model() -> None: ...
+
+
+definitions = dg.Definitions(assets=[trained_model], jobs=[dg.define_asset_job(JOB, selection=[trained_model])])
+
+
+@contextmanager
+def with_code_server(instance: dg.DagsterInstance) -> Iterator[WorkspaceProcessContext]:
+    target = ModuleTarget(__name__, attribute="definitions", working_directory=None, location_name="code")
+    with create_test_daemon_workspace_context(target, instance) as workspace:
+        yield workspace
+
+
+@contextmanager
+def without_code_server(instance: dg.DagsterInstance) -> Iterator[WorkspaceProcessContext]:
+    with create_test_daemon_workspace_context(EmptyWorkspaceTarget(), instance) as workspace:
+        yield workspace
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    overrides = {
+        "run_retries": {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": False},
+        "run_coordinator": {"module": "dagster.core.run_coordinator", "class": "QueuedRunCoordinator"},
+    }
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as made:
+        yield made
+
+
+def run_whose_worker_died(instance: dg.DagsterInstance, workspace: WorkspaceProcessContext) -> str:
+    repository = workspace.create_request_context().get_code_location("code").get_repository("__repository__")
+    run = dg.DagsterRun(
+        job_name=JOB,
+        run_id=str(uuid.uuid4()),
+        tags={"dagster/partition": "7", "dagster/retry_strategy": "ALL_STEPS"},
+        remote_job_origin=repository.get_full_job(JOB).get_remote_origin(),
+    )
+    instance.add_run(run)
+    instance.report_run_failed(run, "its worker is gone")
+    return run.run_id
+
+
+def retries(instance: dg.DagsterInstance, run: str) -> list[dg.DagsterRunStatus]:
+    return [one.status for one in instance.get_runs() if one.parent_run_id == run]
+
+
+def janitors_tick(instance: dg.DagsterInstance) -> list[str]:
+    """What the janitor does about Dagster's runs alone, there being no instance and no MLflow run."""
+    runs = DagsterRuns(instance, definitions.get_repository_def())
+    now = datetime.now(UTC)
+
+    def world() -> World:
+        return World(
+            deployments=frozenset({"ours"}),
+            instances=(),
+            instances_known=True,
+            open_runs=(),
+            runs=runs.read(Sight()),
+            watching_since=now - timedelta(hours=1),
+        )
+
+    hands = Hands(
+        Systems([]),
+        instance,
+        logging.getLogger(__name__),
+        still_right=lambda action: action in decide(world(), now),
+        until=time.monotonic() + 60,
+    )
+    return [f"{type(done.action).__name__} {done.said}" for done in hands.perform(decide(world(), now))]
+
+
+def test_a_retry_that_dagster_gave_up_while_its_code_server_was_away_is_made_after_all(
+    instance: dg.DagsterInstance,
+) -> None:
+    daemon = EventLogConsumerDaemon()
+    with ExitStack() as exits:
+        workspace = exits.enter_context(with_code_server(instance))
+        list(daemon.run_iteration(workspace))  # notes where the event log begins for it
+        run = run_whose_worker_died(instance, workspace)
+        list(daemon.run_iteration(exits.enter_context(without_code_server(instance))))
+        list(daemon.run_iteration(workspace))
+        assert retries(instance, run) == []  # it has really given up
+
+        assert janitors_tick(instance) == [f"{RetryRun.__name__} done"]
+        list(daemon.run_iteration(workspace))
+        assert retries(instance, run) == [dg.DagsterRunStatus.QUEUED]
+        list(daemon.run_iteration(workspace))
+        assert janitors_tick(instance) == []
+        assert len(retries(instance, run)) == 1
