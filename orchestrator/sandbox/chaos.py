@@ -7,15 +7,16 @@ Exits 1 when a promise was broken.
 from __future__ import annotations
 
 import argparse
+import itertools
 import secrets
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ PHASE_SECONDS = 600.0
 """A build that is not in the wanted phase by then never will be."""
 
 SETTLE_SECONDS = 900.0
-"""Two retries of workers that died without anybody noticing take 10 minutes."""
+"""Three attempts whose workers died without anybody noticing take 10 minutes."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,32 @@ class Campaign:
         self._building = threading.Lock()
         self._ended = threading.Event()
 
-    def run(self, faults: Sequence[Fault], *, at_once: int) -> list[Result]:
-        """Do all faults, several at once, and return what became of each."""
-        results = []
+    def run(self, faults: Iterator[Fault], *, hits: int, at_once: int) -> list[Result]:
+        """Do faults, several at once, until so many have hit; return what became of each.
+
+        Args:
+            faults: one after the other; those that miss are told as well, and do not count.
+            hits: how many.
+            at_once: how many builds are in flight.
+        """
+        results: list[Result] = []
+        pending: set[Future[Result]] = set()
         with ThreadPoolExecutor(at_once, thread_name_prefix="fault") as pool:
-            pending = [pool.submit(self.one, fault) for fault in faults]
             try:
-                for done in as_completed(pending):
-                    results.append(done.result())
-                    self._tell(results[-1], len(results), len(faults))
+                while True:
+                    left = hits - sum(result.missed is None for result in results)
+                    due = itertools.islice(faults, max(0, min(at_once, left) - len(pending)))
+                    pending |= {pool.submit(self.one, fault) for fault in due}
+                    if not pending:
+                        return sorted(results, key=lambda result: result.fault.index)
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for one in done:
+                        results.append(one.result())
+                        self._tell(results[-1], sum(result.missed is None for result in results), hits)
             except BaseException:
                 self._ended.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        return sorted(results, key=lambda result: result.fault.index)
 
     def one(self, fault: Fault) -> Result:
         """Do one fault to one build, and wait until all has settled."""
@@ -143,16 +156,17 @@ class Campaign:
         Raises:
             Missed: it went past it, or did not come to it.
         """
-        seen = False
         deadline = time.monotonic() + PHASE_SECONDS
-        while time.monotonic() < deadline:
-            attempt = self._watch.attempt(partition)
-            if attempt is not None and attempt.step == phase:
-                return attempt
-            if seen and attempt is None:
-                raise Missed(f"the run was over before it was seen in {phase}")
-            seen = seen or attempt is not None
-            self._pause(LOOK_SECONDS)
+        with self._site.books() as books:
+            while time.monotonic() < deadline:
+                attempt = self._watch.attempt(partition)
+                if attempt is not None and attempt.step == phase:
+                    return attempt
+                # Between two attempts, there is none under way.
+                with suppress(DagsterDown):
+                    if attempt is None and self._over(books, partition):
+                        raise Missed(f"the run was over before it was seen in {phase}")
+                self._pause(LOOK_SECONDS)
         raise Missed(f"no run of the build came to {phase} in {PHASE_SECONDS:g} s")
 
     def _settle(self, partition: str) -> Settled:
@@ -204,19 +218,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a campaign; return the exit status."""
     options = _parser().parse_args(arguments)
     unwind_on_signals()
-    seed, faults = options.seed, plan(options.seed, options.faults)
+    seed, first, hits = options.seed, 0, options.faults
     if options.replay:
-        seed, index = options.replay
-        faults = plan(seed, index + 1)[index:]
+        (seed, first), hits = options.replay, 1
+    faults = itertools.islice(plan(seed), first, None)
     directory = options.dir or Path(tempfile.mkdtemp(prefix="chaos-"))
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
     began = time.monotonic()
     try:
-        console.print(f"{len(faults)} faults, seed {seed}, in {directory}")
+        console.print(f"{hits} faults, seed {seed}, in {directory}")
         with Site(directory) as site, Watch(site) as watch:
             campaign = Campaign(site, watch, say=lambda line: console.print(line, markup=False))
             campaign.warm_up()
-            results = campaign.run(faults, at_once=options.at_once)
+            results = campaign.run(faults, hits=hits, at_once=options.at_once)
             left = [instance.id for instance in site.instances()]
     except OrchestratorError as error:
         sys.stderr.write(f"chaos: {error}; the logs are in {directory}\n")
@@ -234,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.sandbox.chaos", description=__doc__)
-    parser.add_argument("--faults", type=int, default=100, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--faults", type=int, default=100, metavar="N", help="how many hits (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=secrets.randbelow(10**6), help="of the plan (default: another each time)"
     )

@@ -24,7 +24,9 @@ from orchestrator.sandbox.process import ChildProcess
 from orchestrator.serve import project_file
 
 RESTART_SECONDS = 1.0
-DECISION_SECONDS = 60.0
+DECISION_SECONDS = 150.0
+"""How long it may take until a failed run is retried: Dagster decides within seconds, and may give its decision up;
+then the janitor, which looks every minute, makes it decide once more."""
 WEBSERVER = ("-m", "dagster_webserver")
 DAEMON = ("-m", "dagster._daemon")
 CODE_SERVER = ("-m", "dagster", "api", "grpc")
@@ -172,9 +174,9 @@ def _attempt(run: dict[str, Any]) -> Attempt:
     tags = {tag["key"]: tag["value"] for tag in run["tags"]}
     steps = (step for step in run.get("stepStats", ()) if step["status"] in (None, "IN_PROGRESS"))
     names = (str(step["stepKey"]).rpartition(".")[2] for step in steps)
-    # Dagster decides on a retry some seconds after the failure; until then there is no such tag.
     undecided = time.time() - (run["endTime"] or 0) < DECISION_SECONDS
-    will_retry = tags.get("dagster/will_retry", "true" if undecided else "false") == "true"
+    announced = tags.get("dagster/will_retry") == "true"
+    settled = "dagster/auto_retry_run_id" in tags or tags.get("dagster/failure_reason") == "STEP_FAILURE"
     return Attempt(
         id=run["runId"],
         root=run["rootRunId"] or run["runId"],
@@ -182,7 +184,7 @@ def _attempt(run: dict[str, Any]) -> Attempt:
         status=run["status"],
         step=None if run["status"] in OVER else next(names, None),
         ended=run["endTime"],
-        retry_due=run["status"] == "FAILURE" and will_retry and "dagster/auto_retry_run_id" not in tags,
+        retry_due=run["status"] == "FAILURE" and not settled and (announced or undecided),
     )
 
 

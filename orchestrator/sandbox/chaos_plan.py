@@ -96,19 +96,15 @@ class Fault:
         return f"#{self.index} {self.kind} in {self.phase}"
 
 
-def plan(seed: int, count: int) -> list[Fault]:
-    """The faults of a campaign; a longer one begins with the same faults.
+def plan(seed: int) -> Iterator[Fault]:
+    """The faults of a campaign, without end; always the same for a seed.
 
     Every kind in every phase comes once before anything comes twice.
 
     Args:
         seed: of the random numbers.
-        count: how many faults.
     """
-    return list(itertools.islice(_faults(random.Random(seed)), count))  # noqa: S311 - to be repeated, not to be secret
-
-
-def _faults(dice: random.Random) -> Iterator[Fault]:
+    dice = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
     places = [(kind, phase) for kind, phases in WHERE.items() for phase in phases]
     index = itertools.count()
     while True:

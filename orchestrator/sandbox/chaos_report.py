@@ -49,7 +49,8 @@ class Result:
 
 def show(console: Console, results: Sequence[Result], *, seed: int, minutes: float) -> None:
     """Print the table, and everything that was not as it should be."""
-    table = Table(title=f"{len(results)} faults in {minutes:.0f} minutes, seed {seed}; longest times in seconds")
+    hits = sum(result.missed is None for result in results)
+    table = Table(title=f"{hits} faults that hit in {minutes:.0f} minutes, seed {seed}; longest times in seconds")
     table.add_column("fault", no_wrap=True)
     for heading in (*PHASES, *OUTCOMES):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -73,7 +74,7 @@ def summary(results: Sequence[Result], *, seed: int, minutes: float) -> str:
     return json.dumps(
         {
             "seed": seed,
-            "faults": len(results),
+            "faults": sum(result.missed is None for result in results),
             "missed": sum(result.missed is not None for result in results),
             "green": outcomes["SUCCESS"],
             "red": outcomes["FAILURE"],
