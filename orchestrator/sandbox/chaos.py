@@ -157,15 +157,18 @@ class Campaign:
             Missed: it went past it, or did not come to it.
         """
         deadline = time.monotonic() + PHASE_SECONDS
+        next_look = time.monotonic()
         with self._site.books() as books:
-            while time.monotonic() < deadline:
+            while (now := time.monotonic()) < deadline:
                 attempt = self._watch.attempt(partition)
                 if attempt is not None and attempt.step == phase:
                     return attempt
                 # Between two attempts, there is none under way.
-                with suppress(DagsterDown):
-                    if attempt is None and self._over(books, partition):
-                        raise Missed(f"the run was over before it was seen in {phase}")
+                if attempt is None and now >= next_look:
+                    next_look = now + SETTLE_LOOK_SECONDS
+                    with suppress(DagsterDown):
+                        if self._over(books, partition):
+                            raise Missed(f"the run was over before it was seen in {phase}")
                 self._pause(LOOK_SECONDS)
         raise Missed(f"no run of the build came to {phase} in {PHASE_SECONDS:g} s")
 
