@@ -83,18 +83,20 @@ class DagsterApi:
                 return _innermost(loaded)
         return None if entries else "there is none"
 
-    def runs(self, *, partition: str | None = None, limit: int = 20) -> list[Run]:
+    def runs(self, *, partition: str | None = None, statuses: Sequence[str] = (), limit: int = 20) -> list[Run]:
         """The newest runs first.
 
         Args:
             partition: only of this partition.
+            statuses: only those in one of these; default: in any.
             limit: how many at most.
         """
         tags = [{"key": "dagster/partition", "value": partition}] if partition is not None else []
+        only = {"statuses": list(statuses)} if statuses else {}
         answer = self._ask(
             "query($filter: RunsFilter, $limit: Int) { runsOrError(filter: $filter, limit: $limit) "
             f"{{ __typename ... on Runs {{ results {{ {RUN_FIELDS} }} }} {_ERROR} }} }}",
-            {"filter": {"tags": tags}, "limit": limit},
+            {"filter": {"tags": tags, **only}, "limit": limit},
         )
         return [run_of(run) for run in answer["results"]]
 
