@@ -4,41 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, Self, TypeVar
 
-from orchestrator.errors import (
-    BuildBusy,
-    Ec2Error,
-    InstanceLost,
-    OrchestratorError,
-    SshError,
-    SshUnreachable,
-    TrainingTimedOut,
-)
+from orchestrator.errors import BuildBusy, Ec2Error, InstanceLost, OrchestratorError
 from orchestrator.pipeline import lease
-from orchestrator.pipeline.outcome import FinishedTraining, Usage, failure
-from orchestrator.pipeline.plan import Plan, secrets_in, training_environment
+from orchestrator.pipeline.on_instance import GRACE, OnInstance
+from orchestrator.pipeline.outcome import FinishedTraining, Usage
+from orchestrator.pipeline.plan import Plan, training_environment
 from orchestrator.pipeline.tracking import TrackedRun
-from orchestrator.remote.masking import Masker
-from orchestrator.remote.outcome import Outcome
-from orchestrator.remote.training import RemoteTraining
 from orchestrator.resources.ec2 import Ec2, Instance, Lease
 from orchestrator.resources.ec2_instance import LEASE_UNTIL_TAG, timestamp
 from orchestrator.resources.mlflow import Mlflow
 from orchestrator.resources.ssh import Ssh
 from orchestrator.resources.ssh_keys import private_key
 from orchestrator.settings import PipelineSettings, Settings
-
-GRACE = timedelta(minutes=1)
-"""Between the training's deadline and the machine's own: the time to fetch the last output and say why."""
-
-CONNECT_SECONDS = 20.0
-"""One try to connect; after it we ask EC2 whether the instance is still there."""
-
 
 T = TypeVar("T")
 
@@ -110,6 +92,7 @@ class Attempt:
         self._instance: Instance | None = None
         self._usage: Usage | None = None
         self._ready = False
+        self._trained = False
         self._open = False
         self._launches = 0
         self._losses = 0
@@ -172,7 +155,7 @@ class Attempt:
         if found is None:
             return None
         owner = found.dagster_run
-        if owner and owner != self._run.run_id and self._run.is_live(owner):
+        if self._is_anothers(found):
             self._open = False
             raise self._busy(owner)
         if not found.mlflow_run or not self._tracked.adopt(found.mlflow_run):
@@ -204,6 +187,11 @@ class Attempt:
             mlflow_run=mlflow_run,
             expires_at=expires_at or datetime.now(UTC) + timedelta(minutes=self.plan.max_minutes) + GRACE,
         )
+
+    def _is_anothers(self, instance: Instance) -> bool:
+        """Whether a live attempt other than this one uses it."""
+        owner = instance.dagster_run
+        return bool(owner) and owner != self._run.run_id and self._run.is_live(owner)
 
     def _busy(self, run_id: str) -> BuildBusy:
         return BuildBusy(
@@ -237,68 +225,30 @@ class Attempt:
                 if self._losses > self._read.project.instance_losses:
                     raise
                 self._log.warning(f"{loss}; beginning anew on another instance")
+                if self._instance is not None:
+                    self._ec2.terminate(self._instance.id)  # one that was only stopped still costs money
                 self._tracked.drop(str(loss))
                 self._instance, self._ready = None, False
 
     def _train_on(self, instance: Instance) -> str:
         mlflow_run = self._tracked.open()
-        deadline = self._new_lease(mlflow_run, expires_at=instance.expires_at).expires_at - GRACE
-        masker = Masker(secrets_in(self._environment, self._read))
-
-        def check() -> None:
-            self._still_there(instance, deadline)
-
+        training = OnInstance(
+            instance=instance,
+            plan=self.plan,
+            read=self._read,
+            mlflow_run=mlflow_run,
+            deadline=self._new_lease(mlflow_run, expires_at=instance.expires_at).expires_at - GRACE,
+            environment=self._environment,
+            ec2=self._hasty,
+            log=self._log,
+            write=self._write,
+        )
         with self._connect(instance) as ssh:
-            remote = RemoteTraining(ssh, mlflow_run)
-            self._start(ssh, remote, mlflow_run, deadline, check)
-            outcome = remote.follow(
-                lambda text: self._write(masker.feed(text)), on_event=self._log.warning, check=check
-            )
-            self._write(masker.flush())
-            if not outcome.succeeded:
-                check()  # a machine that is taken away ends its processes first
-                raise self._explain(remote, outcome, masker)
+            training.train(ssh)
         self._log.info("the training exited with status 0")
+        self._trained = True
         self._run.trained(mlflow_run)
         return mlflow_run
-
-    def _start(
-        self, ssh: Ssh, remote: RemoteTraining, mlflow_run: str, deadline: datetime, check: Callable[[], None]
-    ) -> None:
-        """Start the training, or find it started; keep trying while the instance is there."""
-        command = self.plan.command(self._read, mlflow_run=mlflow_run)
-        give_up = time.monotonic() + self._read.machine.ready_minutes * 60
-        while True:
-            try:
-                if not ssh.connected:
-                    ssh.connect(deadline_seconds=CONNECT_SECONDS)
-                if not remote.start(command, environment=self._environment, deadline=deadline):
-                    self._log.info("the training is under way already; following it")
-                return
-            except SshUnreachable:
-                check()
-                if time.monotonic() > give_up:
-                    raise
-
-    def _still_there(self, instance: Instance, deadline: datetime) -> None:
-        if datetime.now(UTC) > deadline + GRACE:
-            raise TrainingTimedOut(
-                f"build {self.plan.partition}: the instance did not answer until the training's deadline; "
-                "raise MAX_TRAINING_MINUTES if it needs longer"
-            )
-        try:
-            self._hasty.require_alive(instance.id)
-        except InstanceLost:
-            raise
-        except Ec2Error as error:  # AWS does not answer either: that says nothing of the instance
-            self._log.warning(str(error))
-
-    def _explain(self, remote: RemoteTraining, outcome: Outcome, masker: Masker) -> OrchestratorError:
-        try:
-            lines = remote.last_lines(20)
-        except SshError as error:
-            lines = [f"(its last lines could not be fetched: {error})"]
-        return failure(f"build {self.plan.partition}", outcome, masker.mask("\n".join(lines)).splitlines())
 
     # ---- terminate and record
 
@@ -308,18 +258,29 @@ class Attempt:
         Raises:
             BuildBusy: this attempt was taken for dead, and another one uses the instance now.
         """
-        self._open = False
+        try:
+            return self._give_back()
+        except OrchestratorError:
+            self._open = False  # another's, or AWS was asked for minutes: the janitor ends it, and the model is trained
+            raise
+        except BaseException as error:
+            self.abandon(error)
+            raise
+
+    def _give_back(self) -> Usage | None:
         if self._instance is not None:
             instance = self._ec2.describe(self._instance.id)
         else:
             found = self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition)
             if found is None:
+                self._open = False
                 return None
             instance = found
-        if instance.dagster_run != self._run.run_id and self._run.is_live(instance.dagster_run):
+        if self._is_anothers(instance):
             raise self._busy(instance.dagster_run)
-        self._instance = None
+        self._instance, self._open = instance, True  # ours to end, also when we are cancelled
         state = self._ec2.terminate(instance.id) or "gone"
+        self._instance, self._open = None, False
         self._usage = self._use_of(instance)
         self._log.info(f"{instance.id} is {state} after {self._usage.minutes:.1f} minutes")
         self._tracked.used(self._usage)
@@ -350,15 +311,20 @@ class Attempt:
         """
         if not self._open:
             return
-        found = self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition) or self._instance
-        if found is not None and found.dagster_run not in ("", self._run.run_id):
-            self._log.warning(f"{found.id} belongs to run {found.dagster_run} now; leaving it alone")
-            self._open = False
+        try:
+            found = self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition) or self._instance
+            if found is not None and self._is_anothers(found):
+                self._log.warning(f"{found.id} belongs to run {found.dagster_run} now; leaving it alone")
+                self._open = False
+                return
+            if found is not None:
+                self._log.info(f"{found.id} is {self._ec2.terminate(found.id) or 'gone'}")
+        except Ec2Error as away:  # it must not hide what went wrong first
+            self._log.warning(f"the janitor will end what is left of this build's instance: {away}")
+        self._instance, self._open = None, False
+        if self._trained:
+            self._tracked.close("FINISHED", reason="the training process exited 0")
             return
-        if found is not None:
-            self._log.info(f"{found.id} is {self._ec2.terminate(found.id) or 'gone'}")
-        self._instance = None
-        self._open = False
         reason = str(error).partition("\n")[0] or "the Dagster run was cancelled"
         self._tracked.close("FAILED" if isinstance(error, OrchestratorError) else "KILLED", reason=reason)
 

@@ -9,7 +9,7 @@ from orchestrator.pipeline.curves import curve_metrics
 from orchestrator.pipeline.outcome import FinishedTraining, Usage
 from orchestrator.pipeline.plan import Plan
 from orchestrator.resources.ec2 import Instance
-from orchestrator.resources.mlflow import Mlflow, Run
+from orchestrator.resources.mlflow import FinalStatus, Mlflow, Run
 from orchestrator.settings import MlflowSettings
 
 CLOSING_PATIENCE_SECONDS = 10.0
@@ -62,7 +62,7 @@ class TrackedRun:
 
     def already_trained(self) -> bool:
         """Whether the attempt that this one retries had trained the model before it died."""
-        if self._trained is not None:
+        if self._trained is not None and self._kept(self._trained):
             self._id = self._trained
             self.log.info(
                 f"the process of MLflow run {self._id} exited 0 in an earlier attempt: nothing is left to train"
@@ -80,6 +80,18 @@ class TrackedRun:
             self.log.info(f"MLflow run {run.id} of an earlier attempt is FINISHED: there is nothing left to train")
             return True
         return self._id is not None and self._mlflow.run(self._id).status == "FINISHED"
+
+    def _kept(self, run_id: str) -> bool:
+        """Whether a run was not deleted, as far as MLflow can be asked now."""
+        try:
+            self._mlflow.run(run_id)
+        except MlflowNotFound:
+            self._trained = None
+            self.log.info(f"MLflow run {run_id} of an earlier attempt was deleted: training again")
+            return False
+        except MlflowUnavailable as error:
+            self.log.warning(str(error))
+        return True
 
     def adopt(self, run_id: str) -> bool:
         """Take over the run that a dead attempt was filling, if it was made for exactly this training."""
@@ -127,23 +139,25 @@ class TrackedRun:
         self.close("KILLED", reason=reason)
         self._id = None
 
-    def close(self, status: str, *, reason: str) -> None:
+    def close(self, status: FinalStatus, *, reason: str) -> None:
         """Close the run, if there is one, without waiting long for MLflow.
 
         Args:
             status: FAILED for a training that failed, whatever it said of itself; KILLED for one that was
-                stopped, unless it had ended by then.
+                stopped, and FINISHED for one whose process exited 0, unless it had ended by then.
             reason: one sentence, kept as a tag.
         """
         if self._id is None:
             return
+        usual = self._mlflow.patience_seconds
+        self._mlflow.patience_seconds = min(usual, CLOSING_PATIENCE_SECONDS)
         try:
-            if status == "FAILED":
-                self._mlflow.finish(self._id, "FAILED", reason=reason, patience_seconds=CLOSING_PATIENCE_SECONDS)
-            elif not self._mlflow.run(self._id).ended:
-                self._mlflow.finish(self._id, "KILLED", reason=reason, patience_seconds=CLOSING_PATIENCE_SECONDS)
+            if status == "FAILED" or not self._mlflow.run(self._id).ended:
+                self._mlflow.finish(self._id, status, reason=reason)
         except MlflowError as error:
             self.log.warning(f"MLflow run {self._id} could not be closed; the janitor will: {error}")
+        finally:
+            self._mlflow.patience_seconds = usual
 
     def finished(self, usage: Usage | None) -> FinishedTraining:
         """All that MLflow holds of the training, whose process exited 0; waits for an MLflow that is away.

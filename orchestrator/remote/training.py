@@ -29,6 +29,9 @@ SILENCE_SECONDS = 20.0
 RECONNECT_SECONDS = 8.0
 """One try to reconnect; between two of them the caller's `check` looks at the instance."""
 
+ANSWER_SECONDS = 20.0
+"""A short command that is not done by then, or a connection that says nothing while it runs, is given up."""
+
 REFUSED_SECONDS = 120.0
 """A login refused for so long is final. A machine that shuts down (spot) refuses, too, before it is gone."""
 
@@ -63,7 +66,14 @@ class RemoteTraining:
         self._run_id = run_id
         self._silence_seconds = silence_seconds
 
-    def start(self, command: Sequence[str], *, environment: Mapping[str, str], deadline: datetime) -> bool:
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        deadline: datetime,
+        check: Callable[[], object] = lambda: None,
+    ) -> bool:
         """Start the training, unless it was started before.
 
         The environment, secrets included, and the command go over standard input into a 0600 file, which
@@ -74,6 +84,7 @@ class RemoteTraining:
             environment: variables to add to those of the login.
             deadline: when the supervisor ends the training, with a time zone. It is kept on the instance as
                 the time that is left now, so clocks need not agree.
+            check: called after each loss of the connection, before another try; raises when that is in vain.
 
         Returns:
             Whether this call started it; False when an earlier one did, which is left as it was.
@@ -84,8 +95,8 @@ class RemoteTraining:
         job = _job(command, environment)
         script = _SUPERVISOR.read_bytes()
         seconds = max(0, math.ceil((deadline - datetime.now(UTC)).total_seconds()))
-        self._checked(["sh", "-c", _UPLOAD, "sh", self._run_id, str(len(script))], stdin=script)
-        return self._verb("start", str(seconds), str(len(job)), stdin=job) == "started"
+        self._checked(["sh", "-c", _UPLOAD, "sh", self._run_id, str(len(script))], stdin=script, check=check)
+        return _state_in(self._call("start", str(seconds), str(len(job)), stdin=job, check=check)) == "started"
 
     def state(self) -> Outcome | Literal["absent", "running"]:
         """What the instance knows of this training; ``absent`` when it was never started there.
@@ -93,7 +104,7 @@ class RemoteTraining:
         Raises:
             SshError: the instance was not reached three times.
         """
-        said = self._verb("state")
+        said = _state_in(self._call("state"))
         return Outcome.parse(said) or ("running" if said == "running" else "absent")
 
     def follow(
@@ -154,7 +165,7 @@ class RemoteTraining:
         Raises:
             SshError: the instance was not reached three times.
         """
-        return Outcome.parse(self._verb("stop", str(grace_seconds), timeout_seconds=grace_seconds + 40))
+        return Outcome.parse(_state_in(self._call("stop", str(grace_seconds), more_seconds=grace_seconds + 20)))
 
     def last_lines(self, count: int) -> list[str]:
         """The last lines of the output, of its last 64 kB, unmasked.
@@ -190,25 +201,32 @@ class RemoteTraining:
     def _argv(self, verb: str, *arguments: str) -> list[str]:
         return ["sh", "-c", _CALL, "sh", self._run_id, verb, *arguments]
 
-    def _call(self, verb: str, *arguments: str, stdin: bytes = b"", timeout_seconds: float = 30) -> Completed:
-        return self._checked(self._argv(verb, *arguments), stdin=stdin, timeout_seconds=timeout_seconds)
+    def _call(
+        self,
+        verb: str,
+        *arguments: str,
+        stdin: bytes = b"",
+        more_seconds: float = 0,
+        check: Callable[[], object] = lambda: None,
+    ) -> Completed:
+        return self._checked(self._argv(verb, *arguments), stdin=stdin, more_seconds=more_seconds, check=check)
 
-    def _verb(self, verb: str, *arguments: str, stdin: bytes = b"", timeout_seconds: float = 30) -> str:
-        answer = self._call(verb, *arguments, stdin=stdin, timeout_seconds=timeout_seconds)
-        last_line = answer.stdout.decode(errors="replace").rpartition(_STATE)[2].strip()
-        return last_line or "unknown"
-
-    @tenacity.retry(
-        retry=tenacity.retry_if_exception_type(SshUnreachable),
-        stop=tenacity.stop_after_attempt(3),
-        wait=tenacity.wait_exponential(multiplier=0.25),
-        reraise=True,
-    )
-    def _checked(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 30) -> Completed:
+    def _checked(
+        self, argv: Sequence[str], *, stdin: bytes, more_seconds: float = 0, check: Callable[[], object]
+    ) -> Completed:
         """Run something that may be run twice."""
-        if not self._ssh.connected:
-            self._ssh.connect(deadline_seconds=2 * RECONNECT_SECONDS)
-        answer = self._ssh.run(argv, stdin=stdin, timeout_seconds=timeout_seconds)
+
+        def before_another_try(_: tenacity.RetryCallState) -> None:
+            check()
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(SshUnreachable),
+            stop=tenacity.stop_after_attempt(3),
+            wait=tenacity.wait_exponential(multiplier=0.25),
+            before_sleep=before_another_try,
+            reraise=True,
+        )
+        answer = retrying(self._once, argv, stdin=stdin, timeout_seconds=ANSWER_SECONDS + more_seconds)
         if answer.exit_status != 0:
             said = answer.stderr.decode(errors="replace").strip()[-300:]
             raise SshError(
@@ -216,6 +234,11 @@ class RemoteTraining:
                 f"{said or 'it said nothing'}; check the disk's space (ROOT_VOLUME_GB) and the image AMI_ID"
             )
         return answer
+
+    def _once(self, argv: Sequence[str], *, stdin: bytes, timeout_seconds: float) -> Completed:
+        if not self._ssh.connected:
+            self._ssh.connect(deadline_seconds=2 * RECONNECT_SECONDS)
+        return self._ssh.run(argv, stdin=stdin, timeout_seconds=timeout_seconds)
 
 
 class _Tail:
@@ -254,6 +277,10 @@ class _Tail:
         """The end of the log: a character that was begun is not completed any more."""
         if text := self._decoder.decode(b"", final=True):
             self._write(text)
+
+
+def _state_in(answer: Completed) -> str:
+    return answer.stdout.decode(errors="replace").rpartition(_STATE)[2].strip() or "unknown"
 
 
 def _job(command: Sequence[str], environment: Mapping[str, str]) -> bytes:

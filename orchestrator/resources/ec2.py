@@ -11,7 +11,13 @@ import dagster as dg
 import tenacity
 
 from orchestrator.errors import Ec2Error, InstanceLost
-from orchestrator.resources.ec2_calls import USUAL_PACE, Ec2Calls, Pace
+from orchestrator.resources.ec2_calls import (
+    HASTY_ANSWER_SECONDS,
+    HASTY_CONNECT_SECONDS,
+    USUAL_PACE,
+    Ec2Calls,
+    Pace,
+)
 from orchestrator.resources.ec2_instance import (
     ALIVE,
     NOT_GONE,
@@ -58,8 +64,9 @@ class Ec2:
         self._new_until: dict[str, float] = {}
 
     def hasty(self) -> Ec2:
-        """The same, for questions whose answer is of use at once or not at all: one try a call."""
-        return Ec2(self._settings, pace=replace(self._pace, outage=0, appearance=0))
+        """The same, for questions whose answer is of use at once or not at all: one short try a call."""
+        pace = replace(self._pace, outage=0, appearance=0, connect=HASTY_CONNECT_SECONDS, answer=HASTY_ANSWER_SECONDS)
+        return Ec2(self._settings, pace=pace)
 
     def find(self, *, pipeline: str, partition: str) -> Instance | None:
         """The instance that is alive for this build, whichever attempt launched it; the newest of several."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import boto3
 import tenacity
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 
 from orchestrator.errors import Ec2Error
 from orchestrator.resources.ec2_errors import AWS_ERRORS, explain, transient
@@ -23,8 +26,6 @@ T = TypeVar("T")
 # boto3 tries once: how long a call is repeated is ours to say, in time instead of in numbers, and between
 # two run_instances we look whether the first one was heard (not every EC2 API minds the ClientToken).
 _ONE_TRY = Config(
-    connect_timeout=5,
-    read_timeout=30,
     retries={"mode": "standard", "total_max_attempts": 1},
     user_agent_extra="orchestrator",
 )
@@ -40,15 +41,23 @@ class Pace:
         longest_wait: the longest pause.
         appearance: how long a new instance may be unknown to some of AWS's servers
             (https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
+        connect: how long one connection to AWS may take.
+        answer: how long one answer may take.
     """
 
     outage: float = 150
     first_wait: float = 0.5
     longest_wait: float = 10
     appearance: float = 30
+    connect: float = 5
+    answer: float = 30
 
 
 USUAL_PACE = Pace()
+
+# An instance that is gone has to be noticed within 30 s, of which SSH takes up to 22.
+HASTY_CONNECT_SECONDS = 2.5
+HASTY_ANSWER_SECONDS = 5.0
 
 
 class Ec2Calls:
@@ -68,7 +77,10 @@ class Ec2Calls:
     @cached_property
     def client(self) -> EC2Client:
         """The client. Only use it in what is handed to `call`, for already its making may fail."""
-        return self.session.client("ec2", config=_ONE_TRY)
+        times = Config(connect_timeout=self._pace.connect, read_timeout=self._pace.answer)
+        client = self.session.client("ec2", config=_ONE_TRY.merge(times))
+        client.meta.events.register("after-call.ec2", _refuse_pages)
+        return client
 
     @property
     def region(self) -> str:
@@ -96,3 +108,11 @@ class Ec2Calls:
             return retrying(send)
         except AWS_ERRORS as error:
             raise explain(error, doing=doing, settings=self._settings, region=self.region, refusal=refusal) from error
+
+
+def _refuse_pages(http_response: AWSResponse, **_: object) -> None:
+    """Take no web page for an answer: boto3 reads one that is well-formed XML as an answer without content."""
+    if http_response.status_code < 300 and re.match(
+        rb"\s*<(!doctype )?html", http_response.content[:512], re.IGNORECASE
+    ):
+        raise ResponseParserError("a web page came instead of an answer of EC2")

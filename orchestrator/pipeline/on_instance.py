@@ -1,0 +1,127 @@
+"""One training on one instance: started or found under way, followed to its end, and explained when it fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from orchestrator.errors import (
+    Ec2Error,
+    InstanceLost,
+    OrchestratorError,
+    SshError,
+    SshUnreachable,
+    TrainingTimedOut,
+)
+from orchestrator.pipeline.outcome import failure
+from orchestrator.pipeline.plan import Plan, secrets_in
+from orchestrator.remote.masking import Masker
+from orchestrator.remote.outcome import Outcome
+from orchestrator.remote.training import RemoteTraining
+from orchestrator.resources.ec2 import Ec2, Instance
+from orchestrator.resources.ssh import Ssh
+from orchestrator.settings import PipelineSettings
+
+GRACE = timedelta(minutes=1)
+"""Between the training's deadline and the machine's own: the time to fetch the last output and say why."""
+
+CONNECT_SECONDS = 20.0
+"""One try to connect; after it we ask EC2 whether the instance is still there."""
+
+
+@dataclass(frozen=True)
+class OnInstance:
+    """The training of one MLflow run on one instance, which may go away under it.
+
+    Attributes:
+        instance: where.
+        plan: what to train.
+        read: the settings.
+        mlflow_run: what the training fills.
+        deadline: when it is ended.
+        environment: the variables that it gets.
+        ec2: asked whether the instance is still there; with little patience, for we ask again.
+        log: where progress is told.
+        write: takes the training's output as it comes, masked.
+    """
+
+    instance: Instance
+    plan: Plan
+    read: PipelineSettings
+    mlflow_run: str
+    deadline: datetime
+    environment: Mapping[str, str]
+    ec2: Ec2
+    log: logging.Logger
+    write: Callable[[str], None]
+
+    def train(self, ssh: Ssh) -> None:
+        """Run the training to its end.
+
+        Args:
+            ssh: leads to the instance; opened here, as often as it takes.
+
+        Raises:
+            TrainingError: it did not end well; says why.
+            InstanceLost: the instance went away under it. No other failure is believed before EC2 was asked.
+            SshError: the instance is there, and cannot be used.
+        """
+        remote = RemoteTraining(ssh, self.mlflow_run)
+        masker = Masker(secrets_in(self.environment, self.read))
+        try:
+            self._start(ssh, remote)
+            outcome = remote.follow(
+                lambda text: self.write(masker.feed(text)), on_event=self.log.warning, check=self.check
+            )
+        except SshError:
+            self.check()  # a machine that shuts down refuses logins and kills commands; its address gets a new owner
+            raise
+        self.write(masker.flush())
+        if not outcome.succeeded:
+            self.check()  # a machine that is taken away ends its processes first
+            raise self._explain(remote, outcome, masker)
+
+    def check(self) -> None:
+        """Find out whether it makes sense to go on.
+
+        Raises:
+            InstanceLost: the instance is gone or going.
+            TrainingTimedOut: whatever it does, its time is over.
+        """
+        if datetime.now(UTC) > self.deadline + GRACE:
+            raise TrainingTimedOut(
+                f"build {self.plan.partition}: the instance did not answer until the training's deadline; "
+                "raise MAX_TRAINING_MINUTES if it needs longer"
+            )
+        try:
+            self.ec2.require_alive(self.instance.id)
+        except InstanceLost:
+            raise
+        except Ec2Error as error:  # AWS does not answer either: that says nothing of the instance
+            self.log.warning(str(error))
+
+    def _start(self, ssh: Ssh, remote: RemoteTraining) -> None:
+        """Start the training, or find it started; keep trying while the instance is there."""
+        command = self.plan.command(self.read, mlflow_run=self.mlflow_run)
+        give_up = time.monotonic() + self.read.machine.ready_minutes * 60
+        while True:
+            try:
+                if not ssh.connected:
+                    ssh.connect(deadline_seconds=CONNECT_SECONDS)
+                if not remote.start(command, environment=self.environment, deadline=self.deadline, check=self.check):
+                    self.log.info("the training is under way already; following it")
+                return
+            except SshUnreachable:
+                self.check()
+                if time.monotonic() > give_up:
+                    raise
+
+    def _explain(self, remote: RemoteTraining, outcome: Outcome, masker: Masker) -> OrchestratorError:
+        try:
+            lines = remote.last_lines(20)
+        except SshError as error:
+            lines = [f"(its last lines could not be fetched: {error})"]
+        return failure(f"build {self.plan.partition}", outcome, masker.mask("\n".join(lines)).splitlines())

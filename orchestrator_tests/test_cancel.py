@@ -1,0 +1,166 @@
+"""A run that is cancelled in any of its steps ends as cancelled, without an instance and with its MLflow run closed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from orchestrator.errors import TrainingFailed
+from orchestrator.pipeline import tracking
+from orchestrator.pipeline.training import STEPS
+from orchestrator.resources.ec2 import Ec2, Pace
+from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.mlflow import Mlflow
+from orchestrator.sandbox.chaos_proxy import Proxy, Request, Weather
+from orchestrator_tests import attempts
+from orchestrator_tests.attempts import ThisRun, World
+from orchestrator_tests.faulty_proxy import Fault, FaultyProxy
+from orchestrator_tests.test_attempt import gone, provisioned
+from orchestrator_tests.test_training import dagster, recorded, train
+
+__all__ = ["dagster", "recorded"]
+
+SLEEPS = "exec sleep 600\n"
+
+
+@pytest.fixture
+def aws(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with Proxy() as proxy:
+        proxy.upstream = world.ec2_server.url
+        monkeypatch.setitem(world.environment, "AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+
+
+@pytest.fixture
+def mlflow(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with Proxy() as proxy:
+        proxy.upstream = world.mlflow_server.url
+        monkeypatch.setitem(world.environment, "MLFLOW_TRACKING_URI", proxy.url)
+        yield proxy
+
+
+def cancelling(dagster: dg.DagsterInstance, matches: Callable[[Request], bool]) -> Callable[[Request], bool]:
+    """Cancel as soon as such a request comes, and hold it up, so that the cancel finds us waiting for its answer.
+
+    As Dagster does: it notes that the run is being cancelled, and sends its worker SIGINT.
+    """
+    sent: list[Request] = []
+
+    def applies(request: Request) -> bool:
+        if sent or not matches(request):
+            return False
+        sent.append(request)
+        (run,) = dagster.get_runs()
+        dagster.report_run_canceling(run)
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    return applies
+
+
+@pytest.mark.parametrize(
+    ("step", "mlflow_status"),
+    [("resolve", []), ("provision", ["KILLED"]), ("train", ["KILLED"]), ("terminate", ["FINISHED"]), ("record", None)],
+)
+def test_a_run_that_is_cancelled_in_this_step_ends_as_canceled_and_leaves_no_instance(
+    step: str,
+    mlflow_status: list[str] | None,
+    world: World,
+    dagster: dg.DagsterInstance,
+    recorded: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    aws: Proxy,
+    mlflow: Proxy,
+    tmp_path: Path,
+) -> None:
+    trained = tmp_path / "trained"
+    asks = "import os, urllib.request\nurllib.request.urlopen(os.environ['MLFLOW_TRACKING_URI'] + '/train').read()\n"
+    ends = f"open('{trained}', 'w').close()\n"
+    program = world.script(f"cancelled-in-{step}", "#!/usr/bin/env python\n" + (asks if step == "train" else ends))
+
+    def at_aws(request: Request) -> bool:
+        looks = b"Action=DescribeInstances" in request.body and b"InstanceId.1=" in request.body
+        return looks and {"provision": True, "terminate": trained.exists()}.get(step, False)
+
+    def at_mlflow(request: Request) -> bool:
+        asked = {"resolve": "/experiments/get", "train": "/train", "record": "/runs/get"}.get(step)
+        return asked is not None and asked in request.path
+
+    with aws.held(cancelling(dagster, at_aws)), mlflow.held(cancelling(dagster, at_mlflow)):
+        train(world, dagster, monkeypatch, settings=program)
+    (run,) = dagster.get_runs()
+    steps = {one.step_key.rpartition(".")[2] for one in dagster.get_run_step_stats(run.run_id)}
+    assert run.status == dg.DagsterRunStatus.CANCELED
+    assert max(steps, key=STEPS.index) == step
+    assert world.ec2.find(pipeline="churn", partition="40") is None
+    tags = {"dagster_run_id": run.run_id}
+    left = [one.status for one in world.mlflow.find_runs(world.environment["MLFLOW_EXPERIMENT_ID"], tags=tags)]
+    assert mlflow_status is None or left == mlflow_status
+
+
+def test_a_cancel_does_not_wait_long_for_an_mlflow_that_is_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "Mlflow", lambda settings, **_: Mlflow(settings))
+    monkeypatch.setattr(tracking, "CLOSING_PATIENCE_SECONDS", 0.5)
+    program = world.script("begins", f"#!/bin/sh\necho begun\n{SLEEPS}")
+    with FaultyProxy(world.mlflow_server.url) as mlflow:
+
+        def cancel(_: str) -> None:
+            mlflow.standing = Fault("hang up")
+            mlflow.seen.clear()
+            raise KeyboardInterrupt
+
+        settings = {**program, "MLFLOW_TRACKING_URI": mlflow.url}
+        attempt = world.attempt(201, run=ThisRun("run-201"), settings=settings, write=cancel)
+        instance = provisioned(attempt)
+        with pytest.raises(KeyboardInterrupt):
+            attempt.train()
+        attempt.close()
+        assert gone(world, instance.id)
+        assert len(mlflow.seen) <= 4, "it is not tried for as long as a call that matters"
+
+
+@pytest.mark.parametrize(("ending", "expected"), [("cancelled", "cancelled"), ("failed", "status 4")])
+def test_an_aws_that_is_away_does_not_hide_why_the_training_ended(
+    ending: str, expected: str, world: World, aws: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "Ec2", functools.partial(Ec2, pace=Pace(outage=0.2, first_wait=0.05)))
+    how = "exit 4\n" if ending == "failed" else SLEEPS
+    program = world.script(ending, f"#!/bin/sh\necho begun\n{how}")
+    began: list[str] = []
+    with ExitStack() as outage:
+
+        def away(text: str) -> None:
+            if not began:
+                outage.enter_context(aws.weather(Weather.REFUSING))
+            began.append(text)
+            if ending == "cancelled":
+                raise KeyboardInterrupt("cancelled")
+
+        attempt = world.attempt(202, run=ThisRun("run-202"), settings=program, write=away)
+        instance = provisioned(attempt)
+        with pytest.raises((KeyboardInterrupt, TrainingFailed), match=expected):
+            attempt.train()
+        attempt.close()
+        assert world.mlflow.run(instance.mlflow_run).status == ("KILLED" if ending == "cancelled" else "FAILED")
+    world.ec2.terminate(instance.id)
+
+
+def test_a_training_that_exited_0_is_not_closed_as_killed_when_the_run_is_cancelled_afterwards(world: World) -> None:
+    attempt = world.attempt(203, run=ThisRun("run-203"), settings=world.script("quick", "#!/bin/sh\nexit 0\n"))
+    trained = attempt.train()
+    assert world.mlflow.run(trained).status == "RUNNING", "this program says nothing to MLflow"
+    attempt.close()
+    assert world.ec2.find(pipeline="tiny", partition="203") is None
+    assert world.mlflow.run(trained).status == "FINISHED"
+    later = world.attempt(203, run=ThisRun("run-203b", "run-203", trained_before=trained))
+    assert later.provision() is None
+    assert later.finished().run.id == trained
+    later.close()
