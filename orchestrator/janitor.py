@@ -24,7 +24,7 @@ KEY = dg.AssetKey(["janitor"])
 GAP = timedelta(seconds=150)
 """Two ticks further apart than this: nobody was watching between them."""
 
-# Dagster ends a tick after 60 s, and a last call that nobody answers may take boto3's 30 s.
+# Dagster ends a tick after 60 s, and a last call that nobody answers takes its own time.
 _ACT_SECONDS = 25.0
 
 

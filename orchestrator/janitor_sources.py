@@ -102,7 +102,9 @@ class Systems:
     def __init__(self, pipelines: Sequence[Pipeline]) -> None:
         self._pipelines = pipelines
         self._ec2 = {
-            tag_value(one.machine.deployment): Ec2(one.machine, pace=Pace(outage=PATIENCE_SECONDS))
+            tag_value(one.machine.deployment): Ec2(
+                one.machine, pace=Pace(outage=PATIENCE_SECONDS, answer=PATIENCE_SECONDS)
+            )
             for one in pipelines
             if one.machine
         }

@@ -13,7 +13,8 @@ import dagster as dg
 import pytest
 
 from orchestrator.errors import TrainingFailed
-from orchestrator.pipeline import tracking
+from orchestrator.pipeline import lease, tracking
+from orchestrator.pipeline.cancellation import Cancellation
 from orchestrator.pipeline.training import STEPS
 from orchestrator.resources.ec2 import Ec2, Pace
 from orchestrator.resources.jenkins_build import Build
@@ -104,6 +105,50 @@ def test_a_run_that_is_cancelled_in_this_step_ends_as_canceled_and_leaves_no_ins
     tags = {"dagster_run_id": run.run_id}
     left = [one.status for one in world.mlflow.find_runs(world.environment["MLFLOW_EXPERIMENT_ID"], tags=tags)]
     assert mlflow_status is None or left == mlflow_status
+
+
+def test_a_cancel_that_the_code_server_could_not_tell_the_worker_is_noticed_all_the_same(
+    world: World, dagster: dg.DagsterInstance, recorded: Build, monkeypatch: pytest.MonkeyPatch, mlflow: Proxy
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
+
+    def cancelled_while_training(request: Request) -> bool:
+        if request.path == "/train":
+            (run,) = dagster.get_runs()
+            dagster.report_run_canceling(run)  # and no signal
+        return False
+
+    asks = "import os, urllib.request\nurllib.request.urlopen(os.environ['MLFLOW_TRACKING_URI'] + '/train')"
+    program = world.script("not-told", f'#!/bin/sh\npython3 -c "{asks}"\n{SLEEPS}')
+    with mlflow.held(cancelled_while_training):
+        train(world, dagster, monkeypatch, settings=program)
+    (run,) = dagster.get_runs()
+    assert run.status == dg.DagsterRunStatus.CANCELED
+    assert world.ec2.find(pipeline="churn", partition="40") is None
+
+
+@pytest.mark.parametrize(
+    ("seen", "ending", "interrupts"),
+    [
+        (["STARTED", "STARTED"], False, 0),
+        (["STARTED", "CANCELING"], False, 0),
+        (["CANCELING", "CANCELING", "CANCELED"], False, 1),
+        (["CANCELED"], False, 1),
+        (["CANCELING", "CANCELING", "CANCELED"], True, 0),
+        (["FAILURE", "FAILURE"], False, 0),
+    ],
+)
+def test_a_worker_interrupts_itself_once_and_never_while_it_cleans_up(
+    seen: list[str], ending: bool, interrupts: int
+) -> None:
+    statuses = iter([dg.DagsterRunStatus(one) for one in seen])
+    done: list[str] = []
+    cancellation = Cancellation(
+        status=lambda: next(statuses), ending=lambda: ending, interrupt=lambda: done.append("interrupt")
+    )
+    for _ in seen:
+        cancellation.look()
+    assert len(done) == interrupts
 
 
 def test_a_cancel_does_not_wait_long_for_an_mlflow_that_is_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.pipeline.builds import jenkins_build_key, partition_key
 from orchestrator.pipeline.component import TrainingPipeline
-from orchestrator.pipeline.training import TrainingAttempts
+from orchestrator.pipeline.run_scope import TrainingAttempts
 from orchestrator.resources.ec2 import Ec2Resource
 from orchestrator.resources.jenkins import JenkinsResource
 from orchestrator.resources.jenkins_build import Build

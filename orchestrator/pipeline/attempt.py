@@ -55,6 +55,9 @@ class Attempt:
         run: the Dagster run that this attempt is.
         log: where progress is told.
         write: takes the training's output as it comes, masked.
+
+    Attributes:
+        ending: it has begun to give back what it has, because something went wrong.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Attempt:
         write: Callable[[str], None],
     ) -> None:
         self.plan = plan
+        self.ending = False
         self._read = read
         self._ec2 = ec2
         self._hasty = ec2.hasty()
@@ -311,6 +315,7 @@ class Attempt:
         """
         if not self._open:
             return
+        self.ending = True
         try:
             found = self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition) or self._instance
             if found is not None and self._is_anothers(found):

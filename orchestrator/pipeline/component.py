@@ -9,7 +9,8 @@ import dagster as dg
 from pydantic import Field
 
 from orchestrator.pipeline.builds import jenkins_build_spec, jenkins_sensor
-from orchestrator.pipeline.training import job_name, trained_model
+from orchestrator.pipeline.this_run import job_name
+from orchestrator.pipeline.training import trained_model
 from orchestrator.settings import Settings
 
 

@@ -1,120 +1,29 @@
 """The asset `P/trained_model`: resolve the build, provision, train, terminate, record."""
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of ops as objects.
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
 
 import dagster as dg
-from pydantic import PrivateAttr
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.pipeline import lease
 from orchestrator.pipeline.attempt import Attempt
 from orchestrator.pipeline.builds import builds_partitions, find_build
-from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.pipeline.plan import TrainingConfig, make_plan
 from orchestrator.pipeline.record import training_metadata
+from orchestrator.pipeline.run_scope import TrainingAttempts
+from orchestrator.pipeline.this_run import ThisRun
 from orchestrator.resources.ec2 import Ec2Resource, Instance
-from orchestrator.resources.ec2_instance import timestamp
 from orchestrator.resources.jenkins import JenkinsResource
 from orchestrator.resources.mlflow import MlflowResource
 from orchestrator.resources.ssh import Ssh, SshResource
 from orchestrator.settings import SETTINGS_METADATA, PipelineSettings, Settings
 
-log = logging.getLogger(__name__)
-
 POOL = "training_instances"
 """Dagster's concurrency pool of runs that hold an instance; its limit can be changed while it runs."""
 
 STEPS = ("resolve", "provision", "train", "terminate", "record")
-
-
-class ThisRun:
-    """The Dagster run that an op belongs to, as :class:`~orchestrator.pipeline.attempt.DagsterRun`."""
-
-    def __init__(self, context: dg.OpExecutionContext) -> None:
-        self._instance = context.instance
-        self._asset = context.assets_def.key
-        self._job = job_name(self._asset.path[0])
-        self._partition = context.partition_key
-        self.run_id = context.run_id
-        tried = list(self._tried(context.run))
-        self.root_run_id = tried[-1].run_id
-        # Not its own tags: those that a new run has are copied from its parent, be that a success or not.
-        self.trained_before = next((run.tags[TRAINED_TAG] for run in tried[1:] if TRAINED_TAG in run.tags), None)
-
-    def _tried(self, run: dg.DagsterRun) -> Iterator[dg.DagsterRun]:
-        """The run, and those that it tries again; re-executing a success is a training of its own."""
-        yield run
-        while run.parent_run_id and (parent := self._instance.get_run_by_id(run.parent_run_id)):
-            if parent.status == dg.DagsterRunStatus.SUCCESS:
-                return
-            yield (run := parent)
-
-    def trained(self, mlflow_run: str) -> None:
-        """Keep, where an MLflow that is away does not matter, that the training process exited 0."""
-        self._instance.add_run_tags(self.run_id, {TRAINED_TAG: mlflow_run})
-
-    def is_live(self, run_id: str) -> bool:
-        """Whether this run is queued, starting or under way."""
-        run = self._instance.get_run_by_id(run_id)
-        return run is not None and not run.is_finished
-
-    def rival(self) -> str | None:
-        """The run that began to train this very build before us, and is still at it."""
-        live = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-        records = self._instance.get_run_records(
-            dg.RunsFilter(statuses=live, tags={"dagster/partition": self._partition})
-        )
-        began = {
-            record.dagster_run.run_id: (record.start_time, record.dagster_run.run_id)
-            for record in records
-            if record.start_time is not None and self._trains_it(record.dagster_run)
-        }
-        mine = began.pop(self.run_id, None)
-        return min((run for run, start in began.items() if mine is None or start < mine), default=None)
-
-    def _trains_it(self, run: dg.DagsterRun) -> bool:
-        # A run of the job has no selection of its own: it materialises all that the job does.
-        return run.job_name == self._job or self._asset in (run.asset_selection or ())
-
-
-class TrainingAttempts(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """Holds this Dagster run's attempt over all of its steps, and leaves nothing of it behind.
-
-    Needs the in-process executor: one process, and so one instance of this resource, for all steps.
-    """
-
-    _attempts: dict[str, Attempt] = PrivateAttr(default_factory=dict)
-
-    @contextmanager
-    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Self]:
-        """Renew the run's lease, and close every attempt when the run ends.
-
-        A cancel between two steps is seen nowhere else.
-        """
-        instance, run = context.instance, context.run
-        if instance is None or run is None:
-            raise RuntimeError("attempts belong to a Dagster run")
-
-        def renew() -> None:
-            instance.add_run_tags(run.run_id, {RUN_TAG: timestamp(lease.until())})
-
-        with lease.renewed(renew, log=log):
-            try:
-                yield self
-            finally:
-                for attempt in self._attempts.values():
-                    attempt.close()
-
-    def of(self, pipeline: str, make: Callable[[], Attempt]) -> Attempt:
-        """The attempt of this pipeline, made at the first call."""
-        if pipeline not in self._attempts:
-            self._attempts[pipeline] = make()
-        return self._attempts[pipeline]
 
 
 @contextmanager
@@ -232,11 +141,6 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
         return record.alias("record")(terminated)
 
     return asset
-
-
-def job_name(pipeline: str) -> str:
-    """The job that the sensor launches."""
-    return f"{pipeline}_training"
 
 
 def _resolve(context: dg.OpExecutionContext, attempt: Attempt) -> None:

@@ -1,0 +1,64 @@
+"""What an attempt asks Dagster: which runs it tries again, which one is its rival, and whether one is live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from orchestrator.pipeline.lease import TRAINED_TAG
+
+
+def job_name(pipeline: str) -> str:
+    """The job that the sensor launches."""
+    return f"{pipeline}_training"
+
+
+class ThisRun:
+    """The Dagster run that an op belongs to, as :class:`~orchestrator.pipeline.attempt.DagsterRun`."""
+
+    def __init__(self, context: dg.OpExecutionContext) -> None:
+        self._instance = context.instance
+        self._asset = context.assets_def.key
+        self._job = job_name(self._asset.path[0])
+        self._partition = context.partition_key
+        self.run_id = context.run_id
+        tried = list(self._tried(context.run))
+        self.root_run_id = tried[-1].run_id
+        # Not its own tags: those that a new run has are copied from its parent, be that a success or not.
+        self.trained_before = next((run.tags[TRAINED_TAG] for run in tried[1:] if TRAINED_TAG in run.tags), None)
+
+    def _tried(self, run: dg.DagsterRun) -> Iterator[dg.DagsterRun]:
+        """The run, and those that it tries again; re-executing a success is a training of its own."""
+        yield run
+        while run.parent_run_id and (parent := self._instance.get_run_by_id(run.parent_run_id)):
+            if parent.status == dg.DagsterRunStatus.SUCCESS:
+                return
+            yield (run := parent)
+
+    def trained(self, mlflow_run: str) -> None:
+        """Keep, where an MLflow that is away does not matter, that the training process exited 0."""
+        self._instance.add_run_tags(self.run_id, {TRAINED_TAG: mlflow_run})
+
+    def is_live(self, run_id: str) -> bool:
+        """Whether this run is queued, starting or under way."""
+        run = self._instance.get_run_by_id(run_id)
+        return run is not None and not run.is_finished
+
+    def rival(self) -> str | None:
+        """The run that began to train this very build before us, and is still at it."""
+        live = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+        records = self._instance.get_run_records(
+            dg.RunsFilter(statuses=live, tags={"dagster/partition": self._partition})
+        )
+        began = {
+            record.dagster_run.run_id: (record.start_time, record.dagster_run.run_id)
+            for record in records
+            if record.start_time is not None and self._trains_it(record.dagster_run)
+        }
+        mine = began.pop(self.run_id, None)
+        return min((run for run, start in began.items() if mine is None or start < mine), default=None)
+
+    def _trains_it(self, run: dg.DagsterRun) -> bool:
+        # A run of the job has no selection of its own: it materialises all that the job does.
+        return run.job_name == self._job or self._asset in (run.asset_selection or ())
