@@ -26,11 +26,11 @@ serve: $(INSTALLED) ## Dagster's UI and daemon, for the settings in the environm
 
 .PHONY: test
 test: $(INSTALLED) ## all tests that need Python and Git only, with line coverage
-	@$(VENV)/bin/pytest -m "not services" --durations=10 --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+	@$(VENV)/bin/pytest -m "not services" --durations=10 --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
 	  --cov=orchestrator/pipeline --cov=orchestrator/resources --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
 
 .PHONY: test-services
-test-services: $(INSTALLED) debian-packages ## the tests that need Debian packages; installs these as root
+test-services: $(INSTALLED) debian-packages ## the tests that need Debian packages, or minutes; installs the packages as root
 	@$(VENV)/bin/pytest -m services --durations=10 $(ARGS)
 
 .PHONY: chaos

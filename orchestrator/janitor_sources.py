@@ -22,6 +22,7 @@ T = TypeVar("T")
 SETTINGS_METADATA = "orchestrator/settings"
 """Metadata of `P/trained_model`: how its settings differ from the environment, without secrets."""
 
+ANSWER_SECONDS = 10.0
 PATIENCE_SECONDS = 10.0
 """How long one call rides out an outage; the next tick is a minute away, and Dagster ends one after 60 s."""
 
@@ -103,7 +104,7 @@ class Systems:
         self._pipelines = pipelines
         self._ec2 = {
             tag_value(one.machine.deployment): Ec2(
-                one.machine, pace=Pace(outage=PATIENCE_SECONDS, answer=PATIENCE_SECONDS)
+                one.machine, pace=Pace(outage=PATIENCE_SECONDS, answer=ANSWER_SECONDS)
             )
             for one in pipelines
             if one.machine

@@ -25,6 +25,8 @@ from orchestrator_tests.ssh_server import SshHost
 from orchestrator_tests.test_attempt import gone, provisioned
 from orchestrator_tests.waiting import until
 
+pytestmark = pytest.mark.services
+
 ENDLESS = "#!/bin/sh\necho begun\nexec sleep 600\n"
 QUICK = "#!/bin/sh\nexit 0\n"
 

@@ -20,6 +20,8 @@ from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.test_attempt import gone, provisioned
 
+pytestmark = pytest.mark.services
+
 A_MINUTE = 60.0
 
 THROTTLED = (

@@ -10,6 +10,8 @@ from orchestrator.pipeline.attempt import Attempt
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.test_attempt import gone, provisioned
 
+pytestmark = pytest.mark.services
+
 QUICK = "#!/bin/sh\nexit 0\n"
 
 

@@ -154,7 +154,7 @@ def test_connections_can_be_refused_for_a_while(booted: Booted) -> None:
             return False
         return True
 
-    booted.machine.tell("refuse 0.5")
+    booted.machine.tell("refuse 4")
     until(lambda: not connect(), every=0.01)
     until(connect)
 
