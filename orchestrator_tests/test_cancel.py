@@ -28,6 +28,8 @@ from orchestrator_tests.test_training import dagster, recorded, train
 
 __all__ = ["dagster", "recorded"]
 
+pytestmark = pytest.mark.services
+
 SLEEPS = "exec sleep 600\n"
 
 
