@@ -6,6 +6,8 @@ VENV := .venv
 INSTALLED := $(VENV)/installed
 BOOTSTRAP := $(VENV)/bootstrap
 UV := $(or $(shell command -v uv 2>/dev/null),$(BOOTSTRAP)/bin/uv)
+# Each file as a whole to one of several processes, in the order that conftest.py says.
+PYTEST := $(VENV)/bin/pytest --durations=10 --dist=loadfile --no-loadscope-reorder
 # What `make test-services` needs on top: program, and the Debian package that brings it.
 SERVICES := sshd:openssh-server cloud-init:cloud-init
 
@@ -26,12 +28,12 @@ serve: $(INSTALLED) ## Dagster's UI and daemon, for the settings in the environm
 
 .PHONY: test
 test: $(INSTALLED) ## all tests that need Python and Git only, with line coverage
-	@$(VENV)/bin/pytest -m "not services" --durations=10 --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
+	@$(PYTEST) -m "not services" --numprocesses=3 \
 	  --cov=orchestrator/pipeline --cov=orchestrator/resources --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
 
 .PHONY: test-services
 test-services: $(INSTALLED) debian-packages ## the tests that need Debian packages, or minutes; installs the packages as root
-	@$(VENV)/bin/pytest -m services --durations=10 $(ARGS)
+	@$(PYTEST) -m services --numprocesses=2 $(ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## break the running stack in every way and check that nothing leaks or lies; N=100 SEED=7

@@ -61,6 +61,13 @@ def follower(host: SshHost, ssh: Ssh) -> Iterator[Follower]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that wait longest, so that no worker is left alone with one of them at the end."""
-    longest_first = ("test_stack.py", "test_cli.py", "test_attempt.py", "test_janitor.py")
+    longest_first = (
+        "test_backfill.py",
+        "test_other_systems.py",
+        "test_stack.py",
+        "test_cli.py",
+        "test_attempt.py",
+        "test_janitor.py",
+    )
     ranks = {name: rank for rank, name in enumerate(longest_first)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
