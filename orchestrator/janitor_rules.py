@@ -153,7 +153,8 @@ class _View:
     def failed_retries(self) -> Iterator[Action]:
         for run in self._world.runs:
             if run.retry_failed and run.ours:
-                yield RetryRun(run, "Dagster was to retry it and could not, with the code server away")
+                why = "Dagster was to retry it and did not: its code server was away, or it missed the failure"
+                yield RetryRun(run, why)
 
     def _lease_end(self, run: TrainingRun) -> datetime | None:
         if run.started_at is None:
@@ -188,8 +189,10 @@ class _View:
     def _awaits_retry(self, run: TrainingRun) -> bool:
         if run.status != DagsterRunStatus.FAILURE:
             return False
+        if run.retry_failed and run.ours:
+            return True
         if run.will_retry is False:
-            return run.retry_failed
+            return False
         if run.retry in self._runs:
             return False  # the retry speaks for itself
         # Retries are launched by the same daemon as the janitor: while it was away, no time has passed.

@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster._core.events import RunFailureReason
+from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
+from orchestrator.janitor_rules import RETRY_DECIDED
 from orchestrator.janitor_sources import Sight
 from orchestrator.janitor_world import FINISHED, OpenRun, TrainingRun
 from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
@@ -20,6 +22,7 @@ _PARTITION_TAG = "dagster/partition"
 _WILL_RETRY_TAG = "dagster/will_retry"
 _RETRY_TAG = "dagster/auto_retry_run_id"
 _FAILURE_REASON_TAG = "dagster/failure_reason"
+_BACKFILL_TAG = "dagster/backfill"
 
 ASKED_TAG = "orchestrator/retries-asked"
 """How often the janitor has asked Dagster to retry a run (or one that it retries) once more."""
@@ -71,7 +74,6 @@ class DagsterRuns:
     def _just_failed(self) -> list[dg.RunRecord]:
         return self._records(
             statuses=[dg.DagsterRunStatus.FAILURE],
-            tags={_WILL_RETRY_TAG: "false"},
             updated_after=datetime.now(UTC) - RECENT,
         )
 
@@ -90,23 +92,34 @@ class DagsterRuns:
         return list(self._instance.get_run_records(filters))
 
     def _retry_failed(self, record: dg.RunRecord) -> bool:
-        """Whether Dagster was to retry a run, and wrote that it will not because that failed.
+        """Whether Dagster was to retry a run, and did not.
 
-        By the very function by which Dagster decides: where it says yes and the tag says no, the try was in vain.
-        A run of the same build that somebody has launched since is instead of the retry.
+        It gives up when its code server is away at that moment, and says so in the tag. And it passes over a failure
+        that it reads in the moment between the event and the run's new status; then the tag announces a retry for
+        ever. By the very function by which Dagster decides: where it says yes and no retry comes, the try was in
+        vain. A run of the same build that somebody has launched since is instead of the retry.
         """
         run = record.dagster_run
-        if run.status != dg.DagsterRunStatus.FAILURE or run.tags.get(_WILL_RETRY_TAG) != "false":
+        if run.status != dg.DagsterRunStatus.FAILURE or int(run.tags.get(ASKED_TAG, "0")) >= MOST_ASKED:
+            return False
+        ended = _moment(record.end_time) or datetime.now(UTC)
+        if run.tags.get(_WILL_RETRY_TAG) != "false" and datetime.now(UTC) < ended + RETRY_DECIDED:
             return False
         reason = run.tags.get(_FAILURE_REASON_TAG)
-        if int(run.tags.get(ASKED_TAG, "0")) >= MOST_ASKED or not auto_reexecution_should_retry_run(
-            self._instance, run, RunFailureReason(reason) if reason else None
-        ):
+        if not auto_reexecution_should_retry_run(self._instance, run, RunFailureReason(reason) if reason else None):
+            return False
+        if self._backfill_is_over(run):
             return False
         partition = {_PARTITION_TAG: run.tags.get(_PARTITION_TAG, "")}
         since = self._records(tags=partition, created_after=record.create_timestamp)
         instead = [one.dagster_run for one in since if self._pipelines(one.dagster_run) != frozenset()]
         return all(one.run_id == run.run_id for one in instead)
+
+    def _backfill_is_over(self, run: dg.DagsterRun) -> bool:
+        """Whether Dagster retries nothing of this run's backfill any more."""
+        backfill_id = run.tags.get(_BACKFILL_TAG)
+        backfill = self._instance.get_backfill(backfill_id) if backfill_id else None
+        return bool(backfill_id) and (backfill is None or backfill.status in BULK_ACTION_TERMINAL_STATUSES)
 
     def _training_run(self, record: dg.RunRecord) -> TrainingRun:
         run = record.dagster_run

@@ -39,7 +39,7 @@ class TrainingRun:
         lease_until: its own tag; a retry inherits its parent's, so an old one alone means nothing.
         will_retry: what Dagster has decided on a failed run; None: nothing (yet).
         retry: ID of the run that Dagster launched to retry this one.
-        retry_failed: Dagster was to retry this failed run, and could not.
+        retry_failed: Dagster was to retry this failed run, and did not.
         trained: the MLflow run whose training process it saw exit with 0.
     """
 

@@ -57,16 +57,43 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def run_whose_worker_died(instance: dg.DagsterInstance, workspace: WorkspaceProcessContext) -> str:
+def new_run(workspace: WorkspaceProcessContext) -> dg.DagsterRun:
     repository = workspace.create_request_context().get_code_location("code").get_repository("__repository__")
-    run = dg.DagsterRun(
+    return dg.DagsterRun(
         job_name=JOB,
         run_id=str(uuid.uuid4()),
         tags={"dagster/partition": "7", "dagster/retry_strategy": "ALL_STEPS"},
         remote_job_origin=repository.get_full_job(JOB).get_remote_origin(),
     )
+
+
+def run_whose_worker_died(instance: dg.DagsterInstance, workspace: WorkspaceProcessContext) -> str:
+    run = new_run(workspace)
     instance.add_run(run)
     instance.report_run_failed(run, "its worker is gone")
+    return run.run_id
+
+
+def missed_failure(instance: dg.DagsterInstance, workspace: WorkspaceProcessContext) -> str:
+    """A failure that the daemon reads between its event and the run's new status, which Dagster writes in turn."""
+    run = new_run(workspace)
+    instance.add_run(run)
+    two_minutes_ago = datetime.now(UTC) - timedelta(minutes=2)
+    failure = dg.DagsterEvent(dg.DagsterEventType.RUN_FAILURE.value, JOB, message="its worker is gone")
+    instance.event_log_storage.store_event(
+        dg.EventLogEntry(  # type: ignore[no-untyped-call]
+            error_info=None,
+            level="error",
+            user_message="",
+            run_id=run.run_id,
+            timestamp=two_minutes_ago.timestamp(),
+            job_name=JOB,
+            dagster_event=failure,
+        )
+    )
+    list(EventLogConsumerDaemon().run_iteration(workspace))
+    instance.run_storage.handle_run_event(run.run_id, failure, two_minutes_ago)
+    instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
     return run.run_id
 
 
@@ -117,3 +144,17 @@ def test_a_retry_that_dagster_gave_up_while_its_code_server_was_away_is_made_aft
         list(daemon.run_iteration(workspace))
         assert janitors_tick(instance) == []
         assert len(retries(instance, run)) == 1
+
+
+def test_a_failure_that_dagster_missed_is_retried_after_all(instance: dg.DagsterInstance) -> None:
+    daemon = EventLogConsumerDaemon()
+    with with_code_server(instance) as workspace:
+        list(daemon.run_iteration(workspace))
+        run = missed_failure(instance, workspace)
+        list(daemon.run_iteration(workspace))
+        assert retries(instance, run) == []  # it has really been missed
+
+        assert janitors_tick(instance) == [f"{RetryRun.__name__} done"]
+        list(daemon.run_iteration(workspace))
+        assert retries(instance, run) == [dg.DagsterRunStatus.QUEUED]
+        assert janitors_tick(instance) == []

@@ -154,6 +154,13 @@ def test_a_retry_that_dagster_could_not_launch_is_asked_for_once_more_and_its_in
     assert action.run == failed
 
 
+@pytest.mark.parametrize("will_retry", [None, True])
+def test_so_is_one_whose_failure_dagster_has_missed(will_retry: bool | None) -> None:
+    failed = run("FAILURE", will_retry=will_retry, retry_failed=True, ended_at=ago(minutes=20))
+    (action,) = decide(world(instance(), open_run(), failed), NOW)
+    assert isinstance(action, RetryRun)
+
+
 def test_a_failed_run_of_something_else_is_not_retried() -> None:
     assert decide(world(run("FAILURE", pipelines=frozenset(), retry_failed=True, will_retry=False)), NOW) == []
 

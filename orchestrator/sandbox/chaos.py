@@ -38,6 +38,15 @@ SETTLE_LOOK_SECONDS = 2.0
 PHASE_SECONDS = 600.0
 """A build that is not in the wanted phase by then never will be."""
 
+BEFORE: dict[str, tuple[str | None, ...]] = {
+    "resolve": (None,),
+    "provision": (None, "resolve"),
+    "train": (None, "resolve", "provision"),
+    "terminate": ("train",),
+    "record": ("train", "terminate"),
+}
+"""In which steps a run is about to come to a phase; None: in none yet."""
+
 SETTLE_SECONDS = 900.0
 """Three attempts whose workers died without anybody noticing take 10 minutes."""
 
@@ -103,11 +112,14 @@ class Campaign:
         injected = time.monotonic()
         with ExitStack() as lasting:
             try:
-                with self._injector.held(fault.phase):
+                with ExitStack() as holding:
                     attempt = None
                     if fault.phase != IDLE:
                         partition = self._green_build(failing=fault.kind is Kind.TRAINING_FAILS)
-                        attempt = self._await_phase(partition, fault.phase)
+                        # Only now, for it holds up all other builds as well.
+                        self._await_step(partition, (*BEFORE[fault.phase], fault.phase))
+                        holding.enter_context(self._injector.held(fault.phase))
+                        attempt = self._await_step(partition, (fault.phase,))
                         self._pause(fault.after)
                     seconds = self._injector.lasts(fault)
                     lasting.enter_context(self._injector.start(fault, attempt=attempt))
@@ -150,27 +162,27 @@ class Campaign:
                 self._site.ledger.let_fail(str(newest + 1))
             return str(self._site.stack.jenkins.add_build(JOB, commit=self._commit).number)
 
-    def _await_phase(self, partition: str, phase: str) -> Attempt:
-        """The attempt at this build, once it is in this phase.
+    def _await_step(self, partition: str, steps: Sequence[str | None]) -> Attempt:
+        """The attempt at this build, once it is in one of these steps.
 
         Raises:
-            Missed: it went past it, or did not come to it.
+            Missed: it went past them, or did not come to them.
         """
         deadline = time.monotonic() + PHASE_SECONDS
         next_look = time.monotonic()
         with self._site.books() as books:
             while (now := time.monotonic()) < deadline:
                 attempt = self._watch.attempt(partition)
-                if attempt is not None and attempt.step == phase:
+                if attempt is not None and attempt.step in steps:
                     return attempt
                 # Between two attempts, there is none under way.
                 if attempt is None and now >= next_look:
                     next_look = now + SETTLE_LOOK_SECONDS
                     with suppress(DagsterDown):
                         if self._over(books, partition):
-                            raise Missed(f"the run was over before it was seen in {phase}")
+                            raise Missed(f"the run was over before it was seen in {steps[-1]}")
                 self._pause(LOOK_SECONDS)
-        raise Missed(f"no run of the build came to {phase} in {PHASE_SECONDS:g} s")
+        raise Missed(f"no run of the build came to {steps[-1]} in {PHASE_SECONDS:g} s")
 
     def _settle(self, partition: str) -> Settled:
         """Wait until no attempt at this build may do anything any more, and nothing of it is left."""
