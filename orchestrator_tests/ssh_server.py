@@ -70,6 +70,13 @@ class Network:
             self._writers.discard(sink)
 
 
+def _with_default_signals() -> None:
+    """As sshd starts a command, whatever the tests before have done to the signals of this process."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 class SshHost:
     """A host with one login, on a loopback port, with a home directory of its own.
 
@@ -178,6 +185,7 @@ class SshHost:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=_with_default_signals,
             env=self.environment,
             cwd=self.home,
             start_new_session=True,
