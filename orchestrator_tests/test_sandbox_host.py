@@ -84,6 +84,8 @@ def test_the_host_process_holds_no_secret_in_its_arguments_or_environment(booted
     config = booted.machine.config
     assert stat.S_IMODE((config.directory / "host.json").stat().st_mode) == 0o600
     for process in psutil.Process().children(recursive=True):
+        if process.status() == psutil.STATUS_ZOMBIE:
+            continue
         if str(config.directory / "host.json") in process.cmdline():
             assert "JENKINS_TOKEN" not in process.environ()
             assert b"PRIVATE KEY" not in " ".join(process.cmdline()).encode()
@@ -150,7 +152,7 @@ def test_connections_can_be_refused_for_a_while(booted: Booted) -> None:
     def connect() -> bool:
         try:
             booted.connect().close()
-        except (OSError, paramiko.SSHException):
+        except (OSError, EOFError, paramiko.SSHException):
             return False
         return True
 
