@@ -13,9 +13,10 @@ from orchestrator.resources.jenkins import JenkinsResource
 from orchestrator.resources.mlflow import MlflowResource
 from orchestrator.resources.ssh import SshResource
 
-defs = dg.Definitions.merge(
-    dg.load_from_defs_folder(path_within_project=Path(__file__).parent),
-    dg.Definitions(
+
+def shared() -> dg.Definitions:
+    """What all pipelines share: the resources, the janitor, and the executor."""
+    return dg.Definitions(
         assets=[janitor_spec],
         sensors=[janitor],
         resources={
@@ -27,5 +28,7 @@ defs = dg.Definitions.merge(
         },
         # Steps wait for other machines: one process does, and a cancel reaches whichever step runs.
         executor=dg.in_process_executor,
-    ),
-)
+    )
+
+
+defs = dg.Definitions.merge(dg.load_from_defs_folder(path_within_project=Path(__file__).parent), shared())

@@ -15,12 +15,10 @@ from orchestrator.janitor_world import OpenRun
 from orchestrator.resources.ec2 import Ec2, Instance, Pace
 from orchestrator.resources.ec2_instance import tag_value
 from orchestrator.resources.mlflow import Mlflow
-from orchestrator.settings import Group, MachineSettings, MlflowSettings, Settings
+from orchestrator.settings import SETTINGS_METADATA, Settings
+from orchestrator.settings_groups import Group, MachineSettings, MlflowSettings
 
 T = TypeVar("T")
-
-SETTINGS_METADATA = "orchestrator/settings"
-"""Metadata of `P/trained_model`: how its settings differ from the environment, without secrets."""
 
 ANSWER_SECONDS = 10.0
 PATIENCE_SECONDS = 10.0

@@ -14,7 +14,7 @@ import threading
 from typing import Self
 
 from orchestrator.resources.ssh import Ssh
-from orchestrator.settings import SshSettings
+from orchestrator.settings_groups import SshSettings
 
 
 class SilentRelay:

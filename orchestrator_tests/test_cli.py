@@ -31,17 +31,16 @@ load_from:
 """
 
 WAITS_FOR_A_FILE = """
-import time
 from pathlib import Path
 import dagster as dg
+from orchestrator_tests.waiting import until
 
 HERE = Path(__file__).parent
 
 @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["1"]))
 def patient():
     (HERE / "started").touch()
-    while not (HERE / "go on").exists():
-        time.sleep(0.05)
+    until((HERE / "go on").exists, seconds=300)
 
 defs = dg.Definitions([patient], executor=dg.in_process_executor)
 """

@@ -16,7 +16,7 @@ from orchestrator.remote import training as training_module
 from orchestrator.remote.training import RemoteTraining
 from orchestrator.resources import ec2_calls
 from orchestrator.resources.ssh import Ssh
-from orchestrator.settings import SshSettings
+from orchestrator.settings_groups import SshSettings
 from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.follower import Follower

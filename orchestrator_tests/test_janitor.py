@@ -18,12 +18,12 @@ from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.janitor import GAP, KEY, Watch, janitor, janitor_spec
 from orchestrator.janitor_rules import decide
 from orchestrator.janitor_runs import ASKED_TAG, MOST_ASKED
-from orchestrator.janitor_sources import SETTINGS_METADATA
 from orchestrator.pipeline.lease import RUN_TAG
 from orchestrator.resources.ec2 import Ec2
 from orchestrator.resources.ec2_instance import DAGSTER_RUN_TAG, DEPLOYMENT_TAG, PARTITION_TAG, PIPELINE_TAG
 from orchestrator.resources.mlflow import REASON_TAG, Mlflow
 from orchestrator.sandbox.mlflow import MlflowServer
+from orchestrator.settings import SETTINGS_METADATA
 from orchestrator_tests.ec2_account import Account, http_answer, inject, lease, open_account
 from orchestrator_tests.mlflow_client import client, post
 

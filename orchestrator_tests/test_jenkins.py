@@ -39,7 +39,8 @@ from orchestrator.resources import jenkins as client
 from orchestrator.resources.jenkins import Jenkins, JenkinsResource, job_name
 from orchestrator.resources.jenkins_build import Build, build_of
 from orchestrator.resources.jenkins_git import branch_name, repository_key, without_credentials
-from orchestrator.settings import JenkinsSettings, Settings
+from orchestrator.settings import Settings
+from orchestrator.settings_groups import JenkinsSettings
 from orchestrator_tests.jenkins_model import COMMIT, REMOTE, Job, Model, build_json, served
 
 SHA = "a" * 40

@@ -22,7 +22,7 @@ from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
 from orchestrator.resources import ssh as ssh_module
 from orchestrator.resources.ssh import Ssh
-from orchestrator.settings import SshSettings
+from orchestrator.settings_groups import SshSettings
 from orchestrator_tests.waiting import until
 
 pytestmark = pytest.mark.services
@@ -194,7 +194,7 @@ def test_a_killed_sshd_session_changes_nothing_but_a_log_line(sshd: Sshd, run: R
 
 
 def test_the_deadline_ends_grandchildren_too(run: Run) -> None:
-    run.start("sh", "-c", f"{sys.executable} -c 'import time; time.sleep(300)' & wait", seconds=1)
+    run.start("sh", "-c", f"{sys.executable} -c 'import signal; signal.alarm(300); signal.pause()' & wait", seconds=1)
     assert run.follow().kind == "deadline"
     mark = f"{run.directory}/"
     alive = [

@@ -15,7 +15,7 @@ from orchestrator.resources import ec2_calls
 from orchestrator.resources import mlflow as mlflow_module
 from orchestrator.resources.mlflow import Mlflow
 from orchestrator.sandbox.chaos_proxy import PAGE, Answer, Proxy, Request, Weather
-from orchestrator.settings import MachineSettings, MlflowSettings
+from orchestrator.settings_groups import MachineSettings, MlflowSettings
 from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.test_attempt import gone, provisioned

@@ -38,7 +38,7 @@ def test_a_signal_is_told_from_an_exit(follower: Follower, number: signal.Signal
 
 FAMILY = shell(
     "trap '' TERM",  # a child inherits this
-    f"{shlex.quote(sys.executable)} -c 'import os, time; os.setsid(); time.sleep(300)' &",
+    f"{shlex.quote(sys.executable)} -c 'import os, signal; os.setsid(); signal.alarm(300); signal.pause()' &",
     "env -i sleep 300 &",
     "(sleep 300; echo never) &",
     "echo ready",

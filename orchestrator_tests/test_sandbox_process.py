@@ -18,7 +18,9 @@ from orchestrator_tests.waiting import until
 
 PYTHON = sys.executable
 LEAVES_A_DAEMON = "setsid sleep 300 & echo $! > daemon.pid; "
-IGNORES_TERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(300)"
+IGNORES_TERM = (
+    "import signal; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); signal.alarm(300); signal.pause()"
+)
 PARENT = """
 import sys, time
 from pathlib import Path

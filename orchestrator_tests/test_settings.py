@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.env_example import env_example
 from orchestrator.errors import SettingsError
-from orchestrator.settings import (
+from orchestrator.settings import PipelineSettings, Settings
+from orchestrator.settings_groups import (
     GROUPS,
     JenkinsSettings,
     MachineSettings,
     MlflowSettings,
-    PipelineSettings,
     ProjectSettings,
-    Settings,
     SshSettings,
     all_settings,
-    env_example,
 )
 
 COMPLETE = {
@@ -138,4 +137,4 @@ def test_each_setting_is_declared_once() -> None:
 
 def test_the_example_file_lists_every_setting_as_it_is_declared() -> None:
     committed = Path(__file__).parent.parent / ".env.example"
-    assert committed.read_text() == env_example(), "run: python -m orchestrator.settings > .env.example"
+    assert committed.read_text() == env_example(), "run: python -m orchestrator.env_example > .env.example"

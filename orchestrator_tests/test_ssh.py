@@ -24,12 +24,6 @@ NASTY = ["a b", "it's", '"', "$(touch pwned)", "`id`", "line\nline", "-n", "--",
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshHost]:
-    with SshHost(tmp_path_factory.mktemp("host")) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
 def ssh(host: SshHost) -> Iterator[Ssh]:
     with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
         ssh.connect(deadline_seconds=10)

@@ -8,14 +8,10 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
+from orchestrator.definitions import shared
 from orchestrator.pipeline.builds import jenkins_build_key, partition_key
 from orchestrator.pipeline.component import TrainingPipeline
-from orchestrator.pipeline.run_scope import TrainingAttempts
-from orchestrator.resources.ec2 import Ec2Resource
-from orchestrator.resources.jenkins import JenkinsResource
 from orchestrator.resources.jenkins_build import Build
-from orchestrator.resources.mlflow import MlflowResource
-from orchestrator.resources.ssh import SshResource
 from orchestrator_tests.attempts import World
 
 JOB = "churn_training"
@@ -54,17 +50,7 @@ def train(
     for name, value in {**world.environment, **settings}.items():
         monkeypatch.setenv(name, value)
     pipeline = TrainingPipeline(name="churn").build_defs(dg.ComponentTree.for_test().load_context)
-    shared = dg.Definitions(
-        resources={
-            "jenkins": JenkinsResource(),
-            "ec2": Ec2Resource(),
-            "ssh": SshResource(),
-            "mlflow": MlflowResource(),
-            "attempts": TrainingAttempts(),
-        },
-        executor=dg.in_process_executor,
-    )
-    definitions = dg.Definitions.merge(pipeline, shared)
+    definitions = dg.Definitions.merge(pipeline, shared())
     job = definitions.resolve_implicit_global_asset_job_def() if implicit else definitions.resolve_job_def(JOB)
     return job.execute_in_process(
         instance=dagster,

@@ -14,7 +14,8 @@ from orchestrator.pipeline.watch import Limits, Settled, tick
 from orchestrator.pipeline.watch_cursor import Cursor
 from orchestrator.resources.jenkins import Jenkins, JenkinsResource
 from orchestrator.resources.jenkins_build import Build
-from orchestrator.settings import JenkinsSettings, Settings
+from orchestrator.settings import Settings
+from orchestrator.settings_groups import JenkinsSettings
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition

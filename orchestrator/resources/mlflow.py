@@ -27,7 +27,8 @@ from orchestrator.resources.mlflow_data import (
 )
 from orchestrator.resources.mlflow_http import MlflowHttp
 from orchestrator.resources.mlflow_search import conditions_on, search_body
-from orchestrator.settings import MlflowSettings, Settings
+from orchestrator.settings import Settings
+from orchestrator.settings_groups import MlflowSettings
 
 __all__ = ["Experiment", "FinalStatus", "MetricPoint", "Mlflow", "MlflowResource", "Run", "RunStatus"]
 

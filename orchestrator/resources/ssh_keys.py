@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from orchestrator.errors import SshRefused
-from orchestrator.settings import SshSettings
+from orchestrator.settings_groups import SshSettings
 
 _LOG = logging.getLogger("orchestrator.ssh")
 _NOT_PRIVATE = (
@@ -71,11 +71,7 @@ def _loaded(path: Path, data: bytes, passphrase: bytes | None) -> object:
             if mark in data[:200]:
                 raise SshRefused(f"KEY_PATH={path} {complaint}")
         raise SshRefused(f"KEY_PATH={path} is not a private key in PEM or OpenSSH format")
-    load = (
-        serialization.load_ssh_private_key
-        if b"BEGIN OPENSSH PRIVATE KEY" in data
-        else serialization.load_pem_private_key
-    )
+    load = serialization.load_ssh_private_key if b"-----BEGIN OPENSSH " in data else serialization.load_pem_private_key
     try:
         try:
             return load(data, passphrase)

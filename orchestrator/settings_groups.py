@@ -1,0 +1,247 @@
+"""Every setting: its name, meaning, default and bounds."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic.fields import FieldInfo
+
+
+def _words(value: object) -> object:
+    """Turn ``"a, b"`` into ``("a", "b")``."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _json_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f'is not JSON ({error}); write for example {{"alpha": "0.5"}}') from error
+    if not isinstance(parsed, dict):
+        raise ValueError('is not a JSON object; write for example {"alpha": "0.5"}')
+    return {str(key): text if isinstance(text, str) else json.dumps(text) for key, text in parsed.items()}
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Parameters = Annotated[Mapping[str, str], BeforeValidator(_json_object)]
+
+
+def setting(name: str, meaning: str, default: Any = ..., **constraints: Any) -> Any:
+    """Declare one setting: the field is filled from the environment variable ``name``.
+
+    Args:
+        name: the environment variable.
+        meaning: one sentence for `.env.example` and the documentation.
+        default: the value when the variable is unset or empty; without one the setting is required.
+        constraints: what else pydantic's ``Field`` takes (``gt``, ``le``, ...).
+    """
+    return Field(default, description=meaning, json_schema_extra={"env": name}, **constraints)
+
+
+def env_name(field_info: FieldInfo) -> str:
+    """The environment variable that fills this field."""
+    extra = field_info.json_schema_extra
+    if not isinstance(extra, dict):
+        raise TypeError("settings are declared with setting()")
+    return str(extra["env"])
+
+
+class SettingsGroup(BaseModel):
+    """Settings that are used together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    title: ClassVar[str]
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The environment variables of this group, in order of declaration."""
+        return [env_name(info) for info in cls.model_fields.values()]
+
+
+class JenkinsSettings(SettingsGroup):
+    """The Jenkins server and the job whose builds are trained."""
+
+    title = "Jenkins"
+    url: str = setting("JENKINS_URL", "Jenkins' own address, such as https://jenkins.example.com/")
+    user: str = setting("JENKINS_USER", "the user whose API token follows")
+    token: SecretStr = setting("JENKINS_TOKEN", "an API token of that user (Jenkins: user > Security > API Token)")
+    job: str = setting("JENKINS_JOB_NAME", "the job; folders and multibranch projects as in team/project")
+    ca_bundle: Path | None = setting(
+        "JENKINS_CA_BUNDLE", "PEM file with the CA of a Jenkins whose certificate is signed privately", None
+    )
+    train_unstable: bool = setting("TRAIN_UNSTABLE", "true: UNSTABLE builds are trained too, not just SUCCESS", False)
+
+
+class MachineSettings(SettingsGroup):
+    """The EC2 instance that a build is trained on."""
+
+    title = "EC2"
+    ami: str = setting("AMI_ID", "the image of the training instances, with mlflow (and Docker, conda, ...) installed")
+    instance_types: Words = setting(
+        "INSTANCE_TYPE",
+        "instance type; a comma list is tried in order when AWS has no capacity",
+        ("t3.medium",),
+    )
+    key_pair: str = setting("KEY_PAIR_NAME", "EC2 key pair that is put on the instance for the login")
+    security_group: str = setting("SECURITY_GROUP_ID", "security group that lets us in on SSH_PORT")
+    subnets: Words = setting(
+        "SUBNET_ID", "subnet; a comma list is tried in order; default: the default VPC's choice", ()
+    )
+    instance_profile: str | None = setting(
+        "INSTANCE_PROFILE",
+        "IAM instance profile (name or ARN) that the training uses, e.g. for S3 artifacts",
+        None,
+    )
+    market: Words = setting(
+        "INSTANCE_MARKET", "on-demand or spot; `spot,on-demand` tries one after the other", ("on-demand",)
+    )
+    root_volume_gb: int = setting("ROOT_VOLUME_GB", "size of the encrypted gp3 root volume, in GB", 30, ge=1, le=16384)
+    ready_when: Literal["status-checks", "ssh"] = setting(
+        "READY_WHEN",
+        "status-checks: wait for EC2's 2/2; ssh: only until SSH answers (saves minutes)",
+        "status-checks",
+    )
+    ready_minutes: float = setting("READY_MINUTES", "minutes that an instance may take until it can be used", 15, gt=0)
+    address: Literal["auto", "public", "private"] = setting(
+        "INSTANCE_ADDRESS", "which address we connect to; auto: the public one if there is one", "auto"
+    )
+    hourly_usd: float | None = setting(
+        "INSTANCE_HOURLY_USD",
+        "price of an instance hour for the cost figures; default: AWS's price list",
+        None,
+        ge=0,
+    )
+    deployment: str = setting(
+        "ORCHESTRATOR_DEPLOYMENT",
+        "tells two installations in one AWS account apart; default: the host name",
+        "",
+        validate_default=True,
+    )
+
+    def model_post_init(self, _context: Any) -> None:
+        """Fill the deployment's default, the host name, and refuse unknown markets."""
+        if unknown := [market for market in self.market if market not in ("spot", "on-demand")]:
+            raise ValueError(f"INSTANCE_MARKET: {unknown[0]!r} is neither spot nor on-demand")
+        if not self.deployment:
+            object.__setattr__(self, "deployment", socket.gethostname())
+
+
+class SshSettings(SettingsGroup):
+    """The login on the instance."""
+
+    title = "SSH"
+    user: str = setting("SSH_USER", "login on the instance", "ubuntu")
+    port: int = setting("SSH_PORT", "port of its SSH server", 22, ge=1, le=65535)
+    key_path: Path = setting("KEY_PATH", "private key file of KEY_PAIR_NAME (PEM or OpenSSH format)")
+    key_passphrase: SecretStr | None = setting("KEY_PASSPHRASE", "passphrase of that file, if it has one", None)
+    host_keys: Literal["planted", "accept-new", "known_hosts"] = setting(
+        "SSH_HOST_KEYS",
+        "how the host is verified: planted (a key given to it through cloud-init), accept-new or known_hosts",
+        "planted",
+    )
+    known_hosts: Path | None = setting(
+        "SSH_KNOWN_HOSTS", "the file for SSH_HOST_KEYS=known_hosts; default: ~/.ssh/known_hosts", None
+    )
+
+
+class MlflowSettings(SettingsGroup):
+    """Where runs are recorded."""
+
+    title = "MLflow"
+    tracking_uri: str = setting("MLFLOW_TRACKING_URI", "the MLflow tracking server, http:// or https://")
+    experiment_id: str = setting("MLFLOW_EXPERIMENT_ID", "ID of the experiment that holds the runs")
+    username: str | None = setting("MLFLOW_TRACKING_USERNAME", "user, when the server asks for one", None)
+    password: SecretStr | None = setting("MLFLOW_TRACKING_PASSWORD", "password of that user", None)
+    token: SecretStr | None = setting("MLFLOW_TRACKING_TOKEN", "bearer token, instead of user and password", None)
+    ca_bundle: Path | None = setting(
+        "MLFLOW_TRACKING_SERVER_CERT_PATH", "PEM file with the CA of a privately signed MLflow server", None
+    )
+    patience_minutes: float = setting(
+        "MLFLOW_PATIENCE_MINUTES", "how long a finished training waits for an MLflow that is away", 10, ge=0
+    )
+    uri_on_instance: str | None = setting(
+        "MLFLOW_TRACKING_URI_ON_INSTANCE",
+        "the server's address as the instance sees it, where it differs",
+        None,
+    )
+
+
+class ProjectSettings(SettingsGroup):
+    """What `mlflow run` is asked to do."""
+
+    title = "Training"
+    uri: str | None = setting(
+        "MLPROJECT_URI", "the MLflow project, `#subdir` allowed; default: the build's own Git remote", None
+    )
+    entry_point: str = setting("MLPROJECT_ENTRY_POINT", "entry point of the project", "main")
+    parameters: Parameters = setting("MLPROJECT_PARAMETERS", "its parameters, a JSON object", {})
+    env_manager: Literal["local", "virtualenv", "uv", "conda"] | None = setting(
+        "MLPROJECT_ENV_MANAGER", "local, virtualenv, uv or conda; default: as the project says", None
+    )
+    build_image: bool = setting("MLPROJECT_BUILD_IMAGE", "true: build the docker_env image on the instance", False)
+    docker_args: Parameters = setting(
+        "MLPROJECT_DOCKER_ARGS", 'arguments of `docker run`, a JSON object, such as {"gpus": "all"}', {}
+    )
+    training_env: Words = setting("TRAINING_ENV", "names of variables to hand to the training, a comma list", ())
+    max_minutes: float = setting(
+        "MAX_TRAINING_MINUTES",
+        "hard deadline of one training, kept by us and by the machine itself",
+        720,
+        gt=0,
+    )
+    instance_losses: int = setting(
+        "INSTANCE_LOSSES", "how often a training begins anew when AWS takes its instance away", 2, ge=0
+    )
+    mlflow_command: str = setting(
+        "MLFLOW_COMMAND", "the mlflow program on the instance, if it is not on PATH", "mlflow"
+    )
+
+
+class QueueSettings(SettingsGroup):
+    """How much goes on at once."""
+
+    title = "Queue"
+    max_instances: int | None = setting(
+        "MAX_INSTANCES",
+        "most instances at once, set when `orchestrator serve` starts; while it runs it can be changed in the UI "
+        "(Deployment > Concurrency > training_instances); default: dagster.yaml's default_limit",
+        None,
+        ge=1,
+    )
+
+
+class JanitorSettings(SettingsGroup):
+    """What the janitor may do with what was left behind."""
+
+    title = "Janitor"
+    dry_run: bool = setting("JANITOR_DRY_RUN", "true: the janitor says what it would do, and does nothing", False)
+
+
+Group = TypeVar("Group", bound=SettingsGroup)
+
+GROUPS: tuple[type[SettingsGroup], ...] = (
+    JenkinsSettings,
+    MachineSettings,
+    SshSettings,
+    MlflowSettings,
+    ProjectSettings,
+    QueueSettings,
+    JanitorSettings,
+)
+
+
+def all_settings() -> dict[str, FieldInfo]:
+    """Environment variable → its declaration, for every setting there is."""
+    return {env_name(info): info for group in GROUPS for info in group.model_fields.values()}
+
+
+def is_secret(info: FieldInfo) -> bool:
+    """Whether this setting may be neither shown nor written into a defs.yaml."""
+    return "SecretStr" in str(info.annotation)
