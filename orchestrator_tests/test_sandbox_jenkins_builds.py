@@ -17,7 +17,12 @@ from orchestrator_tests.jenkins_client import Client, built
 from orchestrator_tests.waiting import until
 
 TEST = "from answer import ANSWER\ndef test_it():\n    assert ANSWER == 42\n"
-WAITS = "import os, signal\nfrom pathlib import Path\nPath('pid').write_text(str(os.getpid()))\nsignal.alarm(300); signal.pause()\n"
+WAITS = """
+import os, pathlib, signal
+pathlib.Path("pid").write_text(str(os.getpid()))
+signal.alarm(300)
+signal.pause()
+"""
 
 
 @pytest.fixture
