@@ -102,6 +102,17 @@ def test_on_a_terminal_a_result_is_written_once_and_stays() -> None:
     assert "0.9667" in file.getvalue()
 
 
+def test_addresses_and_commands_can_be_copied_whole_from_a_narrow_terminal() -> None:
+    file = io.StringIO()
+    command = "git commit --allow-empty --message 'Learn faster' && git push"
+    with view_on(Console(file=file, force_terminal=True, width=40, height=30)) as view:
+        view.show(dataclasses.replace(scene(run=DONE, outcome=OUTCOME), hints=(command,)))
+    assert command in file.getvalue()
+    assert OUTCOME.urls
+    for url in OUTCOME.urls.values():
+        assert url in file.getvalue()
+
+
 def test_without_a_terminal_each_piece_of_news_is_one_line() -> None:
     file = io.StringIO()
     with view_on(Console(file=file, width=40)) as view:

@@ -31,6 +31,7 @@ STYLES = {
 }
 BUILDS_SHOWN = 5
 BORDERS = 5
+LINK_WIDTH = 15
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class LiveView:
         """Draw it."""
         if scene.outcome is not None:
             self._write_once(scene.outcome, _outcome(scene.outcome))
+            for name, url in _links(scene.outcome):
+                self._write_once(url, Text(f"{name:<{LINK_WIDTH}}{url}"))
         for hint in scene.hints:
             self._write_once(hint, Text(hint))
         self._live.update(picture(scene, height=self._console.height))
@@ -96,7 +99,8 @@ class LiveView:
     def _write_once(self, what: object, drawn: RenderableType) -> None:
         if what not in self._written:
             self._written.append(what)
-            self._console.print(drawn)
+            # The terminal folds long lines itself, so that a command or an address can be copied whole.
+            self._console.print(drawn, soft_wrap=isinstance(drawn, Text))
 
 
 class LineView:
@@ -128,7 +132,7 @@ class LineView:
                 self._console.print(f"  | {line}", markup=False, highlight=False, soft_wrap=True)
             self._output = list(scene.output)
         if scene.outcome is not None:
-            for name, value in facts(scene.outcome):
+            for name, value in [*_facts(scene.outcome), *_links(scene.outcome)]:
                 self._say(f"{name}: {value}")
         for hint in scene.hints:
             self._say(hint)
@@ -150,7 +154,7 @@ def picture(scene: Scene, *, height: int) -> RenderableType:
     return Group(*parts)
 
 
-def facts(outcome: Outcome) -> list[tuple[str, str]]:
+def _facts(outcome: Outcome) -> list[tuple[str, str]]:
     """What a user wants to know of a trained model: name → value."""
     cost = f", {outcome.usd:.4f} USD" if outcome.usd is not None else ""
     minutes = f", {outcome.minutes:.1f} minutes{cost}" if outcome.minutes is not None else ""
@@ -161,8 +165,11 @@ def facts(outcome: Outcome) -> list[tuple[str, str]]:
         ("MLflow run", f"{outcome.mlflow_run_id} {outcome.mlflow_status}"),
         ("metrics", metrics or "none"),
         ("instance", f"{outcome.instance_id} {outcome.instance_state}{minutes}"),
-        *((name.replace("_", " "), url) for name, url in outcome.urls.items()),
     ]
+
+
+def _links(outcome: Outcome) -> list[tuple[str, str]]:
+    return [(name.replace("_", " "), url) for name, url in outcome.urls.items()]
 
 
 def _builds(scene: Scene) -> Panel:
@@ -194,7 +201,7 @@ def _run(run: Run, output: Sequence[str]) -> Panel:
 
 def _outcome(outcome: Outcome) -> Panel:
     table = Table.grid(padding=(0, 2))
-    for name, value in facts(outcome):
+    for name, value in _facts(outcome):
         table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
     title = "no model" if outcome.faults() else "a trained model"
     return Panel(table, title=title, title_align="left", border_style="red" if outcome.faults() else "green")
