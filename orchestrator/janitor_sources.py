@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What the janitor needs of one pipeline; None where its settings are not complete."""
+    """What the janitor needs of one pipeline; None where its settings cannot be used."""
 
     name: str
     machine: MachineSettings | None

@@ -102,7 +102,7 @@ class Settings:
         if faults:
             where = f" of pipeline {self.pipeline!r}" if self.pipeline else ""
             raise SettingsError(
-                f"the settings{where} are not complete: "
+                f"the settings{where} cannot be used: "
                 + "; ".join(faults)
                 + ". Put them into the environment or .env (.env.example explains each), then restart or reload."
             )

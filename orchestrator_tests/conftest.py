@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.resources.ssh import Ssh
+from orchestrator.sandbox.chaos_proxy import Proxy
 from orchestrator.sandbox.ec2 import Ec2Server
 from orchestrator.sandbox.git import GitRemote
 from orchestrator.sandbox.mlflow import MlflowServer
@@ -37,6 +38,25 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer)
         yield World(git, ec2, mlflow_server, directory)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def aws_proxy(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """On the way to the world's AWS: here, and in what an attempt starts."""
+    with Proxy() as proxy:
+        proxy.upstream = world.ec2_server.url
+        monkeypatch.setitem(world.environment, "AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+
+
+@pytest.fixture
+def mlflow_proxy(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """On the way to the world's MLflow."""
+    with Proxy() as proxy:
+        proxy.upstream = world.mlflow_server.url
+        monkeypatch.setitem(world.environment, "MLFLOW_TRACKING_URI", proxy.url)
+        yield proxy
 
 
 @pytest.fixture(scope="module")

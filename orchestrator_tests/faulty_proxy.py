@@ -7,12 +7,14 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import requests
+
+from orchestrator.sandbox.web import HandlerServer
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class FaultyProxy:
         self.seen: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self._closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(upstream.rstrip("/")))
+        self._server = HandlerServer(("127.0.0.1", 0), self._handler(upstream.rstrip("/")))
         self._server.daemon_threads = True
         scheme = "http"
         if certificate is not None:

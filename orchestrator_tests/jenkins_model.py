@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from orchestrator.errors import JenkinsNotFound, JenkinsRefused, JenkinsUnavailable
 from orchestrator.resources.jenkins_build import Build, Head
+from orchestrator.sandbox.web import HandlerServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REMOTE = "git://git.example.com/churn.git"
@@ -167,7 +168,7 @@ def served(model: Model, *, user: str = "ci", token: str = "t0ken") -> Iterator[
         def log_message(self, format: str, *args: Any) -> None:
             """Tests keep their output clean."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = HandlerServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -38,7 +38,6 @@ FLOW = 8
 """So many trainings pass between two changes of the limit."""
 
 SAMPLE_SECONDS = 0.2
-TRAINING_SECONDS = 1.0
 DEADLINE_SECONDS = 600.0
 
 PROGRAM = '''#!{python} -ISu
@@ -57,7 +56,6 @@ def call(endpoint, **fields):
 
 
 call("log-metric", key="accuracy", value=1.0, timestamp=time.time_ns() // 1000000)
-time.sleep({seconds})
 (gate / "came" / run).touch()
 while not (gate / "passed" / run).exists():
     try:
@@ -80,7 +78,7 @@ class Gate:
         for name in ("came", "passed"):
             (directory / name).mkdir(parents=True)
         self.program = directory / "mlflow"
-        self.program.write_text(PROGRAM.format(python=sys.executable, gate=str(directory), seconds=TRAINING_SECONDS))
+        self.program.write_text(PROGRAM.format(python=sys.executable, gate=str(directory)))
         self.program.chmod(0o755)
 
     def open(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,23 +31,6 @@ __all__ = ["dagster", "recorded"]
 pytestmark = pytest.mark.services
 
 SLEEPS = "exec sleep 600\n"
-
-
-@pytest.fixture
-def aws(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy() as proxy:
-        proxy.upstream = world.ec2_server.url
-        monkeypatch.setitem(world.environment, "AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
-
-
-@pytest.fixture
-def mlflow(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy() as proxy:
-        proxy.upstream = world.mlflow_server.url
-        monkeypatch.setitem(world.environment, "MLFLOW_TRACKING_URI", proxy.url)
-        yield proxy
 
 
 def cancelling(dagster: dg.DagsterInstance, matches: Callable[[Request], bool]) -> Callable[[Request], bool]:
@@ -80,8 +63,8 @@ def test_a_run_that_is_cancelled_in_this_step_ends_as_canceled_and_leaves_no_ins
     dagster: dg.DagsterInstance,
     recorded: Build,
     monkeypatch: pytest.MonkeyPatch,
-    aws: Proxy,
-    mlflow: Proxy,
+    aws_proxy: Proxy,
+    mlflow_proxy: Proxy,
     tmp_path: Path,
 ) -> None:
     trained = tmp_path / "trained"
@@ -97,7 +80,7 @@ def test_a_run_that_is_cancelled_in_this_step_ends_as_canceled_and_leaves_no_ins
         asked = {"resolve": "/experiments/get", "train": "/train", "record": "/runs/get"}.get(step)
         return asked is not None and asked in request.path
 
-    with aws.held(cancelling(dagster, at_aws)), mlflow.held(cancelling(dagster, at_mlflow)):
+    with aws_proxy.held(cancelling(dagster, at_aws)), mlflow_proxy.held(cancelling(dagster, at_mlflow)):
         train(world, dagster, monkeypatch, settings=program)
     (run,) = dagster.get_runs()
     steps = {one.step_key.rpartition(".")[2] for one in dagster.get_run_step_stats(run.run_id)}
@@ -110,7 +93,7 @@ def test_a_run_that_is_cancelled_in_this_step_ends_as_canceled_and_leaves_no_ins
 
 
 def test_a_cancel_that_the_code_server_could_not_tell_the_worker_is_noticed_all_the_same(
-    world: World, dagster: dg.DagsterInstance, recorded: Build, monkeypatch: pytest.MonkeyPatch, mlflow: Proxy
+    world: World, dagster: dg.DagsterInstance, recorded: Build, monkeypatch: pytest.MonkeyPatch, mlflow_proxy: Proxy
 ) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
 
@@ -122,7 +105,7 @@ def test_a_cancel_that_the_code_server_could_not_tell_the_worker_is_noticed_all_
 
     asks = "import os, urllib.request\nurllib.request.urlopen(os.environ['MLFLOW_TRACKING_URI'] + '/train')"
     program = world.script("not-told", f'#!/bin/sh\npython3 -c "{asks}"\n{SLEEPS}')
-    with mlflow.held(cancelled_while_training):
+    with mlflow_proxy.held(cancelled_while_training):
         train(world, dagster, monkeypatch, settings=program)
     (run,) = dagster.get_runs()
     assert run.status == dg.DagsterRunStatus.CANCELED
@@ -176,7 +159,7 @@ def test_a_cancel_does_not_wait_long_for_an_mlflow_that_is_away(world: World, mo
 
 @pytest.mark.parametrize(("ending", "expected"), [("cancelled", "cancelled"), ("failed", "status 4")])
 def test_an_aws_that_is_away_does_not_hide_why_the_training_ended(
-    ending: str, expected: str, world: World, aws: Proxy, monkeypatch: pytest.MonkeyPatch
+    ending: str, expected: str, world: World, aws_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempts, "Ec2", functools.partial(Ec2, pace=Pace(outage=0.2, first_wait=0.05)))
     how = "exit 4\n" if ending == "failed" else SLEEPS
@@ -186,7 +169,7 @@ def test_an_aws_that_is_away_does_not_hide_why_the_training_ended(
 
         def away(text: str) -> None:
             if not began:
-                outage.enter_context(aws.weather(Weather.REFUSING))
+                outage.enter_context(aws_proxy.weather(Weather.REFUSING))
             began.append(text)
             if ending == "cancelled":
                 raise KeyboardInterrupt("cancelled")

@@ -9,7 +9,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from orchestrator.sandbox.chaos_proxy import Answer, Proxy, Weather
 from orchestrator.sandbox.chaos_report import Result, show, summary
 from orchestrator.sandbox.chaos_training import STEPS, Ledger, Training, read
 from orchestrator.sandbox.chaos_watch import Clock
+from orchestrator.sandbox.web import HandlerServer
 from orchestrator_tests.waiting import until
 
 TRAINED = Training(run="m1", instance="i-1", pid=7, began=100.0, seen=105.0, steps=tuple(range(STEPS)), status=0)
@@ -158,7 +159,7 @@ class Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    server = HandlerServer(("127.0.0.1", 0), Echo)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     with Proxy() as proxy:

@@ -453,7 +453,7 @@ def test_a_pipeline_without_settings_does_not_hide_the_others(site: Site) -> Non
     site.launch(site.run("CANCELED"))
     site.tick()
     assert site.account.alive() == []
-    assert "the settings of pipeline 'fraud' are not complete: AMI_ID is not set" in site.said[-1]
+    assert "the settings of pipeline 'fraud' cannot be used: AMI_ID is not set" in site.said[-1]
 
 
 def test_with_no_settings_at_all_it_says_what_is_missing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

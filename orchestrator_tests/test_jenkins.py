@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -39,6 +39,7 @@ from orchestrator.resources import jenkins as client
 from orchestrator.resources.jenkins import Jenkins, JenkinsResource, job_name
 from orchestrator.resources.jenkins_build import Build, build_of
 from orchestrator.resources.jenkins_git import branch_name, repository_key, without_credentials
+from orchestrator.sandbox.web import HandlerServer
 from orchestrator.settings import Settings
 from orchestrator.settings_groups import JenkinsSettings
 from orchestrator_tests.jenkins_model import COMMIT, REMOTE, Job, Model, build_json, served
@@ -97,7 +98,7 @@ def stub_server(context: ssl.SSLContext | None = None) -> Iterator[Stub]:
         def log_message(self, format: str, *args: Any) -> None:
             """Tests keep their output clean."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = HandlerServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     if context:
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from urllib.parse import parse_qs
 
@@ -36,21 +36,11 @@ MADNESS = {
 
 
 @pytest.fixture
-def aws(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy() as proxy:
-        proxy.upstream = world.ec2_server.url
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
-
-
-@pytest.fixture
-def mlflow(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy() as proxy:
-        proxy.upstream = world.mlflow_server.url
-        monkeypatch.setitem(world.environment, "MLFLOW_TRACKING_URI", proxy.url)
-        monkeypatch.setitem(world.environment, "MLFLOW_TRACKING_URI_ON_INSTANCE", world.mlflow_server.url)
-        monkeypatch.setattr(attempts, "Mlflow", lambda settings, **_: Mlflow(settings))
-        yield proxy
+def mlflow_proxy(world: World, mlflow_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """On our way to MLflow, not on the instance's; and we are as patient with it as at our users'."""
+    monkeypatch.setitem(world.environment, "MLFLOW_TRACKING_URI_ON_INSTANCE", world.mlflow_server.url)
+    monkeypatch.setattr(attempts, "Mlflow", lambda settings, **_: Mlflow(settings))
+    return mlflow_proxy
 
 
 def first_of_each_kind() -> Callable[[Request], bool]:
@@ -85,12 +75,12 @@ def test_an_outage_of_a_minute_does_not_make_a_live_attempt_look_dead() -> None:
 
 @pytest.mark.parametrize("kind", MADNESS)
 def test_a_build_is_trained_though_every_call_fails_at_first(
-    kind: str, world: World, aws: Proxy, mlflow: Proxy
+    kind: str, world: World, aws_proxy: Proxy, mlflow_proxy: Proxy
 ) -> None:
     number = 401 + list(MADNESS).index(kind)
     applies = first_of_each_kind()
-    aws.spoil(MADNESS[kind], times=20, applies=applies)
-    mlflow.spoil(MADNESS[kind], times=20, applies=applies)
+    aws_proxy.spoil(MADNESS[kind], times=20, applies=applies)
+    mlflow_proxy.spoil(MADNESS[kind], times=20, applies=applies)
     attempt = world.attempt(number, run=ThisRun(f"run-{number}"), settings=world.script("quick", "#!/bin/sh\nexit 0\n"))
     attempt.check()
     instance = provisioned(attempt)
@@ -106,11 +96,13 @@ def test_a_build_is_trained_though_every_call_fails_at_first(
     attempt.close()
 
 
-def test_nobody_listening_at_the_beginning_of_any_step_only_delays_it(world: World, aws: Proxy, mlflow: Proxy) -> None:
+def test_nobody_listening_at_the_beginning_of_any_step_only_delays_it(
+    world: World, aws_proxy: Proxy, mlflow_proxy: Proxy
+) -> None:
     attempt = world.attempt(411, run=ThisRun("run-411"), settings=world.script("quick", "#!/bin/sh\nexit 0\n"))
     for step in (attempt.check, attempt.provision, attempt.train, attempt.terminate, attempt.finished):
         outage = ExitStack()
-        for proxy in (aws, mlflow):
+        for proxy in (aws_proxy, mlflow_proxy):
             outage.enter_context(proxy.weather(Weather.REFUSING))
         end = threading.Timer(0.7, outage.close)
         end.start()
@@ -122,14 +114,14 @@ def test_nobody_listening_at_the_beginning_of_any_step_only_delays_it(world: Wor
 
 
 def test_a_loss_of_the_instance_while_mlflow_is_away_ends_in_another_training(
-    world: World, mlflow: Proxy, monkeypatch: pytest.MonkeyPatch
+    world: World, mlflow_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = world.attempt(421, run=ThisRun("run-421"), settings=world.script("quick", "#!/bin/sh\nexit 0\n"))
     first = provisioned(attempt)
     monkeypatch.setattr(on_instance, "CONNECT_SECONDS", 0.5)
     world.ec2_server.terminate_from_outside(first.id)
     with ExitStack() as outage:
-        outage.enter_context(mlflow.weather(Weather.HTML))
+        outage.enter_context(mlflow_proxy.weather(Weather.HTML))
         threading.Timer(1, outage.close).start()
         trained = attempt.train()
     assert trained != first.mlflow_run

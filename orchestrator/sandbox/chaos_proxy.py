@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any, Self
 
 import requests
 
 from orchestrator.sandbox.process import free_port
+from orchestrator.sandbox.web import HandlerServer
 
 HOLD_SECONDS = 6.0
 """A request is held up for no longer: less than any client of ours waits for an answer."""
@@ -77,7 +78,7 @@ class Proxy:
         self._holds: list[_Hold] = []
         self._spoilt: list[tuple[Callable[[Request], bool], Answer]] = []
         self._closing = threading.Event()
-        self._server: ThreadingHTTPServer | None = None
+        self._server: HandlerServer | None = None
         self._listen()
 
     def __enter__(self) -> Self:
@@ -141,7 +142,7 @@ class Proxy:
 
     def _listen(self) -> None:
         if self._server is None:
-            self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler())
+            self._server = HandlerServer(("127.0.0.1", self._port), self._handler())
             self._server.daemon_threads = True
             threading.Thread(
                 target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="proxy", daemon=True

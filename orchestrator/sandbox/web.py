@@ -1,8 +1,10 @@
-"""A WSGI application on loopback, in threads of this process."""
+"""Web servers on loopback, in threads of this process: for a WSGI application, or a handler of http.server's."""
 
 from __future__ import annotations
 
+import sys
 import threading
+from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
@@ -22,6 +24,15 @@ class _QuietHandler(WSGIRequestHandler):
 
 class _Server(ThreadedWSGIServer):
     daemon_threads = False  # so that server_close() awaits them
+
+
+class HandlerServer(ThreadingHTTPServer):
+    """http.server's own, with nothing to say of a client that has hung up."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print the error's traceback, unless the client is gone: here it may be killed at any time."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class WebServer:
