@@ -56,13 +56,17 @@ class ThisRun:
     live: set[str] = field(default_factory=set)
     trained_before: str | None = None
     before_us: str | None = None
+    unknown: set[str] = field(default_factory=set)
     trainings: list[str] = field(default_factory=list)
+    over: bool = False
 
     def __post_init__(self) -> None:
         self.root_run_id = self.root_run_id or self.run_id
 
-    def is_live(self, run_id: str) -> bool:
-        return run_id in self.live
+    def is_live(self, run_id: str) -> bool | None:
+        if run_id in self.unknown:
+            return None
+        return run_id in self.live or (run_id == self.run_id and not self.over)
 
     def trained(self, mlflow_run: str) -> None:
         self.trainings.append(mlflow_run)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from orchestrator.errors import (
 from orchestrator.pipeline.attempt import Attempt
 from orchestrator.pipeline.plan import TrainingConfig
 from orchestrator.resources.ec2 import Instance
+from orchestrator.resources.ec2_instance import LEASE_UNTIL_TAG, timestamp
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.faulty_proxy import Fault, FaultyProxy
+from orchestrator_tests.waiting import until
 
 NASTY = 'it\'s "quoted", `id` $(id) ${HOME} \\ ; & | * ü\tand\nmore -x=1'
 
@@ -239,7 +242,7 @@ def test_a_retry_of_a_run_that_died_after_its_training_only_records(world: World
     dead.terminate()
     dead.finished()
 
-    retry = world.attempt(21, run=ThisRun("run-21b", root_run_id="run-21a"), settings=program)
+    retry = world.attempt(21, run=ThisRun("run-21b", "run-21a", trained_before=trained), settings=program)
     assert retry.provision() is None
     assert retry.train() == trained
     assert retry.terminate() is None
@@ -311,6 +314,33 @@ def test_a_build_that_a_live_run_trains_is_left_to_it(world: World) -> None:
     second.close()
     assert world.ec2.describe(instance.id).alive
     first.close()
+
+
+def test_an_instance_of_a_run_that_dagster_does_not_know_is_left_to_it_while_its_lease_lasts(world: World) -> None:
+    others = provisioned(world.attempt(24, run=ThisRun("run-24a")))
+    attempt = world.attempt(24, run=ThisRun("run-24b", "run-24a", unknown={"run-24a"}))
+    with pytest.raises(BuildBusy, match="run-24a"):
+        attempt.provision()
+    attempt.close()
+    assert world.ec2.describe(others.id).alive
+
+    world.ec2.tag(others.id, {LEASE_UNTIL_TAG: timestamp(datetime.now(UTC) - timedelta(seconds=1))})
+    later = world.attempt(24, run=ThisRun("run-24c", "run-24a", unknown={"run-24a"}))
+    assert provisioned(later).id == others.id
+    later.close()
+
+
+def test_a_retry_waits_longer_for_mlflow_than_a_run_that_has_nothing_to_lose(world: World) -> None:
+    with FaultyProxy(world.mlflow_server.url) as mlflow, ThreadPoolExecutor() as threads:
+        away = {"MLFLOW_TRACKING_URI": mlflow.url, "MLFLOW_PATIENCE_MINUTES": "1"}
+        mlflow.standing = Fault("hang up")
+        retry = world.attempt(25, run=ThisRun("run-25b", root_run_id="run-25a"), settings=away)
+        checked = threads.submit(retry.check)
+        until(lambda: mlflow.seen)
+        with pytest.raises(MlflowUnavailable):
+            world.attempt(25, run=ThisRun("run-25c"), settings=away).check()
+        mlflow.standing = None
+        assert checked.result(60).partition == "25"
 
 
 def test_of_two_runs_that_begin_together_the_later_gives_way(world: World) -> None:

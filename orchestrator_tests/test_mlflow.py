@@ -91,13 +91,6 @@ class TestRuns:
         assert ended.tags["orchestrator.reason"] == "the training exited with 1"
         assert mlflow.patience_seconds == 5
 
-    def test_a_reopened_run_is_running_and_has_no_reason(self, mlflow: Mlflow, run: Run) -> None:
-        mlflow.finish(run.id, "KILLED", reason="cancelled")
-        mlflow.reopen(run.id)
-        assert mlflow.run(run.id).status == "RUNNING"
-        assert "orchestrator.reason" not in mlflow.run(run.id).tags
-        mlflow.reopen(run.id)
-
     def test_many_and_long_tags_and_parameters_are_kept_as_far_as_mlflow_can(self, mlflow: Mlflow, run: Run) -> None:
         mlflow.set_tags(run.id, {f"tag{number}": "é" * 4000 for number in range(120)})
         mlflow.log_params(run.id, {f"param{number}": str(number) for number in range(120)})

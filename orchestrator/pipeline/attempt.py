@@ -32,8 +32,8 @@ class DagsterRun(Protocol):
     root_run_id: str
     trained_before: str | None
 
-    def is_live(self, run_id: str) -> bool:
-        """Whether this run is queued, starting or under way."""
+    def is_live(self, run_id: str) -> bool | None:
+        """Whether this run is queued, starting or under way; None when Dagster does not know it."""
 
     def rival(self) -> str | None:
         """The run that began to train this very build before us, and is still at it."""
@@ -168,9 +168,15 @@ class Attempt:
             return None
         self._log.info(f"adopting {found.id} and MLflow run {found.mlflow_run} of run {owner}, which is over")
         self._ec2.take_over(found.id, self._new_lease(found.mlflow_run, expires_at=found.expires_at))
-        return self._ec2.describe(found.id)
+        self._instance = self._ec2.describe(found.id)
+        return self._instance
 
     def _launch(self) -> Instance:
+        if not self._run.is_live(self._run.run_id):
+            raise BuildBusy(
+                f"run {self._run.run_id} is over by Dagster's books: its lease had expired, or it was cancelled, "
+                "before its worker went on. It launches nothing; what it began is left to the run that retries it"
+            )
         mlflow_run = self._tracked.open()
         self._launches += 1
         self._instance = self._ec2.launch(
@@ -195,7 +201,12 @@ class Attempt:
     def _is_anothers(self, instance: Instance) -> bool:
         """Whether a live attempt other than this one uses it."""
         owner = instance.dagster_run
-        return bool(owner) and owner != self._run.run_id and self._run.is_live(owner)
+        if not owner or owner == self._run.run_id:
+            return False
+        live = self._run.is_live(owner)
+        if live is None:  # of another Dagster, or this one's database was lost: its lease says whether it lives
+            return (instance.lease_until or instance.launched_at + lease.LEASE) > datetime.now(UTC)
+        return live
 
     def _busy(self, run_id: str) -> BuildBusy:
         return BuildBusy(

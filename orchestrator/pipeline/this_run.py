@@ -40,10 +40,10 @@ class ThisRun:
         """Keep, where an MLflow that is away does not matter, that the training process exited 0."""
         self._instance.add_run_tags(self.run_id, {TRAINED_TAG: mlflow_run})
 
-    def is_live(self, run_id: str) -> bool:
-        """Whether this run is queued, starting or under way."""
+    def is_live(self, run_id: str) -> bool | None:
+        """Whether this run is queued, starting or under way; None when Dagster does not know it."""
         run = self._instance.get_run_by_id(run_id)
-        return run is not None and not run.is_finished
+        return None if run is None else not run.is_finished
 
     def rival(self) -> str | None:
         """The run that began to train this very build before us, and is still at it."""

@@ -51,6 +51,8 @@ class TrackedRun:
         self._trained = trained
         self.log = log
         self._id: str | None = None
+        if root_run != dagster_run:  # a training may be under way: it is not given up for an MLflow that comes back
+            mlflow.patience_seconds = max(mlflow.patience_seconds, settings.patience_minutes * 60)
 
     def require_experiment(self) -> str:
         """The experiment's name.
@@ -61,25 +63,15 @@ class TrackedRun:
         return self._mlflow.experiment(self._settings.experiment_id).name
 
     def already_trained(self) -> bool:
-        """Whether the attempt that this one retries had trained the model before it died."""
-        if self._trained is not None and self._kept(self._trained):
-            self._id = self._trained
-            self.log.info(
-                f"the process of MLflow run {self._id} exited 0 in an earlier attempt: nothing is left to train"
-            )
-            return True
-        if self._id is None and self._root_run != self._dagster_run:
-            run = self._mlflow.find_run(
-                self._settings.experiment_id,
-                tags={**self._plan.identity(), "dagster_root_run_id": self._root_run},
-                statuses={"FINISHED"},
-            )
-            if run is None:
-                return False
-            self._id = run.id
-            self.log.info(f"MLflow run {run.id} of an earlier attempt is FINISHED: there is nothing left to train")
-            return True
-        return self._id is not None and self._mlflow.run(self._id).status == "FINISHED"
+        """Whether an attempt that this one retries saw the training's process exit with 0.
+
+        MLflow's FINISHED does not say so: a script sets it when its `with mlflow.start_run()` ends, and may fail later.
+        """
+        if self._trained is None or not self._kept(self._trained):
+            return False
+        self._id = self._trained
+        self.log.info(f"the process of MLflow run {self._id} exited 0 in an earlier attempt: nothing is left to train")
+        return True
 
     def _kept(self, run_id: str) -> bool:
         """Whether a run was not deleted, as far as MLflow can be asked now."""
@@ -109,6 +101,7 @@ class TrackedRun:
     def open(self) -> str:
         """The run's ID; the run is created at the first call."""
         if self._id is None:
+            self._disown_unproven()
             run = self._mlflow.create_run(
                 self._settings.experiment_id,
                 name=self._plan.run_name,
@@ -119,6 +112,19 @@ class TrackedRun:
             self._id = run.id
             self.log.info(f"MLflow run {run.id}: {self._mlflow.run_url(run)}")
         return self._id
+
+    def _disown_unproven(self) -> None:
+        """Close as KILLED what calls itself FINISHED, though nobody saw its process exit 0, and nobody can any more."""
+        if self._root_run == self._dagster_run:
+            return
+        while run := self._mlflow.find_run(
+            self._settings.experiment_id,
+            tags={**self._plan.identity(), "dagster_root_run_id": self._root_run},
+            statuses={"FINISHED"},
+        ):
+            reason = "nobody saw its process exit with 0 before its instance was gone; the build is trained again"
+            self._mlflow.finish(run.id, "KILLED", reason=reason)
+            self.log.warning(f"MLflow run {run.id} of an earlier attempt is KILLED: {reason}")
 
     def launched(self, instance: Instance) -> None:
         """Say on which instance it is filled."""
@@ -143,8 +149,8 @@ class TrackedRun:
         """Close the run, if there is one, without waiting long for MLflow.
 
         Args:
-            status: FAILED for a training that failed, whatever it said of itself; KILLED for one that was
-                stopped, and FINISHED for one whose process exited 0, unless it had ended by then.
+            status: FAILED for a training that failed and KILLED for one that was stopped, whatever it said of
+                itself; FINISHED for one whose process exited 0, unless it had ended by then.
             reason: one sentence, kept as a tag.
         """
         if self._id is None:
@@ -152,10 +158,10 @@ class TrackedRun:
         usual = self._mlflow.patience_seconds
         self._mlflow.patience_seconds = min(usual, CLOSING_PATIENCE_SECONDS)
         try:
-            if status == "FAILED" or not self._mlflow.run(self._id).ended:
+            if status != "FINISHED" or not self._mlflow.run(self._id).ended:
                 self._mlflow.finish(self._id, status, reason=reason)
         except MlflowError as error:
-            self.log.warning(f"MLflow run {self._id} could not be closed; the janitor will: {error}")
+            self.log.warning(f"MLflow run {self._id} is not closed; if it is RUNNING, the janitor closes it: {error}")
         finally:
             self._mlflow.patience_seconds = usual
 

@@ -212,17 +212,6 @@ class Mlflow:
         finally:
             self.patience_seconds = usual
 
-    def reopen(self, run_id: str) -> None:
-        """Make an ended run RUNNING again, without the reason that it ended for.
-
-        Raises:
-            MlflowNotFound: there is no such run.
-            MlflowRejected: the run was deleted.
-        """
-        self._http.call("POST", "runs/update", {"run_id": run_id, "status": "RUNNING"}, dict)
-        if REASON_TAG in self.run(run_id).tags:
-            self._http.call("POST", "runs/delete-tag", {"run_id": run_id, "key": REASON_TAG}, dict)
-
     def run(self, run_id: str) -> Run:
         """Read a run.
 

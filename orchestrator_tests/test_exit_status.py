@@ -1,0 +1,104 @@
+"""What counts is the exit status of the training's process, not what a script tells MLflow of itself."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import BuildBusy, TrainingFailed
+from orchestrator_tests.attempts import ThisRun, World
+from orchestrator_tests.test_attempt import gone, provisioned
+from orchestrator_tests.waiting import until
+
+PRAISES_ITSELF = '''#!{python} -ISu
+"""As a script whose `with mlflow.start_run():` ends before its work does."""
+
+import json, os, pathlib, sys, time, urllib.request
+
+run = sys.argv[sys.argv.index("--run-id") + 1]
+url = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/runs/update"
+data = json.dumps(dict(run_id=run, status="FINISHED", end_time=time.time_ns() // 1000000)).encode()
+urllib.request.urlopen(urllib.request.Request(url, data, {{"Content-Type": "application/json"}}), timeout=60)
+print("says it is finished")
+while not pathlib.Path({gate!r}).exists():
+    time.sleep(0.05)
+sys.exit(pathlib.Path({gate!r}).read_text() or 0)
+'''
+
+
+def praising_itself(world: World, gate: Path) -> dict[str, str]:
+    """A training that is FINISHED by its own account, and ends as the file ``gate`` says when that is there."""
+    return world.script("praises", PRAISES_ITSELF.format(python=sys.executable, gate=str(gate)))
+
+
+def test_a_training_that_calls_itself_finished_is_followed_to_its_end_by_the_next_attempt(
+    world: World, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    program = praising_itself(world, gate)
+    dead = world.attempt(601, run=ThisRun("run-601a", live={"run-601b"}), settings=program)
+    left = provisioned(dead)
+    with ThreadPoolExecutor() as threads:
+        frozen = threads.submit(dead.train)
+        until(lambda: world.mlflow.run(left.mlflow_run).status == "FINISHED", seconds=60)
+        retry = world.attempt(601, run=ThisRun("run-601b", root_run_id="run-601a"), settings=program)
+        assert provisioned(retry).id == left.id
+        gate.write_text("the export failed")
+        with pytest.raises(TrainingFailed, match="the export failed"):
+            retry.train()
+        with pytest.raises(TrainingFailed):
+            frozen.result(60)
+    assert world.mlflow.run(left.mlflow_run).status == "FAILED"
+    assert gone(world, left.id)
+
+
+def test_a_training_whose_exit_nobody_saw_is_not_taken_for_a_success(world: World, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.write_text("the export failed")
+    program = praising_itself(world, gate)
+    dead = world.attempt(602, run=ThisRun("run-602a"), settings=program)
+    left = provisioned(dead)
+    with pytest.raises(TrainingFailed):
+        dead.train()
+    world.mlflow.finish(left.mlflow_run, "FINISHED")  # as it is when MLflow was away while it was closed as FAILED
+
+    gate.write_text("")
+    retry = world.attempt(602, run=ThisRun("run-602b", root_run_id="run-602a"), settings=program)
+    trained = retry.train()
+    assert trained != left.mlflow_run
+    assert world.mlflow.run(left.mlflow_run).status == "KILLED"
+    retry.terminate()
+    assert retry.finished().run.id == trained
+    retry.close()
+
+
+def test_an_instance_that_goes_after_its_script_has_finished_itself_leaves_one_finished_run(
+    world: World, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+
+    def take_it_away(_: str) -> None:
+        if not gate.exists():
+            world.ec2_server.terminate_from_outside(first.id)
+            gate.write_text("")
+
+    program = praising_itself(world, gate)
+    attempt = world.attempt(603, run=ThisRun("run-603"), settings=program, write=take_it_away)
+    first = provisioned(attempt)
+    trained = attempt.train()
+    attempt.terminate()
+    assert trained != first.mlflow_run
+    assert world.mlflow.run(first.mlflow_run).status == "KILLED"
+    assert attempt.finished().run.id == trained
+    attempt.close()
+
+
+def test_a_run_that_dagster_holds_for_over_launches_nothing(world: World) -> None:
+    late = world.attempt(604, run=ThisRun("run-604", over=True))
+    with pytest.raises(BuildBusy, match=r"run-604 is over by Dagster's books"):
+        late.provision()
+    late.close()
+    assert world.ec2.find(pipeline="tiny", partition="604") is None
