@@ -36,10 +36,12 @@ class Watch:
     Attributes:
         since: its first tick, or the first after a gap.
         last: its latest tick.
+        before: the tick before that; None: the latest is the first.
     """
 
     since: datetime
     last: datetime
+    before: datetime | None = None
 
     @classmethod
     def at(cls, now: datetime, cursor: str | None) -> Self:
@@ -50,7 +52,7 @@ class Watch:
             unbroken = timedelta(0) <= now - last <= GAP
         except (KeyError, TypeError, ValueError):  # none yet, or set by hand: begin anew
             return cls(since=now, last=now)
-        return cls(since=since if unbroken else now, last=now)
+        return cls(since=since if unbroken else now, last=now, before=last)
 
     def cursor(self) -> str:
         """As the next tick reads it."""
@@ -90,7 +92,8 @@ def janitor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         return dg.SensorResult(skip_reason=f"nothing to watch: {missing}", cursor=watch.cursor())
 
     systems = Systems(pipelines)
-    runs = DagsterRuns(context.instance, repository)
+    origin = context.code_location_origin
+    runs = DagsterRuns(context.instance, repository, location=origin.location_name if origin else None)
     try:
         sight = systems.look()
 
@@ -102,6 +105,7 @@ def janitor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
                 open_runs=tuple(seen.open_runs),
                 runs=runs.read(seen),
                 watching_since=watch.since,
+                looked_before=watch.before,
             )
 
         def still_right(action: Action) -> bool:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.janitor_rules import Action, CloseRun, EndRun, RetryRun, Terminate
 from orchestrator.janitor_runs import ASKED_TAG
 from orchestrator.janitor_sources import Systems
+from orchestrator.pipeline.lease import TRAINED_TAG
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,11 @@ class Hands:
         if run is None or run.is_finished:
             return False
         why = f"The janitor ended this run: {action.why}."
-        if action.run.trained:
-            why += f" MLflow run {action.run.trained} holds its model; re-executing it from failure records that."
+        if trained := self._trained_itself(run):
+            why += f" MLflow run {trained} holds its model; re-executing it from failure records that."
         if action.status == "failed":
+            # Its retry copies the tag, and so does not wait, with an idle instance, behind the rest of a backfill.
+            self._instance.add_run_tags(run.run_id, {PRIORITY_TAG: str(max(0, _priority(run)) + 1)})
             # Without a reason of STEP_FAILURE, so that run_retries launches another attempt.
             self._instance.report_run_failed(run, f"{why} A retry takes over what it left.")
         else:
@@ -104,10 +108,19 @@ class Hands:
         if run is None:
             return False
         asked = int(run.tags.get(ASKED_TAG, "0")) + 1
-        self._instance.add_run_tags(run.run_id, {ASKED_TAG: str(asked)})
+        first = {} if PRIORITY_TAG in run.tags else {PRIORITY_TAG: "1"}
+        self._instance.add_run_tags(run.run_id, {ASKED_TAG: str(asked), **first})
         # Dagster decides on a retry when a failure is reported, and at no other time.
         self._instance.report_run_failed(run, f"The janitor reports this failure once more: {action.why}.")
         return True
+
+    def _trained_itself(self, run: dg.DagsterRun) -> str | None:
+        """The MLflow run that it filled; a new run has its parent's tag, which may be of another training."""
+        trained = run.tags.get(TRAINED_TAG)
+        if trained is None or run.parent_run_id is None:
+            return trained
+        parent = self._instance.get_run_by_id(run.parent_run_id)
+        return trained if parent and parent.tags.get(TRAINED_TAG) != trained else None
 
     def _close_run(self, action: CloseRun) -> bool:
         mlflow = self._systems.mlflow(action.run.pipeline)
@@ -115,3 +128,11 @@ class Hands:
             return False
         mlflow.finish(action.run.id, action.status, reason=f"closed by the janitor: {action.why}")
         return True
+
+
+def _priority(run: dg.DagsterRun) -> int:
+    """As Dagster's queue reads it: one that is no number counts for nothing."""
+    try:
+        return int(run.tags.get(PRIORITY_TAG, "0"))
+    except ValueError:
+        return 0

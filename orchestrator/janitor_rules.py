@@ -20,8 +20,14 @@ from orchestrator.resources.ec2 import Instance
 from orchestrator.resources.ec2_instance import tag_value
 
 SETTLE = timedelta(seconds=RENEW_SECONDS + 5)
-"""How long the janitor must have been watching before it believes that a lease was not renewed: a machine
-that was asleep, or a database that was away, kept both the worker and the janitor from it."""
+"""How long a live worker may need to renew its lease once nothing keeps it from it, and so how long the janitor must
+have been watching before it believes that one was not renewed. A machine that was asleep, or a database that
+was away, kept both of them from their work."""
+
+SPARE = LEASE - SETTLE
+"""How much a live worker's lease has left at any moment. One that ended sooner than this after the janitor's last look
+was not being renewed even then. One that ended later may be of a worker that has been asleep since: it is looked
+at once more. Looks that are 60 to 65 s apart, as Dagster makes them, find only the former kind."""
 
 NEW = timedelta(minutes=2)
 """How long a new instance may be of a run that Dagster does not know (yet)."""
@@ -112,7 +118,7 @@ def decide(world: World, now: datetime) -> list[Action]:
 
 
 def live_attempts(world: World) -> int:
-    """How many runs that surely train are not finished."""
+    """How many runs that surely train one of our pipelines are not finished."""
     return sum(run.ours and not run.finished for run in world.runs)
 
 
@@ -143,7 +149,7 @@ class _View:
         if run.status not in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING):
             return None
         until = self._lease_end(run)
-        if until is None or until > self._now:
+        if until is None or not self._expired(until):
             return None
         return (
             f"its worker is gone: its lease ended at {until:%H:%M:%S} UTC, "
@@ -162,6 +168,11 @@ class _View:
         told = [run.lease_until, *(one.lease_until for one in self._ours if one.dagster_run == run.id)]
         return max([run.started_at + LEASE, *(until for until in told if until)])
 
+    def _expired(self, until: datetime) -> bool:
+        """Whether a lease has ended, and not only because its worker was asleep since the look before."""
+        before = self._world.looked_before
+        return until <= self._now and (before is None or until < before + SPARE)
+
     # ---- EC2
 
     def orphaned_instances(self) -> Iterator[Action]:
@@ -176,7 +187,7 @@ class _View:
         if owner is not None:
             return f"its run {owner.id} ended as {owner.status.value}, and no other run may take it over"
         # A finished run may also have been deleted, so only time tells.
-        if self._now < max(instance.launched_at + NEW, instance.lease_until or instance.launched_at):
+        if self._now < instance.launched_at + NEW or not self._expired(instance.lease_until or instance.launched_at):
             return None
         return f"Dagster knows no run {instance.dagster_run or '(it names none)'}, and its lease has ended"
 

@@ -11,7 +11,7 @@ from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
 from orchestrator.janitor_rules import RETRY_DECIDED
-from orchestrator.janitor_sources import Sight
+from orchestrator.janitor_sources import Sight, settings_of
 from orchestrator.janitor_world import FINISHED, OpenRun, TrainingRun
 from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.resources.ec2 import Instance
@@ -42,12 +42,17 @@ class DagsterRuns:
 
     Args:
         instance: Dagster.
-        repository: knows which assets a job without a selection of its own materialises.
+        repository: knows our pipelines, and which assets a job without a selection of its own materialises.
+        location: the name of its code location; None: unknown, so any.
     """
 
-    def __init__(self, instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> None:
+    def __init__(
+        self, instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, *, location: str | None = None
+    ) -> None:
         self._instance = instance
         self._repository = repository
+        self._location = location
+        self._own = frozenset(tag_value(one.pipeline) for one in settings_of(repository))
 
     def read(self, sight: Sight) -> tuple[TrainingRun, ...]:
         """The runs that instances and MLflow runs name, their retries, and all unfinished ones that may train."""
@@ -112,8 +117,12 @@ class DagsterRuns:
             return False
         partition = {_PARTITION_TAG: run.tags.get(_PARTITION_TAG, "")}
         since = self._records(tags=partition, created_after=record.create_timestamp)
-        instead = [one.dagster_run for one in since if self._pipelines(one.dagster_run) != frozenset()]
+        instead = [one.dagster_run for one in since if self._may_train_the_same(one.dagster_run, run)]
         return all(one.run_id == run.run_id for one in instead)
+
+    def _may_train_the_same(self, run: dg.DagsterRun, other: dg.DagsterRun) -> bool:
+        mine, others = self._pipelines(run), self._pipelines(other)
+        return mine is None or others is None or not mine.isdisjoint(others)
 
     def _backfill_is_over(self, run: dg.DagsterRun) -> bool:
         """Whether Dagster retries nothing of this run's backfill any more."""
@@ -124,10 +133,11 @@ class DagsterRuns:
     def _training_run(self, record: dg.RunRecord) -> TrainingRun:
         run = record.dagster_run
         decided = run.tags.get(_WILL_RETRY_TAG)
+        pipelines = self._pipelines(run)
         return TrainingRun(
             id=run.run_id,
             status=run.status,
-            pipelines=self._pipelines(run),
+            pipelines=pipelines,
             partition=tag_value(run.tags.get(_PARTITION_TAG, "")),
             created_at=record.create_timestamp,
             started_at=_moment(record.start_time),
@@ -137,17 +147,26 @@ class DagsterRuns:
             retry=run.tags.get(_RETRY_TAG),
             retry_failed=self._retry_failed(record),
             trained=run.tags.get(TRAINED_TAG),
+            foreign=self._elsewhere(run) or (pipelines is not None and pipelines.isdisjoint(self._own)),
         )
+
+    def _elsewhere(self, run: dg.DagsterRun) -> bool:
+        """Whether it says that it is of another code location, which may have a pipeline of the same name."""
+        origin = run.remote_job_origin
+        return origin is not None and self._location is not None and origin.location_name != self._location
 
     def _pipelines(self, run: dg.DagsterRun) -> frozenset[str] | None:
         selected: Iterable[dg.AssetKey] | None = run.asset_selection
         if not selected:
-            if not self._repository.has_job(run.job_name):
+            if self._elsewhere(run) or not self._repository.has_job(run.job_name):
                 return None
             selected = self._repository.get_job(run.job_name).asset_layer.executable_asset_keys
-        # Not only this code location's: another one may share the deployment's name.
-        models = [key.path for key in selected if key.path[1:] == ["trained_model"]]
-        return frozenset(tag_value(pipeline) for pipeline, _ in models)
+        # Not only this code location's: a run of another one that shares the deployment's name may adopt an instance.
+        models = [key for key in selected if key.path[1:] == ["trained_model"]]
+        steps = run.step_keys_to_execute  # of a re-execution from failure, which may have got past the training
+        if steps is not None:
+            models = [key for key in models if any(step.startswith(f"{key.to_python_identifier()}.") for step in steps)]
+        return frozenset(tag_value(key.path[0]) for key in models)
 
 
 def _may_train(run: TrainingRun) -> bool:

@@ -40,7 +40,8 @@ class TrainingRun:
         will_retry: what Dagster has decided on a failed run; None: nothing (yet).
         retry: ID of the run that Dagster launched to retry this one.
         retry_failed: Dagster was to retry this failed run, and did not.
-        trained: the MLflow run whose training process it saw exit with 0.
+        trained: the MLflow run whose training process it, or one whose tags it has inherited, saw exit with 0.
+        foreign: another code location's, as far as can be told: its models are trained without a lease.
     """
 
     id: str
@@ -55,6 +56,7 @@ class TrainingRun:
     retry: str | None = None
     retry_failed: bool = False
     trained: str | None = None
+    foreign: bool = False
 
     @property
     def finished(self) -> bool:
@@ -63,8 +65,8 @@ class TrainingRun:
 
     @property
     def ours(self) -> bool:
-        """Whether it surely trains: only such a run renews a lease."""
-        return bool(self.pipelines) or self.lease_until is not None
+        """Whether it surely trains one of our pipelines: such a run renews a lease, and may be ended or retried."""
+        return self.lease_until is not None or (bool(self.pipelines) and not self.foreign)
 
     def may_train(self, build: BuildKey) -> bool:
         """Whether it could use the instance or the MLflow run of this build."""
@@ -106,6 +108,7 @@ class World:
         runs: the Dagster runs that the others name, their retries, those that Dagster could not retry, and all
             unfinished ones that may train.
         watching_since: from when on the janitor has looked without a gap.
+        looked_before: when the janitor looked before; None: never.
     """
 
     deployments: frozenset[str]
@@ -114,3 +117,4 @@ class World:
     open_runs: tuple[OpenRun, ...]
     runs: tuple[TrainingRun, ...]
     watching_since: datetime
+    looked_before: datetime | None = None

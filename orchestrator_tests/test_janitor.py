@@ -13,12 +13,14 @@ import dagster as dg
 import pytest
 from botocore.awsrequest import AWSResponse
 from dagster._core.definitions.sensor_definition import SensorExecutionData
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.tags import PRIORITY_TAG
 
 from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.janitor import GAP, KEY, Watch, janitor, janitor_spec
 from orchestrator.janitor_rules import decide
 from orchestrator.janitor_runs import ASKED_TAG, MOST_ASKED
-from orchestrator.pipeline.lease import RUN_TAG
+from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.resources.ec2 import Ec2
 from orchestrator.resources.ec2_instance import DAGSTER_RUN_TAG, DEPLOYMENT_TAG, PARTITION_TAG, PIPELINE_TAG
 from orchestrator.resources.mlflow import REASON_TAG, Mlflow
@@ -98,8 +100,8 @@ class Site:
         event = dg.DagsterEvent(event_type_value=kind.value, job_name=run.job_name, message="")
         self.instance.report_dagster_event(event, run_id=run.run_id)
 
-    def launch(self, run: str, *, partition: str = "7", mlflow_run: str = "none") -> str:
-        leased = lease(dagster_run=run, partition=partition, mlflow_run=mlflow_run)
+    def launch(self, run: str, *, pipeline: str = "iris", partition: str = "7", mlflow_run: str = "none") -> str:
+        leased = lease(dagster_run=run, pipeline=pipeline, partition=partition, mlflow_run=mlflow_run)
         return self.ec2.launch(leased, attempt=str(uuid.uuid4())).id
 
     def open_run(self, run: str, *, partition: str = "7") -> str:
@@ -110,12 +112,16 @@ class Site:
         """A tick; ``later`` shifts what the cursor says into the past, as if so much time had passed."""
         if later:
             self.cursor = Watch(since=datetime.now(UTC) - later, last=datetime.now(UTC)).cursor()
-        with dg.build_sensor_context(
-            self.instance,
-            cursor=self.cursor,
-            repository_def=self.repository,
+        with dg.SensorEvaluationContext(
             instance_ref=self.instance.get_ref(),
+            last_tick_completion_time=None,
+            last_run_key=None,
+            cursor=self.cursor,
+            log_key=None,
+            instance=self.instance,
+            repository_def=self.repository,
             sensor_name="janitor",
+            code_location_origin=RegisteredCodeLocationOrigin("here"),
         ) as context:
             data = janitor.evaluate_tick(context)
         self.cursor = data.cursor
@@ -161,6 +167,15 @@ def site(
 
 def expired() -> dict[str, str]:
     return {"dagster/partition": "7", RUN_TAG: (datetime.now(UTC) - timedelta(seconds=1)).isoformat()}
+
+
+def from_the_asset_page(pipeline: str) -> dict[str, Any]:
+    return {"job": "__ASSET_JOB", "asset_selection": frozenset({dg.AssetKey([pipeline, "trained_model"])})}
+
+
+def of_location(name: str) -> dict[str, Any]:
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(name), "__repository__")
+    return {"remote_job_origin": repository.get_job_origin("iris_training")}
 
 
 def long_ago(site: Site, run: str) -> None:
@@ -213,6 +228,35 @@ def test_a_run_whose_worker_is_gone_fails_and_dagster_will_retry_it(site: Site) 
     assert site.account.alive() == [launched]  # for the retry
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("5", "6"), ("-5", "1"), ("soon", "1")])
+def test_the_retry_of_a_dead_run_comes_before_the_rest_of_its_backfill(
+    site: Site, before: str | None, after: str
+) -> None:
+    run = site.run("STARTED", tags={**expired(), **({PRIORITY_TAG: before} if before else {})})
+    long_ago(site, run)
+    site.tick(later=timedelta(minutes=1))
+    assert site.status(run) == "FAILURE"
+    assert site.tags(run)[PRIORITY_TAG] == after
+
+
+def test_a_dead_run_that_has_trained_says_which_mlflow_run_holds_its_model(site: Site) -> None:
+    run = site.run("STARTED", tags={**expired(), TRAINED_TAG: "m-7"})
+    long_ago(site, run)
+    site.tick(later=timedelta(minutes=1))
+    assert "MLflow run m-7 holds its model" in failures(site, run)[-1]
+
+
+@pytest.mark.parametrize(("trained", "told"), [("m-6", False), ("m-7", True)])
+def test_a_dead_run_does_not_claim_the_model_of_the_run_that_it_was_copied_from(
+    site: Site, trained: str, told: bool
+) -> None:
+    parent = site.run("CANCELED", tags={"dagster/partition": "7", TRAINED_TAG: "m-6"})
+    run = site.run("STARTED", parent_run_id=parent, root_run_id=parent, tags={**expired(), TRAINED_TAG: trained})
+    long_ago(site, run)
+    site.tick(later=timedelta(minutes=1))
+    assert ("holds its model" in failures(site, run)[-1]) is told
+
+
 def gave_up(site: Site, run: str) -> None:
     """What Dagster writes when its code server does not answer while it retries a run."""
     site.instance.add_run_tags(run, {"dagster/will_retry": "false"})
@@ -255,6 +299,25 @@ def test_a_run_that_somebody_launched_since_is_instead_of_the_retry_that_was_giv
     assert len(failures(site, run)) == 1
 
 
+def test_a_run_of_another_pipelines_build_of_that_number_is_not_instead_of_it(site: Site) -> None:
+    site.repository = repository(iris={}, fraud={})
+    run = site.run("FAILURE")
+    site.run("QUEUED", **from_the_asset_page("fraud"))
+    gave_up(site, run)
+    site.tick()
+    assert len(failures(site, run)) == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [({}, "1"), ({PRIORITY_TAG: "5"}, "5"), ({PRIORITY_TAG: "-5"}, "-5")])
+def test_a_retry_that_is_asked_for_once_more_comes_before_the_rest_of_a_backfill_unless_somebody_said_otherwise(
+    site: Site, before: dict[str, str], after: str
+) -> None:
+    run = site.run("FAILURE", tags={"dagster/partition": "7", **before})
+    gave_up(site, run)
+    site.tick()
+    assert site.tags(run)[PRIORITY_TAG] == after
+
+
 def test_a_training_that_failed_is_not_retried_by_the_janitor_either(site: Site) -> None:
     run = site.run("FAILURE", tags={"dagster/partition": "7", "dagster/failure_reason": "STEP_FAILURE"})
     gave_up(site, run)
@@ -266,6 +329,18 @@ def test_the_retry_of_a_dead_run_is_not_ended_by_its_parents_lease(site: Site) -
     run = site.run("STARTED", tags=expired())
     site.tick(later=timedelta(minutes=1))
     assert site.status(run) == "STARTED"
+
+
+def test_a_run_whose_lease_ended_while_the_host_was_asleep_is_given_time_to_renew_it(site: Site) -> None:
+    run = site.run("STARTED", tags=expired())
+    long_ago(site, run)
+    now = datetime.now(UTC)
+    site.cursor = Watch(since=now - timedelta(hours=1), last=now - timedelta(seconds=125)).cursor()
+    site.tick()
+    assert site.status(run) == "STARTED"
+    site.cursor = Watch(since=now - timedelta(hours=1), last=now - timedelta(seconds=62)).cursor()
+    site.tick()
+    assert site.status(run) == "FAILURE"
 
 
 def test_a_dead_run_that_was_being_cancelled_is_cancelled(site: Site) -> None:
@@ -290,11 +365,56 @@ def test_runs_that_train_nothing_are_none_of_its_business(site: Site) -> None:
 
 
 def test_a_run_from_the_asset_page_is_recognised(site: Site) -> None:
-    selection = frozenset({dg.AssetKey(["iris", "trained_model"])})
-    run = site.run("STARTED", job="__ASSET_JOB", asset_selection=selection)
+    run = site.run("STARTED", **from_the_asset_page("iris"), **of_location("here"))
     long_ago(site, run)
     site.tick(later=timedelta(minutes=5))
     assert site.status(run) == "FAILURE"
+
+
+def test_a_re_execution_that_has_got_past_the_training_needs_no_lease(site: Site) -> None:
+    selected = {"asset_selection": frozenset({dg.AssetKey(["iris", "trained_model"]), dg.AssetKey("report")})}
+    past = site.run("STARTED", job="__ASSET_JOB", **selected, step_keys_to_execute=["report"])
+    recording = site.run(
+        "STARTED", job="__ASSET_JOB", **selected, partition="8", step_keys_to_execute=["iris__trained_model.record"]
+    )
+    for run in (past, recording):
+        long_ago(site, run)
+    site.tick(later=timedelta(minutes=5))
+    assert site.status(past) == "STARTED"
+    assert site.status(recording) == "FAILURE"
+
+
+def test_another_code_locations_model_is_trained_without_a_lease_and_left_alone(site: Site) -> None:
+    run = site.run("STARTED", **from_the_asset_page("churn"))
+    long_ago(site, run)
+    failed = site.run("FAILURE", partition="8", **from_the_asset_page("churn"))
+    gave_up(site, failed)
+    data = site.tick(later=timedelta(minutes=5))
+    assert data.skip_message == "0 instances, 0 live attempts, 0 open MLflow runs; nothing to do"
+    assert site.status(run) == "STARTED"
+    assert len(failures(site, failed)) == 1
+
+
+@pytest.mark.parametrize("how", [{}, from_the_asset_page("iris")])
+def test_so_is_a_model_of_the_same_name(site: Site, how: dict[str, Any]) -> None:
+    run = site.run("STARTED", **how, **of_location("elsewhere"))
+    long_ago(site, run)
+    site.tick(later=timedelta(minutes=5))
+    assert site.status(run) == "STARTED"
+
+
+def test_a_dead_run_is_ended_though_its_code_location_had_another_name_then(site: Site) -> None:
+    run = site.run("STARTED", tags=expired(), **of_location("elsewhere"))
+    long_ago(site, run)
+    site.tick(later=timedelta(minutes=5))
+    assert site.status(run) == "FAILURE"
+
+
+def test_another_code_location_of_this_deployment_may_adopt_its_instance(site: Site) -> None:
+    launched = site.launch(site.run("CANCELED", **from_the_asset_page("churn")), pipeline="churn")
+    site.run("NOT_STARTED", **from_the_asset_page("churn"), **of_location("elsewhere"))
+    site.tick()
+    assert site.account.alive() == [launched]
 
 
 def test_a_queued_run_of_another_code_location_may_adopt_the_instance(site: Site) -> None:
@@ -475,6 +595,8 @@ def test_the_watch_begins_anew_after_a_gap_or_a_cursor_that_is_none() -> None:
     now = datetime(2031, 5, 17, 8, 30, tzinfo=UTC)
     begun = Watch(since=now - timedelta(hours=1), last=now - GAP).cursor()
     assert Watch.at(now, begun).since == now - timedelta(hours=1)
+    assert Watch.at(now, begun).before == now - GAP
+    assert Watch.at(now, None).before is None
     assert Watch.at(now + timedelta(seconds=1), begun).since == now + timedelta(seconds=1)
     assert Watch.at(now, "set by hand").since == now
     assert Watch.at(now, "[]").since == now

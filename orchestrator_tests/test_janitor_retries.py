@@ -1,4 +1,4 @@
-"""A retry that Dagster gives up because its code server is away: with Dagster's own daemon, before and after."""
+"""The retries that the janitor has Dagster make: with Dagster's own daemon, before and after."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import PRIORITY_TAG
 from dagster._core.test_utils import create_test_daemon_workspace_context
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import EmptyWorkspaceTarget, ModuleTarget
 from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
 
 from orchestrator.janitor_actions import Hands
-from orchestrator.janitor_rules import RetryRun, decide
+from orchestrator.janitor_rules import EndRun, RetryRun, decide
 from orchestrator.janitor_runs import DagsterRuns
 from orchestrator.janitor_sources import Sight, Systems
 from orchestrator.janitor_world import World
+from orchestrator.settings import SETTINGS_METADATA
 
 BUILDS = dg.DynamicPartitionsDefinition(name="iris_builds")
 JOB = "iris_training"
 
 
-@dg.asset(key=["iris", "trained_model"], partitions_def=BUILDS)
+@dg.asset(
+    key=["iris", "trained_model"],
+    partitions_def=BUILDS,
+    metadata={SETTINGS_METADATA: dg.MetadataValue.json({"pipeline": "iris", "values": {}, "from_env": {}})},
+)
 def trained_model() -> None: ...
 
 
@@ -74,6 +80,14 @@ def run_whose_worker_died(instance: dg.DagsterInstance, workspace: WorkspaceProc
     return run.run_id
 
 
+def run_whose_worker_was_killed(instance: dg.DagsterInstance, workspace: WorkspaceProcessContext) -> str:
+    run = new_run(workspace)
+    instance.add_run(run)
+    started = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, JOB, message="")
+    instance.run_storage.handle_run_event(run.run_id, started, datetime.now(UTC) - timedelta(hours=1))
+    return run.run_id
+
+
 def missed_failure(instance: dg.DagsterInstance, workspace: WorkspaceProcessContext) -> str:
     """A failure that the daemon reads between its event and the run's new status, which Dagster writes in turn."""
     run = new_run(workspace)
@@ -103,7 +117,7 @@ def retries(instance: dg.DagsterInstance, run: str) -> list[dg.DagsterRunStatus]
 
 def janitors_tick(instance: dg.DagsterInstance) -> list[str]:
     """What the janitor does about Dagster's runs alone, there being no instance and no MLflow run."""
-    runs = DagsterRuns(instance, definitions.get_repository_def())
+    runs = DagsterRuns(instance, definitions.get_repository_def(), location="code")
     now = datetime.now(UTC)
 
     def world() -> World:
@@ -158,3 +172,16 @@ def test_a_failure_that_dagster_missed_is_retried_after_all(instance: dg.Dagster
         list(daemon.run_iteration(workspace))
         assert retries(instance, run) == [dg.DagsterRunStatus.QUEUED]
         assert janitors_tick(instance) == []
+
+
+def test_the_retry_of_a_run_that_the_janitor_ended_does_not_queue_behind_a_backfill(
+    instance: dg.DagsterInstance,
+) -> None:
+    daemon = EventLogConsumerDaemon()
+    with with_code_server(instance) as workspace:
+        list(daemon.run_iteration(workspace))
+        run = run_whose_worker_was_killed(instance, workspace)
+        assert janitors_tick(instance) == [f"{EndRun.__name__} done"]
+        list(daemon.run_iteration(workspace))
+        (retry,) = [one for one in instance.get_runs() if one.parent_run_id == run]
+        assert retry.tags[PRIORITY_TAG] == "1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from orchestrator.janitor_rules import Action, CloseRun, EndRun, RetryRun, Terminate, decide
@@ -139,6 +141,23 @@ def test_a_lease_is_not_believed_expired_right_after_a_gap() -> None:
     assert ended(decide(world(dead, watching_since=ago(seconds=60)), NOW)) == [("run-1", "failed")]
 
 
+def test_a_lease_that_may_have_ended_because_its_worker_was_asleep_is_looked_at_once_more() -> None:
+    asleep = run("STARTED", lease_until=ago(seconds=30))
+    assert decide(world(asleep, looked_before=ago(seconds=125)), NOW) == []
+    assert ended(decide(world(asleep, looked_before=NOW), NOW + timedelta(minutes=1))) == [("run-1", "failed")]
+
+
+def test_so_is_that_of_an_instance_whose_run_dagster_does_not_know() -> None:
+    asleep = instance(lease_until=ago(seconds=30))
+    assert decide(world(asleep, looked_before=ago(seconds=125)), NOW) == []
+    assert told(decide(world(asleep, looked_before=NOW), NOW + timedelta(minutes=1))) == TERMINATE
+
+
+def test_a_lease_that_was_not_renewed_before_the_last_look_either_is_not_explained_by_a_sleep() -> None:
+    dead = run("STARTED", lease_until=ago(seconds=61))
+    assert ended(decide(world(dead, looked_before=ago(seconds=125)), NOW)) == [("run-1", "failed")]
+
+
 def test_a_run_that_was_created_and_never_queued_is_ended() -> None:
     forgotten = run("NOT_STARTED", started_at=None, created_at=ago(minutes=5))
     assert ended(decide(world(forgotten), NOW)) == [("run-1", "failed")]
@@ -163,6 +182,16 @@ def test_so_is_one_whose_failure_dagster_has_missed(will_retry: bool | None) -> 
 
 def test_a_failed_run_of_something_else_is_not_retried() -> None:
     assert decide(world(run("FAILURE", pipelines=frozenset(), retry_failed=True, will_retry=False)), NOW) == []
+
+
+def test_a_run_of_another_code_location_is_neither_ended_nor_retried_unless_it_has_a_lease() -> None:
+    assert decide(world(run("STARTED", foreign=True)), NOW) == []
+    assert decide(world(run("FAILURE", foreign=True, retry_failed=True, will_retry=False)), NOW) == []
+    assert ended(decide(world(run("STARTED", foreign=True, lease_until=ago(seconds=1))), NOW)) == [("run-1", "failed")]
+
+
+def test_a_run_of_another_code_location_may_adopt_an_instance() -> None:
+    assert decide(world(instance(), run("CANCELED"), run("QUEUED", "run-2", foreign=True)), NOW) == []
 
 
 def test_a_run_that_may_not_train_is_left_alone() -> None:

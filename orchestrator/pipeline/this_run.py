@@ -25,16 +25,21 @@ class ThisRun:
         self.run_id = context.run_id
         tried = list(self._tried(context.run))
         self.root_run_id = tried[-1].run_id
-        # Not its own tags: those that a new run has are copied from its parent, be that a success or not.
-        self.trained_before = next((run.tags[TRAINED_TAG] for run in tried[1:] if TRAINED_TAG in run.tags), None)
+        # Dagster copies a run's tags to the one that tries it again, so what a success before them has trained is in
+        # the tags of all of these, unless one has trained itself. This run has just begun: its own tag is a copy.
+        success = self._parent(tried[-1])
+        copied = success.tags.get(TRAINED_TAG) if success else None
+        trained = (run.tags.get(TRAINED_TAG) for run in tried[1:])
+        self.trained_before = next((mlflow_run for mlflow_run in trained if mlflow_run not in (None, copied)), None)
 
     def _tried(self, run: dg.DagsterRun) -> Iterator[dg.DagsterRun]:
         """The run, and those that it tries again; re-executing a success is a training of its own."""
         yield run
-        while run.parent_run_id and (parent := self._instance.get_run_by_id(run.parent_run_id)):
-            if parent.status == dg.DagsterRunStatus.SUCCESS:
-                return
+        while (parent := self._parent(run)) and parent.status != dg.DagsterRunStatus.SUCCESS:
             yield (run := parent)
+
+    def _parent(self, run: dg.DagsterRun) -> dg.DagsterRun | None:
+        return self._instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
 
     def trained(self, mlflow_run: str) -> None:
         """Keep, where an MLflow that is away does not matter, that the training process exited 0."""
