@@ -7,6 +7,7 @@ when a sensor ticks or a run starts, before any money is spent.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -26,7 +27,11 @@ from orchestrator.settings_groups import (
     all_settings,
     env_name,
     is_secret,
+    per_pipeline,
 )
+
+PASSWORD_IN_ADDRESS = re.compile(r"://[^/?#@:]*:[^/?#]*@")
+"""As in https://user:password@host."""
 
 SETTINGS_METADATA = "orchestrator/settings"
 """The asset metadata that holds ``Settings.to_json()`` of its pipeline."""
@@ -59,10 +64,16 @@ class Settings:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else "; .env.example lists them all"
                 raise SettingsError(f"defs.yaml of pipeline {self.pipeline!r}: there is no setting {name}{hint}")
-        for name in self.values:
-            if is_secret(known[name]):
+            if not per_pipeline(name):
                 raise SettingsError(
-                    f"defs.yaml of pipeline {self.pipeline!r}: {name} is a secret and may not stand in a file "
+                    f"defs.yaml of pipeline {self.pipeline!r}: {name} cannot stand here: this one belongs into the "
+                    "environment (or .env), it holds for all pipelines"
+                )
+        for name, value in self.values.items():
+            if is_secret(known[name]) or PASSWORD_IN_ADDRESS.search(value):
+                what = "is a secret" if is_secret(known[name]) else "holds a password"
+                raise SettingsError(
+                    f"defs.yaml of pipeline {self.pipeline!r}: {name} {what} and may not stand in a file "
                     f"that is committed; write settings_from_env: {{{name}: NAME_OF_A_VARIABLE}} instead"
                 )
 

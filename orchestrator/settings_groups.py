@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic.fields import FieldInfo
 
 
 def _words(value: object) -> object:
     """Turn ``"a, b"`` into ``("a", "b")``."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _not_empty(words: tuple[str, ...]) -> tuple[str, ...]:
+    if not words:
+        raise ValueError("it names nothing; write one, or several with commas between them")
+    return words
 
 
 def _json_object(value: object) -> object:
@@ -30,7 +36,11 @@ def _json_object(value: object) -> object:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+SomeWords = Annotated[Words, AfterValidator(_not_empty)]
 Parameters = Annotated[Mapping[str, str], BeforeValidator(_json_object)]
+
+LONGEST_MINUTES = 365 * 24 * 60
+"""More than a year is a slip of the pen, and no deadline can lie beyond the year 9999."""
 
 
 def setting(name: str, meaning: str, default: Any = ..., **constraints: Any) -> Any:
@@ -54,10 +64,16 @@ def env_name(field_info: FieldInfo) -> str:
 
 
 class SettingsGroup(BaseModel):
-    """Settings that are used together."""
+    """Settings that are used together.
+
+    Attributes:
+        title: heading in `.env.example`.
+        per_pipeline: whether a pipeline's defs.yaml may differ from the environment in them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     title: ClassVar[str]
+    per_pipeline: ClassVar[bool] = True
 
     @classmethod
     def names(cls) -> list[str]:
@@ -84,7 +100,7 @@ class MachineSettings(SettingsGroup):
 
     title = "EC2"
     ami: str = setting("AMI_ID", "the image of the training instances, with mlflow (and Docker, conda, ...) installed")
-    instance_types: Words = setting(
+    instance_types: SomeWords = setting(
         "INSTANCE_TYPE",
         "instance type; a comma list is tried in order when AWS has no capacity",
         ("t3.medium",),
@@ -99,7 +115,7 @@ class MachineSettings(SettingsGroup):
         "IAM instance profile (name or ARN) that the training uses, e.g. for S3 artifacts",
         None,
     )
-    market: Words = setting(
+    market: SomeWords = setting(
         "INSTANCE_MARKET", "on-demand or spot; `spot,on-demand` tries one after the other", ("on-demand",)
     )
     root_volume_gb: int = setting("ROOT_VOLUME_GB", "size of the encrypted gp3 root volume, in GB", 30, ge=1, le=16384)
@@ -108,7 +124,14 @@ class MachineSettings(SettingsGroup):
         "status-checks: wait for EC2's 2/2; ssh: only until SSH answers (saves minutes)",
         "status-checks",
     )
-    ready_minutes: float = setting("READY_MINUTES", "minutes that an instance may take until it can be used", 15, gt=0)
+    ready_minutes: float = setting(
+        "READY_MINUTES",
+        "minutes that an instance may take until it can be used",
+        15,
+        gt=0,
+        le=LONGEST_MINUTES,
+        allow_inf_nan=False,
+    )
     address: Literal["auto", "public", "private"] = setting(
         "INSTANCE_ADDRESS", "which address we connect to; auto: the public one if there is one", "auto"
     )
@@ -117,10 +140,12 @@ class MachineSettings(SettingsGroup):
         "price of an instance hour for the cost figures; default: AWS's price list",
         None,
         ge=0,
+        le=10_000,
+        allow_inf_nan=False,
     )
     deployment: str = setting(
         "ORCHESTRATOR_DEPLOYMENT",
-        "tells two installations in one AWS account apart; default: the host name",
+        "tells two installations in one AWS account apart; default: the host name (a container's does not last)",
         "",
         validate_default=True,
     )
@@ -164,7 +189,12 @@ class MlflowSettings(SettingsGroup):
         "MLFLOW_TRACKING_SERVER_CERT_PATH", "PEM file with the CA of a privately signed MLflow server", None
     )
     patience_minutes: float = setting(
-        "MLFLOW_PATIENCE_MINUTES", "how long a finished training waits for an MLflow that is away", 10, ge=0
+        "MLFLOW_PATIENCE_MINUTES",
+        "how long a finished training waits for an MLflow that is away",
+        10,
+        ge=0,
+        le=LONGEST_MINUTES,
+        allow_inf_nan=False,
     )
     uri_on_instance: str | None = setting(
         "MLFLOW_TRACKING_URI_ON_INSTANCE",
@@ -195,6 +225,8 @@ class ProjectSettings(SettingsGroup):
         "hard deadline of one training, kept by us and by the machine itself",
         720,
         gt=0,
+        le=LONGEST_MINUTES,
+        allow_inf_nan=False,
     )
     instance_losses: int = setting(
         "INSTANCE_LOSSES", "how often a training begins anew when AWS takes its instance away", 2, ge=0
@@ -208,6 +240,7 @@ class QueueSettings(SettingsGroup):
     """How much goes on at once."""
 
     title = "Queue"
+    per_pipeline = False
     max_instances: int | None = setting(
         "MAX_INSTANCES",
         "most instances at once, set when `orchestrator serve` starts; while it runs it can be changed in the UI "
@@ -221,6 +254,7 @@ class JanitorSettings(SettingsGroup):
     """What the janitor may do with what was left behind."""
 
     title = "Janitor"
+    per_pipeline = False
     dry_run: bool = setting("JANITOR_DRY_RUN", "true: the janitor says what it would do, and does nothing", False)
 
 
@@ -240,6 +274,11 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
 def all_settings() -> dict[str, FieldInfo]:
     """Environment variable → its declaration, for every setting there is."""
     return {env_name(info): info for group in GROUPS for info in group.model_fields.values()}
+
+
+def per_pipeline(name: str) -> bool:
+    """Whether a pipeline's defs.yaml may differ from the environment in this setting."""
+    return any(name in group.names() for group in GROUPS if group.per_pipeline)
 
 
 def is_secret(info: FieldInfo) -> bool:

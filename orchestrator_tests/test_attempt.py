@@ -14,6 +14,7 @@ from orchestrator.errors import (
     InstanceLost,
     MlflowNotFound,
     MlflowUnavailable,
+    SshError,
     TrainingFailed,
     TrainingTimedOut,
 )
@@ -354,6 +355,12 @@ def test_a_missing_experiment_is_named_before_anything_is_launched(world: World)
     attempt = world.attempt(15, run=ThisRun("run-15"), settings={"MLFLOW_EXPERIMENT_ID": "777"})
     with pytest.raises(MlflowNotFound, match=r"no experiment with ID 777 .*MLFLOW_EXPERIMENT_ID"):
         attempt.check()
+
+
+def test_a_missing_known_hosts_file_is_named_before_anything_is_launched(world: World, tmp_path: Path) -> None:
+    strict = {"SSH_HOST_KEYS": "known_hosts", "SSH_KNOWN_HOSTS": str(tmp_path / "none")}
+    with pytest.raises(SshError, match="SSH_KNOWN_HOSTS"):
+        world.attempt(26, run=ThisRun("run-26"), settings=strict).check()
 
 
 def test_without_mlflow_nothing_is_launched(world: World) -> None:

@@ -84,3 +84,8 @@ def test_yaml_values_mean_what_the_environment_would_hold() -> None:
     settings = pipeline.pipeline_settings()
     assert settings.raw("SSH_PORT") == "2222"
     assert settings.raw("MLPROJECT_PARAMETERS") == '{"epochs": 3}'
+
+
+def test_a_yaml_list_is_a_comma_list() -> None:
+    pipeline = TrainingPipeline(name="churn", settings={"INSTANCE_TYPE": ["g5.xlarge", "g4dn.xlarge"]})
+    assert pipeline.pipeline_settings().raw("INSTANCE_TYPE") == "g5.xlarge,g4dn.xlarge"

@@ -105,6 +105,29 @@ def test_the_root_volume_is_set_up_under_the_images_own_name_for_it(account: Acc
     assert request["BlockDeviceMappings"][0]["DeviceName"] == "/dev/xvda"
 
 
+def test_the_images_data_disks_go_with_the_instance_too(account: Account) -> None:
+    ec2 = account.ec2(root_volume_gb=44)
+
+    def add_disks(parsed: dict[str, Any], **_: object) -> None:
+        parsed["Images"][0]["BlockDeviceMappings"] += [
+            {
+                "DeviceName": "/dev/sdf",
+                "Ebs": {"SnapshotId": "snap-1", "VolumeSize": 200, "VolumeType": "st1", "DeleteOnTermination": False},
+            },
+            {"DeviceName": "/dev/sdb", "VirtualName": "ephemeral0"},
+        ]
+
+    events(ec2).register("after-call.ec2.DescribeImages", add_disks)
+    instance = ec2.launch(lease(), attempt="run-1")
+    (request,) = account.asked("RunInstances")
+    root, *others = request["BlockDeviceMappings"]
+    assert (root["DeviceName"], root["Ebs"]["VolumeSize"]) == ("/dev/sda1", 44)
+    # Nothing that the image says of the disk's content or kind is replaced; an instance store has nothing to delete.
+    assert others == [{"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 200, "DeleteOnTermination": True}}]
+    ec2.terminate(instance.id)
+    assert account.aws.describe_volumes()["Volumes"] == []
+
+
 def test_an_image_that_cannot_be_described_is_left_to_run_instances_to_judge(account: Account) -> None:
     ec2 = account.ec2()
     inject(ec2, "DescribeImages", aws_error("UnauthorizedOperation", status=403))

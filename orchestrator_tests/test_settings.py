@@ -16,6 +16,7 @@ from orchestrator.settings_groups import (
     MachineSettings,
     MlflowSettings,
     ProjectSettings,
+    QueueSettings,
     SshSettings,
     all_settings,
 )
@@ -87,6 +88,17 @@ def test_comma_lists_and_json_objects_are_read_as_such() -> None:
         ("READY_WHEN", "soon", "READY_WHEN='soon' is wrong"),
         ("MAX_TRAINING_MINUTES", "0", "MAX_TRAINING_MINUTES='0' is wrong"),
         ("MLPROJECT_ENV_MANAGER", "poetry", "MLPROJECT_ENV_MANAGER='poetry' is wrong"),
+        ("INSTANCE_TYPE", ",", "INSTANCE_TYPE=',' is wrong: it names nothing"),
+        ("INSTANCE_MARKET", " , ", "INSTANCE_MARKET=' , ' is wrong: it names nothing"),
+        ("MAX_TRAINING_MINUTES", "inf", "MAX_TRAINING_MINUTES='inf' is wrong: Input should be a finite number"),
+        ("MAX_TRAINING_MINUTES", "nan", "MAX_TRAINING_MINUTES='nan' is wrong: Input should be a finite number"),
+        ("MAX_TRAINING_MINUTES", "1e12", "less than or equal to 525600"),
+        ("READY_MINUTES", "inf", "READY_MINUTES='inf' is wrong: Input should be a finite number"),
+        ("READY_MINUTES", "1e12", "less than or equal to 525600"),
+        ("MLFLOW_PATIENCE_MINUTES", "inf", "MLFLOW_PATIENCE_MINUTES='inf' is wrong"),
+        ("MLFLOW_PATIENCE_MINUTES", "1e12", "less than or equal to 525600"),
+        ("INSTANCE_HOURLY_USD", "inf", "INSTANCE_HOURLY_USD='inf' is wrong: Input should be a finite number"),
+        ("INSTANCE_HOURLY_USD", "1e300", "less than or equal to 10000"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_wrong(name: str, value: str, said: str) -> None:
@@ -123,6 +135,23 @@ def test_a_missing_variable_is_named_as_the_pipeline_calls_it() -> None:
 def test_a_secret_in_a_committed_file_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"JENKINS_TOKEN is a secret.*settings_from_env"):
         Settings(pipeline="churn", values={"JENKINS_TOKEN": "11aa22bb33"})
+
+
+def test_a_password_in_an_address_in_a_committed_file_is_refused_and_not_repeated() -> None:
+    with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI holds a password") as refused:
+        Settings(pipeline="churn", values={"MLFLOW_TRACKING_URI": "https://bob:hunter22@mlflow.example.com"})
+    assert "hunter22" not in str(refused.value)
+    Settings(pipeline="churn", values={"MLPROJECT_URI": "ssh://git@example.com:2222/team/churn.git"})
+
+
+@pytest.mark.parametrize("name", ["MAX_INSTANCES", "JANITOR_DRY_RUN"])
+def test_a_setting_of_the_whole_installation_is_refused_in_one_pipelines_file(name: str) -> None:
+    said = rf"defs.yaml of pipeline 'churn': {name} .*belongs into the environment.*holds for all pipelines"
+    with pytest.raises(SettingsError, match=said):
+        Settings(pipeline="churn", values={name: "1"})
+    with pytest.raises(SettingsError, match=said):
+        Settings(pipeline="churn", from_env={name: "CHURN_VARIABLE"})
+    assert Settings(lookup={"MAX_INSTANCES": "3"}.get).read(QueueSettings).max_instances == 3
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.errors import HostKeyMismatch, SshError, SshRefused
 from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ssh_hosts import require_known_hosts
 from orchestrator_tests.ssh_server import SshHost, connected, generated, write_key
 
 
@@ -90,6 +91,19 @@ def test_a_host_that_known_hosts_does_not_know_is_refused(host: SshHost, tmp_pat
         connected(host, host_keys="known_hosts", known_hosts=path)
     with pytest.raises(SshError, match="cannot be read: No such file"):
         connected(host, host_keys="known_hosts", known_hosts=tmp_path / "missing")
+
+
+def test_a_missing_known_hosts_file_can_be_found_before_there_is_a_host(host: SshHost, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(SshError, match=r"SSH_KNOWN_HOSTS=.*missing cannot be read: No such file.*ssh-keyscan"):
+        require_known_hosts(host.settings(host_keys="known_hosts", known_hosts=missing))
+    missing.touch()
+    require_known_hosts(host.settings(host_keys="known_hosts", known_hosts=missing))
+
+
+@pytest.mark.parametrize("host_keys", ["planted", "accept-new"])
+def test_no_known_hosts_file_is_needed_where_none_is_read(host: SshHost, tmp_path: Path, host_keys: str) -> None:
+    require_known_hosts(host.settings(host_keys=host_keys, known_hosts=tmp_path / "missing"))
 
 
 @pytest.mark.parametrize(

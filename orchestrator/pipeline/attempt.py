@@ -19,6 +19,7 @@ from orchestrator.resources.ec2 import Ec2, Instance, Lease
 from orchestrator.resources.ec2_instance import LEASE_UNTIL_TAG, timestamp
 from orchestrator.resources.mlflow import Mlflow
 from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ssh_hosts import require_known_hosts
 from orchestrator.resources.ssh_keys import private_key
 from orchestrator.settings import PipelineSettings, Settings
 
@@ -115,6 +116,7 @@ class Attempt:
             OrchestratorError: the experiment, the private key or another precondition is not there.
         """
         private_key(self._read.ssh)
+        require_known_hosts(self._read.ssh)
         experiment = self._tracked.require_experiment()
         self._log.info(
             f"build {self.plan.partition} of {self.plan.build.job}: {self.plan.project_uri} at {self.plan.version}, "

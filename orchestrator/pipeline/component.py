@@ -61,4 +61,8 @@ class TrainingPipeline(dg.Component, dg.Model, dg.Resolvable):
 
 def _text(value: object) -> str:
     """A YAML value as the environment would hold it."""
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return json.dumps(value)

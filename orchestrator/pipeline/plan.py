@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import dagster as dg
 from pydantic import Field
 
 from orchestrator.errors import BuildUnusable, SettingsError
+from orchestrator.remote.job import UNUSABLE, can_be_given, is_variable
 from orchestrator.resources.jenkins_build import Build
 from orchestrator.settings import PipelineSettings, Settings
+from orchestrator.settings_groups import LONGEST_MINUTES
 
 
 class TrainingConfig(dg.Config):
@@ -27,7 +31,11 @@ class TrainingConfig(dg.Config):
     )
     instance_type: str | None = Field(default=None, description="EC2 instance type, instead of INSTANCE_TYPE")
     max_minutes: float | None = Field(
-        default=None, gt=0, description="deadline in minutes, instead of MAX_TRAINING_MINUTES"
+        default=None,
+        gt=0,
+        le=LONGEST_MINUTES,
+        allow_inf_nan=False,
+        description="deadline in minutes, instead of MAX_TRAINING_MINUTES",
     )
 
 
@@ -146,9 +154,16 @@ def make_plan(
                 f"Jenkins names no Git remote for build {partition} of {build.job}; set MLPROJECT_URI to the repository"
             )
         uri = build.repository + uri
+    if re.match(r"(?i)\s*https?://[^/]*@", uri):
+        raise SettingsError(
+            "MLPROJECT_URI holds a login before its @, which the run's log, MLflow's tags and the instance's list of "
+            "processes would show; take it out, and let Git log in on the instance: by a .netrc, a credential helper "
+            "or an SSH key in the image (AMI_ID), or by GIT_CONFIG_COUNT, GIT_CONFIG_KEY_0 and GIT_CONFIG_VALUE_0, "
+            "named in TRAINING_ENV"
+        )
     if bad := [name for name in (*project.parameters, *config.parameters) if not name or "=" in name]:
         raise SettingsError(f"MLPROJECT_PARAMETERS: {bad[0]!r} cannot be a parameter's name; rename it in MLproject")
-    return Plan(
+    plan = Plan(
         pipeline=pipeline,
         partition=partition,
         build=build,
@@ -159,15 +174,39 @@ def make_plan(
         instance_type=config.instance_type,
         max_minutes=config.max_minutes or project.max_minutes,
     )
+    _require_texts(plan, settings)
+    return plan
+
+
+def _require_texts(plan: Plan, settings: PipelineSettings) -> None:
+    """Refuse, while it costs nothing, what no command line can hold."""
+    project = settings.project
+    texts = {
+        "MLPROJECT_URI": plan.project_uri,
+        "the version": plan.version,
+        "the entry point (MLPROJECT_ENTRY_POINT)": plan.entry_point,
+        "MLFLOW_COMMAND": project.mlflow_command,
+        "MLFLOW_EXPERIMENT_ID": settings.mlflow.experiment_id,
+        "MLPROJECT_DOCKER_ARGS": "".join((*project.docker_args, *project.docker_args.values())),
+        **{f"the parameter {name}": name + value for name, value in plan.parameters.items()},
+    }
+    if bad := [what for what, text in texts.items() if not can_be_given(text)]:
+        # As repr() has it: the name itself may be what cannot be printed.
+        raise SettingsError(f"{repr(bad[0])[1:-1]} holds {UNUSABLE}; correct it in the settings or in the launchpad")
 
 
 def training_environment(settings: Settings, read: PipelineSettings) -> dict[str, str]:
     """The variables that the training process gets: where MLflow is, and what TRAINING_ENV names.
 
     Raises:
-        SettingsError: TRAINING_ENV names a variable that is not set.
+        SettingsError: TRAINING_ENV names a variable that is not set, or one that no process can be given.
     """
     names: Sequence[str] = read.project.training_env
+    if bad := [name for name in names if not is_variable(name)]:
+        raise SettingsError(
+            f"TRAINING_ENV names {bad[0]!r}, which cannot be the name of a variable: those have letters, digits and "
+            "underscores only, and begin with no digit"
+        )
     values = {name: settings.lookup(name) for name in names}
     if missing := [name for name, value in values.items() if value is None]:
         raise SettingsError(
@@ -182,10 +221,23 @@ def training_environment(settings: Settings, read: PipelineSettings) -> dict[str
         "PYTHONUNBUFFERED": "1",  # else Python holds a piped log back, and nothing is live
         **values,
     }
-    return {name: value for name, value in environment.items() if value is not None}
+    given = {name: value for name, value in environment.items() if value is not None}
+    if bad := [name for name, value in given.items() if not can_be_given(value)]:
+        raise SettingsError(f"{bad[0]} holds {UNUSABLE}; set it anew")
+    return given
 
 
 def secrets_in(environment: Mapping[str, str], read: PipelineSettings) -> list[str]:
-    """The values in it that must not be shown: all that TRAINING_ENV hands over, and MLflow's credentials."""
+    """What must not be shown: all that TRAINING_ENV hands over, MLflow's credentials, passwords in addresses.
+
+    Args:
+        environment: of the training.
+        read: the settings that it was made of.
+    """
     names = {*read.project.training_env, "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}
-    return [value for name, value in environment.items() if name in names]
+    secrets = [value for name, value in environment.items() if name in names]
+    for address in (*environment.values(), read.mlflow.tracking_uri):
+        # urlsplit() would refuse some addresses, and a refusal masks nothing.
+        if login := re.match(r"\s*[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#@:]*:([^/?#]*)@", address):
+            secrets += [login[1], unquote(login[1])]  # MLflow prints the one, other programs the other
+    return secrets

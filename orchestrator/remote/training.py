@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import math
 import re
-import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Literal
 import tenacity
 
 from orchestrator.errors import SshError, SshRefused, SshUnreachable
+from orchestrator.remote.job import job_file
 from orchestrator.remote.outcome import Outcome
 from orchestrator.resources.ssh import Ssh
 from orchestrator.resources.ssh_exec import Completed
@@ -28,6 +28,9 @@ SILENCE_SECONDS = 20.0
 
 RECONNECT_SECONDS = 8.0
 """One try to reconnect; between two of them the caller's `check` looks at the instance."""
+
+LONGEST_PAUSE_SECONDS = 4.0
+"""Between two tries to reconnect while the training is followed."""
 
 ANSWER_SECONDS = 20.0
 """A short command that is not done by then, or a connection that says nothing while it runs, is given up."""
@@ -91,8 +94,9 @@ class RemoteTraining:
 
         Raises:
             SshError: it could not be started, or the instance was not reached three times.
+            ValueError: no program can be given this command or environment (see `job.py`).
         """
-        job = _job(command, environment)
+        job = job_file(command, environment)
         script = _SUPERVISOR.read_bytes()
         seconds = max(0, math.ceil((deadline - datetime.now(UTC)).total_seconds()))
         self._checked(["sh", "-c", _UPLOAD, "sh", self._run_id, str(len(script))], stdin=script, check=check)
@@ -151,7 +155,7 @@ class RemoteTraining:
                 if isinstance(error, SshRefused) and now - tail.lost_at > REFUSED_SECONDS:
                     raise
             threading.Event().wait(pause)
-            pause = min(2 * pause, 4.0)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def stop(self, *, grace_seconds: int = 5) -> Outcome | None:
         """End the training and all its processes: asked by SIGTERM first, then by SIGKILL.
@@ -281,17 +285,3 @@ class _Tail:
 
 def _state_in(answer: Completed) -> str:
     return answer.stdout.decode(errors="replace").rpartition(_STATE)[2].strip() or "unknown"
-
-
-def _job(command: Sequence[str], environment: Mapping[str, str]) -> bytes:
-    """The file that the supervisor reads: exports, then its function `run` with the command."""
-    for name in environment:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"{name!r} cannot be the name of a variable; correct TRAINING_ENV")
-    if not command:
-        raise ValueError("there is no command to run")
-    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
-    job = "".join((*lines, f"run {shlex.join(command)}\n")).encode(errors="surrogateescape")
-    if b"\0" in job:
-        raise ValueError("the command or its environment holds a NUL character, which no program can be given")
-    return job

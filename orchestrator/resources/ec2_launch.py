@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,13 @@ from orchestrator.resources.user_data import HostKey, cloud_config
 from orchestrator.settings_groups import MachineSettings
 
 if TYPE_CHECKING:
-    from mypy_boto3_ec2.type_defs import RunInstancesRequestTypeDef, TagTypeDef
+    from mypy_boto3_ec2.type_defs import (
+        BlockDeviceMappingTypeDef,
+        EbsBlockDeviceTypeDef,
+        ImageTypeDef,
+        RunInstancesRequestTypeDef,
+        TagTypeDef,
+    )
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +82,39 @@ def api_tags(tags: Mapping[str, str]) -> list[TagTypeDef]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
+def disks(settings: MachineSettings, image: ImageTypeDef) -> list[BlockDeviceMappingTypeDef]:
+    """What is changed in the image's disks: the root is set up, and every one goes with the instance.
+
+    EC2 merges this with the image's own mappings, by device name: what is not said here (snapshot, type,
+    encryption) stays as it is in the image. A root under another name than the image's would be one more volume.
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-block-device-mapping.html
+
+    Args:
+        settings: the root volume's size.
+        image: as DescribeImages tells it; empty when it does not.
+    """
+    root = image.get("RootDeviceName") or _USUAL_ROOT_DEVICE
+    mappings: list[BlockDeviceMappingTypeDef] = [
+        {
+            "DeviceName": root,
+            "Ebs": {
+                "VolumeSize": settings.root_volume_gb,
+                "VolumeType": "gp3",
+                "Encrypted": True,
+                "DeleteOnTermination": True,
+            },
+        }
+    ]
+    for disk in image.get("BlockDeviceMappings", []):
+        name, theirs = disk.get("DeviceName"), disk.get("Ebs")
+        if name and name != root and theirs is not None:  # without Ebs it is an instance store
+            ours: EbsBlockDeviceTypeDef = {"DeleteOnTermination": True}
+            if size := theirs.get("VolumeSize"):  # the API asks for a size or a snapshot, which may not be ours to read
+                ours["VolumeSize"] = size
+            mappings.append({"DeviceName": name, "Ebs": ours})
+    return mappings
+
+
 def run_instances_request(
     settings: MachineSettings,
     place: Place,
@@ -83,19 +122,19 @@ def run_instances_request(
     token: str,
     tags: Mapping[str, str],
     user_data: str,
-    root_device: str,
+    block_devices: Sequence[BlockDeviceMappingTypeDef],
 ) -> RunInstancesRequestTypeDef:
     """Describe one instance that is tagged from birth, encrypted, and gone when it powers off.
 
     https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_RunInstances.html
 
     Args:
-        settings: image, key pair, security group, root volume and instance profile.
+        settings: image, key pair, security group and instance profile.
         place: market, type and subnet.
         token: the ClientToken.
         tags: for the instance and its volumes.
         user_data: the cloud-init document (boto3 encodes it).
-        root_device: name of the image's root device.
+        block_devices: see `disks`.
     """
     request: RunInstancesRequestTypeDef = {
         "MinCount": 1,
@@ -109,17 +148,7 @@ def run_instances_request(
         "InstanceInitiatedShutdownBehavior": "terminate",
         # Session tokens only (IMDSv2); two hops, so that a training inside a container reaches it as well.
         "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled", "HttpPutResponseHopLimit": 2},
-        "BlockDeviceMappings": [
-            {
-                "DeviceName": root_device,
-                "Ebs": {
-                    "VolumeSize": settings.root_volume_gb,
-                    "VolumeType": "gp3",
-                    "Encrypted": True,
-                    "DeleteOnTermination": True,
-                },
-            }
-        ],
+        "BlockDeviceMappings": block_devices,
         "TagSpecifications": [
             {"ResourceType": "instance", "Tags": api_tags(tags)},
             {"ResourceType": "volume", "Tags": api_tags(tags)},
@@ -162,7 +191,7 @@ def launch(
     tags = launch_tags(lease, deployment=settings.deployment, host_key=host_key.public)
     user_data = cloud_config(host_key=host_key, deadline=lease.expires_at)
     build = build_tags(deployment=settings.deployment, pipeline=lease.pipeline, partition=lease.partition)
-    root_device = _root_device(calls, settings)
+    block_devices = disks(settings, _image(calls, settings))
     refusals: list[str] = []
     for place in places(settings, instance_type=instance_type):
         request = run_instances_request(
@@ -171,7 +200,7 @@ def launch(
             token=client_token(place, build=build, attempt=attempt),
             tags=tags,
             user_data=user_data,
-            root_device=root_device,
+            block_devices=block_devices,
         )
         try:
             return _launch_once(calls, settings, request, doing=f"launch {place}", find=find)
@@ -209,17 +238,14 @@ def _launch_once(
     return calls.call(doing, send, refusal=LaunchRefused)
 
 
-def _root_device(calls: Ec2Calls, settings: MachineSettings) -> str:
-    """The image's root device: under another name we would add a volume instead of setting up this one.
-
-    Whether the image can be used at all is left to RunInstances to judge.
-    """
+def _image(calls: Ec2Calls, settings: MachineSettings) -> ImageTypeDef:
+    """What AWS tells of the image; nothing when it does not: RunInstances will judge whether it can be used."""
     try:
         images = calls.call(
             f"look at image {settings.ami}",
             lambda: calls.client.describe_images(ImageIds=[settings.ami])["Images"],
         )
     except Ec2Error as error:
-        log.warning("taking %s for the root device, because we %s", _USUAL_ROOT_DEVICE, error)
-        return _USUAL_ROOT_DEVICE
-    return next((image.get("RootDeviceName") for image in images), None) or _USUAL_ROOT_DEVICE
+        log.warning("taking %s for the image's only disk, because we %s", _USUAL_ROOT_DEVICE, error)
+        images = []
+    return images[0] if images else {}

@@ -34,7 +34,7 @@ class HostTrust:
         if settings.host_keys == "planted":
             self._keys = [_planted(address, host_key)]
         elif settings.host_keys == "known_hosts":
-            path = (settings.known_hosts or Path("~/.ssh/known_hosts")).expanduser()
+            path = _known_hosts(settings)
             self._keys = list(_known(path, address=address, port=settings.port))
             if not self._keys:
                 raise SshError(f"no key of {self._host} in {path}: add it (ssh-keyscan), or use SSH_HOST_KEYS=planted")
@@ -70,6 +70,20 @@ class HostTrust:
         )
 
 
+def require_known_hosts(settings: SshSettings) -> None:
+    """Find out, while there is no host yet, that a file to compare its key with is missing.
+
+    Raises:
+        SshError: SSH_HOST_KEYS is known_hosts, and the file cannot be read.
+    """
+    if settings.host_keys == "known_hosts":
+        _lines(_known_hosts(settings))
+
+
+def _known_hosts(settings: SshSettings) -> Path:
+    return (settings.known_hosts or Path("~/.ssh/known_hosts")).expanduser()
+
+
 def _planted(address: str, host_key: str | None) -> paramiko.PKey:
     if host_key is None:
         raise SshError(
@@ -85,17 +99,20 @@ def _planted(address: str, host_key: str | None) -> paramiko.PKey:
         ) from error
 
 
-def _known(path: Path, *, address: str, port: int) -> Iterator[paramiko.PKey]:
-    """Every key of this host in an OpenSSH known_hosts file: plain or hashed names, no patterns."""
-    name = address if port == 22 else f"[{address}]:{port}"
+def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise SshError(
             f"the file SSH_KNOWN_HOSTS={path} cannot be read: {error.strerror}; create it with ssh-keyscan, "
             "or use SSH_HOST_KEYS=planted"
         ) from error
-    for line in lines:
+
+
+def _known(path: Path, *, address: str, port: int) -> Iterator[paramiko.PKey]:
+    """Every key of this host in an OpenSSH known_hosts file: plain or hashed names, no patterns."""
+    name = address if port == 22 else f"[{address}]:{port}"
+    for line in _lines(path):
         if not line.strip() or line.lstrip().startswith(("#", "@")):
             continue
         try:
