@@ -1,96 +1,26 @@
-"""The fault campaign itself: its plan can be repeated, and each promise that it checks can be seen to be broken."""
+"""The fault campaign itself: its plan can be repeated, its faults are counted, and its trainings tell what they do."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from rich.console import Console
 
-from orchestrator.sandbox.chaos_checks import Ended, Facts, Record, violations
-from orchestrator.sandbox.chaos_plan import PHASES, WHERE, Fault, Kind, plan
+from orchestrator.sandbox.chaos_plan import AWAY, OUTAGES, PHASES, TRIES, WHERE, Agenda, Fault, Kind, plan
 from orchestrator.sandbox.chaos_proxy import Answer, Proxy, Weather
-from orchestrator.sandbox.chaos_report import Result, show, summary
-from orchestrator.sandbox.chaos_training import STEPS, Ledger, Training, read
+from orchestrator.sandbox.chaos_training import STEP_SECONDS, STEPS, Ledger, Training, read
 from orchestrator.sandbox.chaos_watch import Clock
 from orchestrator.sandbox.web import HandlerServer
 from orchestrator_tests.waiting import until
-
-TRAINED = Training(run="m1", instance="i-1", pid=7, began=100.0, seen=105.0, steps=tuple(range(STEPS)), status=0)
-GREEN = Facts(
-    partition="12",
-    attempts=(Ended("d1", "SUCCESS"),),
-    mlflow_runs=(("m1", "FINISHED"),),
-    records=(Record("d1", "m1"),),
-    trainings=(TRAINED,),
-)
-RED = Facts(
-    partition="12",
-    attempts=(Ended("d1", "FAILURE", why="the training exited with status 1"),),
-    mlflow_runs=(("m1", "FAILED"),),
-    trainings=(replace(TRAINED, status=1),),
-)
-CANCELLED = Facts(partition="12", attempts=(Ended("d1", "CANCELED"),), mlflow_runs=(("m1", "KILLED"),))
-ADOPTED = replace(GREEN, attempts=(Ended("d0", "FAILURE", why="its worker died"), Ended("d1", "SUCCESS")))
-STARTED_AFRESH = replace(
-    GREEN,
-    mlflow_runs=(("m0", "KILLED"), ("m1", "FINISHED")),
-    trainings=(Training("m0", "i-0", 6, began=90.0, seen=95.0, steps=(0, 1), status=None), TRAINED),
-)
-RECORDED_TWICE = replace(ADOPTED, records=(Record("d0", "m1"), Record("d1", "m1")))
-RED_AFTER_TRAINING = replace(
-    GREEN, attempts=(Ended("d1", "FAILURE", why="MLflow is away, run m1 is not recorded"),), records=()
-)
-
-
-@pytest.mark.parametrize(
-    "facts", [GREEN, RED, CANCELLED, ADOPTED, STARTED_AFRESH, RECORDED_TWICE, RED_AFTER_TRAINING], ids=range(7)
-)
-def test_a_build_that_ended_as_promised_breaks_nothing(facts: Facts) -> None:
-    assert violations(facts) == []
-
-
-BROKEN = {
-    "is alive without a live attempt": replace(RED, live_instances=("i-1",)),
-    "a process is left": replace(GREEN, left_processes=("41 of i-1: python",)),
-    "MLflow run m1 is RUNNING": replace(CANCELLED, mlflow_runs=(("m1", "RUNNING"),)),
-    "had no live attempt for 200 s": replace(GREEN, orphaned_seconds=200.0),
-    "it was never trained": Facts(partition="12", attempts=()),
-    "is still STARTED": replace(RED, attempts=(Ended("d1", "STARTED"),)),
-    "does not say why": replace(RED, attempts=(Ended("d1", "FAILURE", why=" "),)),
-    "2 of its runs are green": replace(GREEN, attempts=(Ended("d0", "SUCCESS"), Ended("d1", "SUCCESS"))),
-    "green with 0 FINISHED": replace(GREEN, mlflow_runs=(("m1", "FAILED"),), records=()),
-    "green with 2 FINISHED": replace(GREEN, mlflow_runs=(("m0", "FINISHED"), ("m1", "FINISHED"))),
-    "['m9'] is recorded": replace(GREEN, records=(Record("d1", "m9"),)),
-    "d1 is green and recorded nothing": replace(GREEN, records=(Record("d0", "m1"),)),
-    "run d1 recorded 2 times": replace(GREEN, records=(Record("d1", "m1"), Record("d1", "m1"))),
-    "no process of it exited 0": replace(GREEN, trainings=(replace(TRAINED, status=1),)),
-    "is not green, and 2 MLflow runs": replace(
-        CANCELLED, mlflow_runs=(("m0", "FINISHED"), ("m1", "FINISHED")), trainings=(TRAINED, replace(TRAINED, run="m0"))
-    ),
-    "only the latter knows": replace(RED_AFTER_TRAINING, attempts=(Ended("d1", "FAILURE", why="it failed"),)),
-    "two trainings at once": replace(
-        STARTED_AFRESH, trainings=(replace(STARTED_AFRESH.trainings[0], seen=101.0), TRAINED)
-    ),
-    "was trained 2 times": replace(
-        GREEN, trainings=(replace(TRAINED, instance="i-0", began=90.0, seen=95.0, steps=(0,), status=None), TRAINED)
-    ),
-}
-
-
-@pytest.mark.parametrize("told", BROKEN)
-def test_each_broken_promise_is_told(told: str) -> None:
-    assert [fault for fault in violations(BROKEN[told]) if told in fault], violations(BROKEN[told])
 
 
 def first(count: int, *, seed: int = 7) -> list[Fault]:
@@ -109,6 +39,47 @@ def test_every_kind_comes_in_every_phase_where_it_means_something_before_any_com
     assert {phase for _, phase in places} == set(PHASES)
     once = [(fault.kind, fault.phase) for fault in first(len(places))]
     assert sorted(once) == sorted(places)
+
+
+def test_the_first_outage_of_each_server_in_each_phase_takes_the_minute_that_must_be_borne() -> None:
+    outages = [fault for fault in first(150) if fault.kind in AWAY]
+    places = {(AWAY[fault.kind], fault.phase): fault for fault in reversed(outages)}
+    assert {fault.seconds for fault in places.values()} == {OUTAGES[-1]}
+    assert {fault.seconds for fault in outages} == set(OUTAGES)
+
+
+def test_a_fault_that_missed_is_tried_again_just_the_same_before_any_other() -> None:
+    agenda = Agenda(plan(7), hits=3)
+    missed, second, third = (agenda.next() for _ in range(3))
+    assert missed is not None
+    assert second is not None
+    assert agenda.next() is None, "three are under way, and may be enough"
+    agenda.done(missed, hit=False)
+    agenda.done(second, hit=True)
+    assert agenda.next() == missed
+    assert agenda.next() is None
+    assert [missed, second, third] == first(3)
+
+
+def test_a_fault_that_never_hits_makes_room_for_the_next_one() -> None:
+    agenda = Agenda(plan(7), hits=1)
+    for _ in range(TRIES):
+        fault = agenda.next()
+        assert fault == first(1)[0]
+        agenda.done(fault, hit=False)
+    following = agenda.next()
+    assert following == first(2)[1]
+    agenda.done(following, hit=True)
+    assert (agenda.hits, agenda.next()) == (1, None)
+
+
+def test_of_a_plan_of_one_fault_nothing_else_is_done() -> None:
+    (fault,) = first(1)
+    agenda = Agenda(iter([fault]), hits=1)
+    for _ in range(TRIES):
+        assert agenda.next() == fault
+        agenda.done(fault, hit=False)
+    assert (agenda.hits, agenda.next()) == (0, None)
 
 
 def test_an_orphan_is_timed_until_it_is_gone_and_the_longest_time_is_kept() -> None:
@@ -170,6 +141,9 @@ def proxy() -> Iterator[Proxy]:
     server.server_close()
 
 
+NO = Answer(503, b"<no/>", "text/xml")
+
+
 def ask(proxy: Proxy, path: str = "/a?b=c") -> requests.Response:
     return requests.get(f"{proxy.url}{path}", timeout=10)
 
@@ -179,20 +153,51 @@ def test_the_proxy_forwards_while_the_weather_is_good(proxy: Proxy) -> None:
 
 
 def test_the_proxy_refuses_connections_as_long_as_it_is_told_to(proxy: Proxy) -> None:
-    with proxy.weather(Weather.REFUSING), proxy.weather(Weather.HTML), pytest.raises(requests.ConnectionError):
-        ask(proxy)
+    with proxy.weather(Weather.REFUSING) as refusing, proxy.weather(Weather.HTML) as html:
+        for _ in range(2):
+            with pytest.raises(requests.ConnectionError):
+                ask(proxy)
+        assert (bool(refusing.met), html.met) == (True, 0)
+    assert ask(proxy).ok
+
+
+def test_two_outages_at_once_each_know_that_they_were_met(proxy: Proxy) -> None:
+    with proxy.weather(Weather.REFUSING) as first_one:
+        with pytest.raises(requests.ConnectionError):
+            ask(proxy)
+        with proxy.weather(Weather.REFUSING) as second_one:
+            assert (first_one.met, second_one.met) == (1, 0)
+            with pytest.raises(requests.ConnectionError):
+                ask(proxy)
+            assert second_one.met == 1
+        with pytest.raises(requests.ConnectionError):
+            ask(proxy)
     assert ask(proxy).ok
 
 
 def test_the_proxy_talks_html_as_long_as_it_is_told_to(proxy: Proxy) -> None:
-    with proxy.weather(Weather.HTML):
+    with proxy.weather(Weather.HTML) as toll:
+        assert toll.met == 0
         assert ask(proxy).text.startswith("<html>")
+        assert toll.met == 1
     assert ask(proxy).json()
 
 
 def test_the_proxy_spoils_only_the_requests_that_are_meant(proxy: Proxy) -> None:
-    proxy.spoil(Answer(503, b"<no/>", "text/xml"), times=2, applies=lambda request: request.path == "/bad")
-    assert [ask(proxy, path).status_code for path in ("/bad", "/good", "/bad", "/bad")] == [503, 200, 503, 200]
+    with proxy.spoilt(NO, times=2, applies=lambda request: request.path == "/bad") as toll:
+        assert [ask(proxy, path).status_code for path in ("/bad", "/good", "/bad", "/bad")] == [503, 200, 503, 200]
+        assert toll.met == 2
+
+
+def test_what_was_not_spoilt_while_it_was_time_is_not_spoilt_later(proxy: Proxy) -> None:
+    with proxy.spoilt(NO, times=2) as mine:
+        with proxy.spoilt(NO, times=5):
+            pass
+        assert [ask(proxy).status_code for _ in range(3)] == [503, 503, 200]
+        assert mine.met == 2
+    with proxy.spoilt(NO, times=5):
+        pass
+    assert ask(proxy).ok
 
 
 def test_the_proxy_holds_a_request_up_until_it_is_let_go(proxy: Proxy) -> None:
@@ -231,26 +236,17 @@ def test_a_training_tells_the_ledger_how_it_went(
     assert (training.run, training.instance) == ("m1", "i-1")
 
 
-def test_the_report_names_what_broke_and_how_to_do_it_again() -> None:
-    fault = Fault(index=3, kind=Kind.SSH_CUT, phase="train", after=1.0, seconds=3.0, times=1)
-    result = Result(
-        fault=fault,
-        partition="12",
-        missed=None,
-        outcome="SUCCESS",
-        why=None,
-        attempts=1,
-        trainings=2,
-        settled_seconds=20.0,
-        orphaned_seconds=0.0,
-        unattended_seconds=0.0,
-        violations=("build 12: two trainings at once",),
-    )
-    console = Console(record=True, width=200, file=io.StringIO())
-    show(console, [result], seed=7, minutes=2.0)
-    text = console.export_text()
-    assert "--replay 7/3" in text
-    assert "two trainings at once" in text
-    told = json.loads(summary([result], seed=7, minutes=2.0))
-    assert told["violations"] == ["build 12: two trainings at once"]
-    assert (told["faults"], told["green"], told["seed"]) == (1, 1, 7)
+def test_a_training_that_waits_for_mlflow_is_heard_of_all_the_same(proxy: Proxy, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    environment = {"MLFLOW_TRACKING_URI": proxy.url, "HOME": "/ec2/i-1/home/ubuntu"}
+    with proxy.weather(Weather.HTML) as toll:
+        waiting = subprocess.Popen([ledger.program, "run", "it", "--run-id", "m1"], env=environment)
+        try:
+            until(lambda: toll.met > 0)
+            since = time.time()
+            until(lambda: ledger.trainings()[0].seen > since + STEP_SECONDS)
+            (training,) = ledger.trainings()
+            assert (training.steps, training.status) == ((), None)
+        finally:
+            waiting.kill()
+            waiting.wait()

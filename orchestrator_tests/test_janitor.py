@@ -372,7 +372,9 @@ def test_a_run_from_the_asset_page_is_recognised(site: Site) -> None:
 
 
 def test_a_re_execution_that_has_got_past_the_training_needs_no_lease(site: Site) -> None:
-    selected = {"asset_selection": frozenset({dg.AssetKey(["iris", "trained_model"]), dg.AssetKey("report")})}
+    selected: dict[str, Any] = {
+        "asset_selection": frozenset({dg.AssetKey(["iris", "trained_model"]), dg.AssetKey("report")})
+    }
     past = site.run("STARTED", job="__ASSET_JOB", **selected, step_keys_to_execute=["report"])
     recording = site.run(
         "STARTED", job="__ASSET_JOB", **selected, partition="8", step_keys_to_execute=["iris__trained_model.record"]

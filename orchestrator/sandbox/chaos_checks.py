@@ -7,10 +7,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from orchestrator.sandbox.chaos_plan import Kind
 from orchestrator.sandbox.chaos_training import Training
 
 ORPHAN_SECONDS = 180.0
 """An instance or an open MLflow run without a live attempt must be gone within this time."""
+
+UNATTENDED_SECONDS = 300.0
+"""Within this time a run whose worker is gone must be recognised, and be retried or cleaned up."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,13 @@ class Ended:
     Attributes:
         status: SUCCESS, FAILURE or CANCELED; anything else has not ended.
         why: what the run says of its failure.
+        trained: the MLflow run whose process it saw exit 0, and wrote that down.
     """
 
     id: str
     status: str
     why: str | None = None
+    trained: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,22 +52,33 @@ class Facts:
         mlflow_runs: MLflow run → status.
         records: the materialisations of its model.
         trainings: what the trainings themselves wrote down.
+        kind: what was done to it, or tried in vain; None: nothing.
+        settled: whether it came to rest in time.
         orphaned_seconds: the longest time that something of it had no live attempt.
+        unattended_seconds: the longest time that no living process looked after something of it.
     """
 
     partition: str
     attempts: tuple[Ended, ...]
+    kind: Kind | None = None
+    settled: bool = True
     live_instances: tuple[str, ...] = ()
     left_processes: tuple[str, ...] = ()
     mlflow_runs: tuple[tuple[str, str], ...] = ()
     records: tuple[Record, ...] = ()
     trainings: tuple[Training, ...] = ()
     orphaned_seconds: float = 0
+    unattended_seconds: float = 0
 
     @property
     def finished(self) -> set[str]:
         """The MLflow runs that are FINISHED."""
         return {run for run, status in self.mlflow_runs if status == "FINISHED"}
+
+    @property
+    def seen_to_exit_0(self) -> set[str]:
+        """The MLflow runs whose process an attempt saw exit 0; nothing may undo these."""
+        return {attempt.trained for attempt in self.attempts if attempt.trained}
 
 
 def violations(facts: Facts) -> list[str]:
@@ -80,18 +97,28 @@ def nothing_is_left(facts: Facts) -> Iterator[str]:
             yield f"MLflow run {run} is {status} without an attempt"
     if facts.orphaned_seconds > ORPHAN_SECONDS:
         yield f"something had no live attempt for {facts.orphaned_seconds:.0f} s"
+    if facts.unattended_seconds > UNATTENDED_SECONDS:
+        yield f"no living process looked after something for {facts.unattended_seconds:.0f} s"
 
 
 def every_build_comes_to_an_end(facts: Facts) -> Iterator[str]:
-    """A green build is trained, or its last run is red and says why, or somebody cancelled it."""
+    """A green build is trained, unless somebody cancelled it, or its training fails: then its last run says why."""
+    if not facts.settled:
+        yield "it did not come to rest in time"
     if not facts.attempts:
         yield "it was never trained"
         return
     for attempt in facts.attempts:
         if attempt.status not in ("SUCCESS", "FAILURE", "CANCELED"):
             yield f"run {attempt.id} is still {attempt.status}"
+        if attempt.status == "CANCELED" and facts.kind is not Kind.CANCELLED:
+            yield f"run {attempt.id} is CANCELED, and nobody cancelled it"
     last = facts.attempts[-1]
-    if last.status == "FAILURE" and not (last.why or "").strip():
+    if last.status != "FAILURE":
+        return
+    if facts.kind is not Kind.TRAINING_FAILS:
+        yield f"run {last.id} is red, and its training did not fail: {last.why!r}"
+    if not (last.why or "").strip():
         yield f"run {last.id} is red and does not say why"
 
 
@@ -119,12 +146,40 @@ def green_means_trained(facts: Facts) -> Iterator[str]:
 
 
 def red_means_not_trained(facts: Facts) -> Iterator[str]:
-    """A red run of a training that went well names its MLflow run, so that it can be recorded without training."""
-    last = facts.attempts[-1] if facts.attempts else None
-    if last and last.status == "FAILURE" and not any(attempt.status == "SUCCESS" for attempt in facts.attempts):
-        for run in sorted(facts.finished):
-            if run not in (last.why or ""):
-                yield f"run {last.id} is red, MLflow run {run} is FINISHED, and only the latter knows: {last.why!r}"
+    """A red build has no record."""
+    if facts.attempts and facts.attempts[-1].status == "FAILURE":
+        for record in facts.records:
+            yield f"it is red, and run {record.attempt} recorded MLflow run {record.mlflow_run}"
+
+
+def exit_0_means_finished(facts: Facts) -> Iterator[str]:
+    """MLflow holds what exited 0 as FINISHED, unless it was cancelled, or taken away before anybody saw it exit."""
+    if facts.attempts and facts.attempts[-1].status == "CANCELED":
+        return
+    statuses = dict(facts.mlflow_runs)
+    for training in facts.trainings:
+        status = statuses.get(training.run)
+        if training.status == 0 and status in ("FAILED", "KILLED") and not _lost_unseen(facts, training):
+            yield f"the process of MLflow run {training.run} exited 0, and the run is {status}"
+
+
+def no_training_is_repeated(facts: Facts) -> Iterator[str]:
+    """A retry adopts what it finds: only a training whose instance was taken away begins anew, once for each loss."""
+    losses = 1 if facts.kind is Kind.INSTANCE_TERMINATED else 0
+    if len(facts.trainings) > 1 + losses:
+        where = ", ".join(f"{training.run} on {training.instance}" for training in facts.trainings)
+        yield f"it was trained {len(facts.trainings)} times, and {losses} of its instances were taken away: {where}"
+    for training in facts.trainings[:-1]:
+        if training.status == 0 and not _lost_unseen(facts, training):
+            yield f"the process of MLflow run {training.run} exited 0, and the build was trained again"
+
+
+def _lost_unseen(facts: Facts, training: Training) -> bool:
+    """Whether its instance may have been taken away before anybody could see how it ended: then it counts for nothing.
+
+    MLflow's FINISHED does not prove it: a script sets that itself, and may fail later.
+    """
+    return facts.kind is Kind.INSTANCE_TERMINATED and training.run not in facts.seen_to_exit_0
 
 
 def one_training_at_a_time(facts: Facts) -> Iterator[str]:
@@ -146,5 +201,7 @@ CHECKS = (
     every_build_comes_to_an_end,
     green_means_trained,
     red_means_not_trained,
+    exit_0_means_finished,
+    no_training_is_repeated,
     one_training_at_a_time,
 )

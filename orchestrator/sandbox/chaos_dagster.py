@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from orchestrator.pipeline.lease import TRAINED_TAG
 from orchestrator.sandbox.dagster_api import DagsterApi
 from orchestrator.sandbox.dagster_runs import OVER
 from orchestrator.sandbox.process import ChildProcess
@@ -33,7 +34,7 @@ CODE_SERVER = ("-m", "dagster", "api", "grpc")
 
 LIVE = ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 
-_ATTEMPT = "runId rootRunId status endTime tags { key value }"
+_ATTEMPT = "runId status endTime tags { key value }"
 _STEPS = "stepStats { stepKey status }"
 
 
@@ -42,18 +43,16 @@ class Attempt:
     """One Dagster run for a build.
 
     Attributes:
-        root: the run that it retries, or itself.
         step: the step under way.
-        ended: seconds since the epoch.
+        trained: the MLflow run whose process it saw exit 0.
         retry_due: Dagster is going to launch another attempt because of it.
     """
 
     id: str
-    root: str
     partition: str
     status: str
     step: str | None
-    ended: float | None
+    trained: str | None
     retry_due: bool
 
     @property
@@ -179,11 +178,10 @@ def _attempt(run: dict[str, Any]) -> Attempt:
     settled = "dagster/auto_retry_run_id" in tags or tags.get("dagster/failure_reason") == "STEP_FAILURE"
     return Attempt(
         id=run["runId"],
-        root=run["rootRunId"] or run["runId"],
         partition=tags.get("dagster/partition", ""),
         status=run["status"],
         step=None if run["status"] in OVER else next(names, None),
-        ended=run["endTime"],
+        trained=tags.get(TRAINED_TAG),
         retry_due=run["status"] == "FAILURE" and not settled and (announced or undecided),
     )
 

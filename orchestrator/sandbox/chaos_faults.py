@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 import tenacity
 
 from orchestrator.errors import DagsterDown, SandboxError
-from orchestrator.sandbox.chaos_dagster import Attempt, kill
+from orchestrator.sandbox.chaos_dagster import Attempt, Books, kill
 from orchestrator.sandbox.chaos_plan import Fault, Kind
-from orchestrator.sandbox.chaos_proxy import Answer, Proxy, Request, Weather
+from orchestrator.sandbox.chaos_proxy import HOLD_SECONDS, OUTAGE_SECONDS, Answer, Proxy, Request, Toll, Weather
 from orchestrator.sandbox.chaos_site import Site
 from orchestrator.sandbox.ec2_api import Fault as AwsFault
 
@@ -35,14 +36,33 @@ AWS_ANSWERS = {
     Kind.AWS_NO_CAPACITY: AwsFault("InsufficientInstanceCapacity", status=500),
 }
 
-
+JENKINS = (Kind.JENKINS_DOWN, Kind.JENKINS_SLOW, Kind.JENKINS_HTML)
 INSTANCE_SECONDS = 5.0
+RESTART_SECONDS = 60.0
+"""Dagster's webserver is back by then, if it was killed."""
 MLFLOW_STARTS_SECONDS = 25.0
 """What a restart of MLflow takes on a busy machine."""
 
 
 class Missed(Exception):
     """There was nothing (left) that this fault could harm; says what."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """How long a fault lasts.
+
+    Attributes:
+        least: in seconds.
+        most: in seconds; it lasts longer than `least` until it has met enough requests.
+        enough: how many are.
+        with_run: it ends when the build's run does, at the latest.
+    """
+
+    least: float = 0
+    most: float = 0
+    enough: int = 1
+    with_run: bool = False
 
 
 class Injector:
@@ -56,8 +76,11 @@ class Injector:
         self._site = site
         self._mlflow = threading.Lock()
 
-    def held(self, phase: str) -> AbstractContextManager[None]:
+    def held(self, fault: Fault, partition: str) -> AbstractContextManager[None]:
         """Hold up a phase that is too short to be met otherwise, until the context ends."""
+        phase = fault.phase
+        if phase == "resolve" and fault.kind in JENKINS:  # it is asked before MLflow is
+            return self._site.jenkins.held(lambda request: f"/{partition}/" in request.path)
         if phase == "resolve":
             return self._site.mlflow.held(lambda request: request.path.partition("?")[0].endswith("/experiments/get"))
         if phase == "terminate":
@@ -66,8 +89,8 @@ class Injector:
             return self._site.mlflow.held(lambda request: "/metrics/get-history" in request.path)
         return nullcontext()
 
-    def start(self, fault: Fault, *, attempt: Attempt | None) -> AbstractContextManager[object]:
-        """Do it; what lasts, lasts as long as the context that is returned.
+    def start(self, fault: Fault, *, attempt: Attempt | None) -> AbstractContextManager[Toll]:
+        """Do it; what lasts, lasts as long as the context that is returned, which counts whom it meets.
 
         Args:
             fault: what to do.
@@ -95,45 +118,42 @@ class Injector:
                 self._on_instance(attempt, lambda one: self._site.stack.ec2.swallow_traffic(one, seconds=fault.seconds))
             case Kind.INSTANCE_TERMINATED:
                 self._on_instance(attempt, self._site.stack.ec2.terminate_from_outside)
-            case Kind.AWS_ERRORS | Kind.AWS_THROTTLING:
-                self._site.aws.spoil(_aws_answer(fault.kind), times=fault.times)
-            case Kind.AWS_NO_CAPACITY:
-                self._site.aws.spoil(
-                    _aws_answer(fault.kind), times=1, applies=lambda request: _action(request) == "RunInstances"
-                )
+            case Kind.AWS_ERRORS | Kind.AWS_THROTTLING | Kind.AWS_NO_CAPACITY:
+                return self._site.aws.spoilt(_aws_answer(fault.kind), times=_spoils(fault), applies=_meant(fault.kind))
             case Kind.CANCELLED:
                 self._cancel(_required(attempt))
             case Kind.TRAINING_FAILS:
                 pass  # the campaign has told the training beforehand
             case _:
                 return self._weather(fault)
-        return nullcontext()
+        return nullcontext(Toll(met=1))
 
-    def lasts(self, fault: Fault) -> float:
-        """For how many seconds it may last now.
+    def lasts(self, fault: Fault) -> Span:
+        """For how long it may last now.
 
         Raises:
             Missed: the server has just been away for as long as its clients must bear.
         """
+        if fault.kind in AWS_ANSWERS:
+            return Span(most=OUTAGE_SECONDS, enough=_spoils(fault), with_run=True)
         if fault.kind not in LASTING:
-            return 0
+            return Span()
         bearable = self._proxy(fault).bearable_seconds()
         if fault.kind is Kind.MLFLOW_RESTARTED:
             bearable -= MLFLOW_STARTS_SECONDS
         if bearable < 1:
             raise Missed("the server has just been away for a minute")
-        return min(fault.seconds, bearable)
+        return Span(least=min(fault.seconds, bearable), most=bearable)
 
     def _proxy(self, fault: Fault) -> Proxy:
         proxies = {"AWS": self._site.aws, "Jenkins": self._site.jenkins, "MLflow": self._site.mlflow}
         return proxies[fault.kind.partition(" ")[0]]
 
-    def _weather(self, fault: Fault) -> AbstractContextManager[object]:
-        exits = ExitStack()
-        exits.enter_context(self._proxy(fault).weather(LASTING[fault.kind]))
-        if fault.kind is Kind.MLFLOW_RESTARTED:
-            exits.enter_context(self._mlflow_stopped())
-        return exits
+    @contextlib.contextmanager
+    def _weather(self, fault: Fault) -> Iterator[Toll]:
+        stopped = self._mlflow_stopped() if fault.kind is Kind.MLFLOW_RESTARTED else nullcontext()
+        with self._proxy(fault).weather(LASTING[fault.kind]) as toll, stopped:
+            yield toll
 
     @contextlib.contextmanager
     def _mlflow_stopped(self) -> Iterator[None]:
@@ -153,11 +173,20 @@ class Injector:
         _met(kill([worker]), "the run's worker has just ended")
 
     def _cancel(self, attempt: Attempt) -> None:
-        try:
-            with self._site.books() as books:
+        with self._site.books() as books:
+            try:
                 books.cancel(attempt.id)
-        except DagsterDown as error:
-            raise Missed(f"Dagster did not cancel the run: {error}") from error
+            except DagsterDown as error:  # which may have come after it was done
+                if _status(books, attempt) not in ("CANCELING", "CANCELED"):
+                    raise Missed(f"Dagster did not cancel the run: {error}") from error
+            # A phase that is held up stays so, for as long as it can: else it may be over before the cancel arrives.
+            patient = tenacity.Retrying(
+                retry=tenacity.retry_if_result(lambda status: status == "CANCELING"),
+                stop=tenacity.stop_after_delay(HOLD_SECONDS),
+                wait=tenacity.wait_fixed(0.5),
+                retry_error_callback=lambda _: None,
+            )
+            patient(_status, books, attempt)
 
     def _on_instance(self, attempt: Attempt | None, harm: Callable[[str], object]) -> None:
         """Harm the instance of a run; one that is being provisioned is there, and up, in a few seconds."""
@@ -181,6 +210,17 @@ class Injector:
             raise Missed(str(error)) from error
 
 
+def _status(books: Books, attempt: Attempt) -> str | None:
+    patient = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(DagsterDown),
+        stop=tenacity.stop_after_delay(RESTART_SECONDS),
+        wait=tenacity.wait_fixed(1),
+        retry_error_callback=lambda _: None,
+    )
+    run = patient(books.run, attempt.id)
+    return run.status if run else None
+
+
 def _required(attempt: Attempt | None) -> Attempt:
     if attempt is None:
         raise Missed("there is no run of this build")
@@ -194,6 +234,16 @@ def _met(killed: list[int], otherwise: str) -> None:
 
 def _action(request: Request) -> str:
     return parse_qs(request.body.decode(errors="replace")).get("Action", [""])[0]
+
+
+def _spoils(fault: Fault) -> int:
+    return 1 if fault.kind is Kind.AWS_NO_CAPACITY else fault.times
+
+
+def _meant(kind: Kind) -> Callable[[Request], bool]:
+    if kind is Kind.AWS_NO_CAPACITY:
+        return lambda request: _action(request) == "RunInstances"
+    return lambda _: True
 
 
 def _aws_answer(kind: Kind) -> Answer:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 IDLE = "idle"
@@ -72,6 +73,20 @@ LATEST = {"provision": 1.5, "train": 4.0}
 OUTAGES = (3.0, 8.0, 20.0, 60.0)
 """How long something is away, in seconds: from a hiccup to the minute that must be ridden out."""
 
+AWAY: dict[Kind, str] = {
+    Kind.SSHD_AWAY: "instance",
+    Kind.TRAFFIC_SWALLOWED: "instance",
+    Kind.AWS_DOWN: "AWS",
+    Kind.JENKINS_DOWN: "Jenkins",
+    Kind.JENKINS_HTML: "Jenkins",
+    Kind.MLFLOW_DOWN: "MLflow",
+    Kind.MLFLOW_HTML: "MLflow",
+}
+"""What is away in an outage; the first in each phase takes the whole minute."""
+
+TRIES = 3
+"""How often a fault is tried that finds nothing to harm."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -81,7 +96,7 @@ class Fault:
         index: its place in the campaign.
         phase: the step of the build's run that it is meant for, or `IDLE`.
         after: how long that step has been under way by then, in seconds.
-        seconds: how long it lasts, where it lasts at all.
+        seconds: how long it lasts at least, where it lasts at all.
         times: how many calls it spoils, where it spoils calls.
     """
 
@@ -93,13 +108,15 @@ class Fault:
     times: int
 
     def __str__(self) -> str:
-        return f"#{self.index} {self.kind} in {self.phase}"
+        seconds = f" for {self.seconds:g} s" if self.kind in AWAY else ""
+        return f"#{self.index} {self.kind} in {self.phase}{seconds}"
 
 
 def plan(seed: int) -> Iterator[Fault]:
     """The faults of a campaign, without end; always the same for a seed.
 
-    Every kind in every phase comes once before anything comes twice.
+    Every kind in every phase comes once before anything comes twice, and the first outage of each server in each
+    phase lasts a minute.
 
     Args:
         seed: of the random numbers.
@@ -107,10 +124,11 @@ def plan(seed: int) -> Iterator[Fault]:
     dice = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
     places = [(kind, phase) for kind, phases in WHERE.items() for phase in phases]
     index = itertools.count()
+    borne: set[tuple[str, str]] = set()
     while True:
         dice.shuffle(places)
         for kind, phase in places:
-            yield Fault(
+            fault = Fault(
                 index=next(index),
                 kind=kind,
                 phase=phase,
@@ -118,3 +136,44 @@ def plan(seed: int) -> Iterator[Fault]:
                 seconds=dice.choice(OUTAGES),
                 times=dice.randint(1, 6),
             )
+            if kind in AWAY and (place := (AWAY[kind], phase)) not in borne:
+                borne.add(place)
+                fault = replace(fault, seconds=OUTAGES[-1])
+            yield fault
+
+
+class Agenda:
+    """Which fault comes next: one that missed, once more and just the same, else the next of the plan.
+
+    Args:
+        faults: the plan.
+        hits: ends when so many have hit.
+
+    Attributes:
+        hits: how many have.
+    """
+
+    def __init__(self, faults: Iterator[Fault], *, hits: int) -> None:
+        self._faults = faults
+        self._wanted = hits
+        self._again: deque[Fault] = deque()
+        self._tries: Counter[Fault] = Counter()
+        self._under_way = 0
+        self.hits = 0
+
+    def next(self) -> Fault | None:
+        """The fault to do now; None while those under way may be enough, or when there is none left."""
+        if self.hits + self._under_way >= self._wanted:
+            return None
+        fault = self._again.popleft() if self._again else next(self._faults, None)
+        if fault is not None:
+            self._under_way += 1
+            self._tries[fault] += 1
+        return fault
+
+    def done(self, fault: Fault, *, hit: bool) -> None:
+        """Note what became of one."""
+        self._under_way -= 1
+        self.hits += hit
+        if not hit and self._tries[fault] < TRIES:
+            self._again.append(fault)

@@ -54,6 +54,26 @@ class Answer:
     content_type: str
 
 
+@dataclass
+class Toll:
+    """How many requests a fault has met so far."""
+
+    met: int = 0
+
+
+@dataclass(frozen=True)
+class _Spell:
+    weather: Weather
+    toll: Toll
+
+
+@dataclass(frozen=True)
+class _Spoilt:
+    applies: Callable[[Request], bool]
+    answer: Answer
+    toll: Toll
+
+
 @dataclass(frozen=True)
 class _Hold:
     applies: Callable[[Request], bool]
@@ -73,10 +93,10 @@ class Proxy:
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._lock = threading.Lock()
-        self._weather: list[Weather] = []
+        self._spells: list[_Spell] = []
         self._bad_since = self._bad_until = 0.0
         self._holds: list[_Hold] = []
-        self._spoilt: list[tuple[Callable[[Request], bool], Answer]] = []
+        self._spoilt: list[_Spoilt] = []
         self._closing = threading.Event()
         self._server: HandlerServer | None = None
         self._listen()
@@ -92,28 +112,29 @@ class Proxy:
             self._hang_up()
 
     @contextlib.contextmanager
-    def weather(self, weather: Weather) -> Iterator[None]:
+    def weather(self, weather: Weather) -> Iterator[Toll]:
         """Misbehave as long as the context lasts; of several ways, the latest counts, but refusing over all."""
+        spell = _Spell(weather, Toll())
         with self._lock:
-            if not self._weather and time.monotonic() > self._bad_until + RESPITE_SECONDS:
+            if not self._spells and time.monotonic() > self._bad_until + RESPITE_SECONDS:
                 self._bad_since = time.monotonic()
-            self._weather.append(weather)
+            self._spells.append(spell)
             if weather is Weather.REFUSING:
-                self._hang_up()
+                self._listen()  # a closed port does not tell who was refused: the first request is taken, and dropped
         try:
-            yield
+            yield spell.toll
         finally:
             with self._lock:
-                self._weather.remove(weather)
+                self._spells = [other for other in self._spells if other is not spell]
                 self._bad_until = time.monotonic()
-                if Weather.REFUSING not in self._weather and not self._closing.is_set():
+                if not self._of(Weather.REFUSING) and not self._closing.is_set():
                     self._listen()
 
     def bearable_seconds(self) -> float:
         """How much longer it may misbehave: outages that follow one another are one, of a minute at most."""
         with self._lock:
             now = time.monotonic()
-            in_one_go = self._weather or now < self._bad_until + RESPITE_SECONDS
+            in_one_go = self._spells or now < self._bad_until + RESPITE_SECONDS
             return OUTAGE_SECONDS - (now - self._bad_since if in_one_go else 0)
 
     @contextlib.contextmanager
@@ -127,18 +148,44 @@ class Proxy:
             self._holds.remove(hold)
             hold.over.set()
 
-    def spoil(self, answer: Answer, *, times: int, applies: Callable[[Request], bool] = lambda _: True) -> None:
-        """Give the next such requests this answer."""
+    @contextlib.contextmanager
+    def spoilt(
+        self, answer: Answer, *, times: int, applies: Callable[[Request], bool] = lambda _: True
+    ) -> Iterator[Toll]:
+        """Give the next such requests this answer, as long as the context lasts."""
+        toll = Toll()
         with self._lock:
-            self._spoilt += [(applies, answer)] * times
+            self._spoilt += [_Spoilt(applies, answer, toll) for _ in range(times)]
+        try:
+            yield toll
+        finally:
+            with self._lock:
+                self._spoilt = [other for other in self._spoilt if other.toll is not toll]
 
     def _spoilt_answer(self, request: Request) -> Answer | None:
         with self._lock:
-            for entry in self._spoilt:
-                if entry[0](request):
-                    self._spoilt.remove(entry)
-                    return entry[1]
+            for place, spoilt in enumerate(self._spoilt):
+                if spoilt.applies(request):
+                    del self._spoilt[place]
+                    spoilt.toll.met += 1
+                    return spoilt.answer
         return None
+
+    def _meet(self) -> Weather | None:
+        """The weather that a request meets now."""
+        with self._lock:
+            if not self._spells:
+                return None
+            refusing = self._of(Weather.REFUSING)
+            weather = Weather.REFUSING if refusing else self._spells[-1].weather
+            for spell in self._of(weather):
+                spell.toll.met += 1
+            if refusing:
+                self._hang_up()
+            return weather
+
+    def _of(self, weather: Weather) -> list[_Spell]:
+        return [spell for spell in self._spells if spell.weather is weather]
 
     def _listen(self) -> None:
         if self._server is None:
@@ -180,12 +227,12 @@ class Proxy:
                 if answer := proxy._spoilt_answer(request):
                     self._answer(answer.status, {"Content-Type": answer.content_type}, answer.body)
                     return
-                weather = next(reversed(proxy._weather), None)
+                weather = proxy._meet()
                 if weather is Weather.SLOW:
                     proxy._closing.wait(SLOW_SECONDS)
                 if weather is Weather.HTML:
                     self._answer(200, {"Content-Type": "text/html"}, PAGE)
-                elif weather is not Weather.REFUSING:  # else: it came just before; no answer, as from a dead server
+                elif weather is not Weather.REFUSING:  # which gives no answer, as a server that has just died
                     self._forward(request)
 
             def _forward(self, request: Request) -> None:

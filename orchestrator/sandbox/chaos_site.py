@@ -28,7 +28,6 @@ class LeasedInstance:
     """An instance that costs money, and the build that it is for."""
 
     id: str
-    state: str
     partition: str
 
 
@@ -92,7 +91,6 @@ class Site:
         return [
             LeasedInstance(
                 id=raw["InstanceId"],
-                state=raw["State"]["Name"],
                 partition={tag["Key"]: tag["Value"] for tag in raw.get("Tags", ())}.get("orchestrator:partition", ""),
             )
             for page in pages
@@ -130,14 +128,14 @@ class Site:
             if tag["key"] == "orchestrator.partition"
         }
 
-    def facts(self, books: Books, partition: str, *, orphaned_seconds: float) -> Facts:
-        """All that there is about one build, now."""
+    def facts(self, books: Books, partition: str) -> Facts:
+        """What there is of one build, now."""
         runs = self.mlflow_runs(f"tags.`orchestrator.partition` = '{partition}'")
         trained = {run["info"]["run_id"] for run in runs}
         return Facts(
             partition=partition,
             attempts=tuple(
-                Ended(one.id, one.status, books.failure(one.id) if one.status == "FAILURE" else None)
+                Ended(one.id, one.status, books.failure(one.id) if one.status == "FAILURE" else None, one.trained)
                 for one in books.attempts(partition)
             ),
             live_instances=tuple(one.id for one in self.instances() if one.partition == partition),
@@ -148,7 +146,6 @@ class Site:
                 for record in books.materialisations(TRAINED_MODEL, partition=partition)
             ),
             trainings=tuple(training for training in self.ledger.trainings() if training.run in trained),
-            orphaned_seconds=orphaned_seconds,
         )
 
     def left_processes(self) -> Iterator[str]:

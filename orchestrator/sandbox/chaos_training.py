@@ -11,10 +11,12 @@ from pathlib import Path
 
 STEPS = 5
 STEP_SECONDS = 0.9
+BEAT_SECONDS = 0.2
+"""Between two signs of life in the ledger."""
 PROGRAM = '''#!{python} -ISu
 """Trains as `mlflow run` would: fills the run of --run-id, rides out an MLflow that is away, exits 0 or 1."""
 
-import json, os, sys, time, urllib.request
+import json, os, sys, threading, time, urllib.request
 
 run = sys.argv[sys.argv.index("--run-id") + 1]
 ledger = os.open({ledger!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -24,6 +26,12 @@ api = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/"
 def tell(event, **more):
     line = dict(event=event, at=time.time(), run=run, pid=os.getpid(), home=os.environ["HOME"], **more)
     os.write(ledger, json.dumps(line).encode() + b"\\n")
+
+
+def live():
+    while True:
+        tell("beat")
+        time.sleep({beat})
 
 
 def ask(path, payload=None):
@@ -40,6 +48,7 @@ def ask(path, payload=None):
 
 
 tell("begin")
+threading.Thread(target=live, daemon=True).start()  # also while it waits for MLflow
 tags = {{tag["key"]: tag["value"] for tag in ask("runs/get?run_id=" + run)["run"]["data"]["tags"]}}
 for step in range({steps}):
     time.sleep({seconds})
@@ -96,6 +105,7 @@ class Ledger:
                 failing=str(self._failing),
                 steps=STEPS,
                 seconds=STEP_SECONDS,
+                beat=BEAT_SECONDS,
             )
         )
         self.program.chmod(0o755)
