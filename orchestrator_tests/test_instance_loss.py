@@ -14,8 +14,11 @@ from orchestrator.errors import InstanceLost
 from orchestrator.pipeline import on_instance
 from orchestrator.remote import training as training_module
 from orchestrator.remote.training import RemoteTraining
-from orchestrator.resources import ec2_calls
+from orchestrator.resources import ec2_calls, ssh_exec
+from orchestrator.resources import ssh as ssh_module
+from orchestrator.resources.ec2 import Instance
 from orchestrator.resources.ssh import Ssh
+from orchestrator.sandbox.chaos_proxy import Proxy, Request
 from orchestrator.settings_groups import SshSettings
 from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World
@@ -40,18 +43,42 @@ def relay(monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentRelay]:
 
 
 def test_by_the_constants_a_loss_is_seen_within_30_seconds_in_every_phase() -> None:
-    last_try = 2.0  # `Ssh.connect` gives the last try so much, beyond its deadline
-    polling = 0.5  # a silence is measured as often
-    longest_pause = 4.0  # between two tries of `follow`
+    last_try = ssh_module.LAST_ATTEMPT_SECONDS
+    polling = ssh_exec.POLL_MS / 1000
+    longest_pause = training_module.LONGEST_PAUSE_SECONDS
+    # An AWS that is asked and takes longer is away, and then nobody can say whether the instance is lost.
+    asked = ec2_calls.HASTY_CONNECT_SECONDS + ec2_calls.HASTY_ANSWER_SECONDS
     phases = {
+        # At worst it ends just after a look, before the question for its status checks.
+        "wait until ready": asked + ec2_calls.USUAL_PACE.longest_wait,
         "connect": on_instance.CONNECT_SECONDS + last_try,
         "start": training_module.ANSWER_SECONDS + polling,
         "connect again in start": 2 * training_module.RECONNECT_SECONDS + last_try,
         "follow": training_module.SILENCE_SECONDS + polling,
         "connect again in follow": training_module.RECONNECT_SECONDS + last_try + longest_pause,
     }
-    asked = ec2_calls.HASTY_CONNECT_SECONDS + ec2_calls.HASTY_ANSWER_SECONDS
     assert {phase: seconds + asked for phase, seconds in phases.items() if seconds + asked > 30} == {}
+
+
+def test_an_instance_that_ends_before_it_is_ready_is_replaced(world: World, aws_proxy: Proxy) -> None:
+    taken: list[Instance] = []
+
+    def take_it_away(request: Request) -> bool:
+        looks = b"Action=DescribeInstances" in request.body and b"InstanceId.1=" in request.body
+        if looks and not taken and (found := world.ec2.find(pipeline="tiny", partition="107")):
+            taken.append(found)
+            world.ec2_server.terminate_from_outside(found.id)
+        return False
+
+    attempt = world.attempt(107, run=ThisRun("run-107"), settings=world.script("quick", QUICK))
+    with aws_proxy.held(take_it_away):
+        ready = provisioned(attempt)
+    [first] = taken
+    assert ready.id != first.id
+    assert ready.mlflow_run != first.mlflow_run
+    assert world.mlflow.run(first.mlflow_run).status == "KILLED"
+    assert gone(world, first.id)
+    attempt.close()
 
 
 def test_an_instance_that_ends_while_its_traffic_is_swallowed_is_noticed_and_the_training_begins_anew(

@@ -1,21 +1,26 @@
-"""AWS and MLflow may be away, overloaded or mad for a minute in any step: the build is trained all the same."""
+"""AWS and MLflow may be away, overloaded or mad in any step that asks them: the build is trained all the same.
+
+That it may last a minute, the constants say; that it is ridden out, the calls that were refused meanwhile.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import socket
 from contextlib import ExitStack
-from urllib.parse import parse_qs
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import urllib3.util.connection as urllib3_connection
 
 from orchestrator.pipeline import builds, lease, on_instance
 from orchestrator.remote import training as training_module
 from orchestrator.resources import ec2_calls
 from orchestrator.resources import mlflow as mlflow_module
 from orchestrator.resources.mlflow import Mlflow
-from orchestrator.sandbox.chaos_proxy import PAGE, Answer, Proxy, Request, Weather
-from orchestrator.settings_groups import MachineSettings, MlflowSettings
+from orchestrator.resources.ssh import Ssh
+from orchestrator.sandbox.chaos_proxy import PAGE, Answer, Proxy, Request, Toll, Weather
+from orchestrator.settings_groups import MachineSettings, MlflowSettings, SshSettings
 from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.test_attempt import gone, provisioned
@@ -23,6 +28,7 @@ from orchestrator_tests.test_attempt import gone, provisioned
 pytestmark = pytest.mark.services
 
 A_MINUTE = 60.0
+REFUSALS = 2
 
 THROTTLED = (
     b"<Response><Errors><Error><Code>RequestLimitExceeded</Code><Message>Too fast</Message></Error></Errors>"
@@ -43,19 +49,91 @@ def mlflow_proxy(world: World, mlflow_proxy: Proxy, monkeypatch: pytest.MonkeyPa
     return mlflow_proxy
 
 
-def first_of_each_kind() -> Callable[[Request], bool]:
-    """Fits the first request for each action of EC2, and for each endpoint of MLflow."""
-    seen: set[str] = set()
+class FirstOfEachKind:
+    """Fits the first request for each action of EC2, and for each endpoint of MLflow.
 
-    def applies(request: Request) -> bool:
+    Attributes:
+        seen: these actions and endpoints.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def __call__(self, request: Request) -> bool:
         action = parse_qs(request.body.decode(errors="replace")).get("Action", [""])[0]
-        kind = action or request.path.partition("?")[0]
-        if kind in seen:
+        kind = action or request.path.partition("?")[0].rpartition("/mlflow/")[2]
+        if kind in self.seen:
             return False
-        seen.add(kind)
+        self.seen.add(kind)
         return True
 
-    return applies
+
+class Outage:
+    """Nobody listens at a proxy's port, until enough connections were refused there.
+
+    Attributes:
+        refused: how many connections were.
+    """
+
+    def __init__(self, proxy: Proxy, *, enough: int) -> None:
+        self.refused = 0
+        self._enough = enough
+        self._away = ExitStack()
+        self._away.enter_context(proxy.weather(Weather.REFUSING))
+
+    def refuse(self) -> None:
+        """Another connection was refused."""
+        self.refused += 1
+        if self.refused == self._enough:
+            self.end()
+
+    def end(self) -> None:
+        """Listen again."""
+        self._away.close()
+
+
+class Outages:
+    """Makes outages, and tells the latest one at each port of the connections that are refused there."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int, Outage] = {}
+
+    def begin(self, proxy: Proxy, *, enough: int) -> Outage:
+        """An outage from now on."""
+        port = urlsplit(proxy.url).port
+        assert port is not None
+        self._latest[port] = Outage(proxy, enough=enough)
+        return self._latest[port]
+
+    def refused(self, port: int) -> None:
+        """A connection to this port was refused."""
+        if outage := self._latest.get(port):
+            outage.refuse()
+
+
+@pytest.fixture
+def outages(monkeypatch: pytest.MonkeyPatch) -> Outages:
+    """Outages that see which of our connections are refused: boto3 and requests make theirs in one place."""
+    outages = Outages()
+    connect = urllib3_connection.create_connection
+
+    def watched(address: tuple[str, int], *args: Any, **options: Any) -> socket.socket:
+        try:
+            return connect(address, *args, **options)
+        except ConnectionRefusedError:
+            outages.refused(address[1])
+            raise
+
+    monkeypatch.setattr(urllib3_connection, "create_connection", watched)
+    return outages
+
+
+class Breakable(Ssh):
+    """A connection that a test can break."""
+
+    def break_off(self) -> None:
+        """Break it now; it can be opened again."""
+        self._hang_up()
 
 
 def test_whoever_is_asked_is_waited_for_longer_than_a_minute() -> None:
@@ -78,53 +156,97 @@ def test_a_build_is_trained_though_every_call_fails_at_first(
     kind: str, world: World, aws_proxy: Proxy, mlflow_proxy: Proxy
 ) -> None:
     number = 401 + list(MADNESS).index(kind)
-    applies = first_of_each_kind()
-    aws_proxy.spoil(MADNESS[kind], times=20, applies=applies)
-    mlflow_proxy.spoil(MADNESS[kind], times=20, applies=applies)
-    attempt = world.attempt(number, run=ThisRun(f"run-{number}"), settings=world.script("quick", "#!/bin/sh\nexit 0\n"))
-    attempt.check()
-    instance = provisioned(attempt)
-    assert attempt.train() == instance.mlflow_run
-    attempt.terminate()
-    finished = attempt.finished()
-    assert finished.run.status == "FINISHED"
-    assert finished.run.id == instance.mlflow_run
-    assert gone(world, instance.id)
-    tags = {"dagster_run_id": f"run-{number}"}
-    runs = list(world.mlflow.find_runs(world.environment["MLFLOW_EXPERIMENT_ID"], tags=tags))
-    assert len(runs) == 1
-    attempt.close()
+    applies = FirstOfEachKind()
+    answer = MADNESS[kind]
+    with aws_proxy.spoilt(answer, times=20, applies=applies), mlflow_proxy.spoilt(answer, times=20, applies=applies):
+        attempt = world.attempt(
+            number, run=ThisRun(f"run-{number}"), settings=world.script("quick", "#!/bin/sh\nexit 0\n")
+        )
+        attempt.check()
+        instance = provisioned(attempt)
+        assert attempt.train() == instance.mlflow_run
+        attempt.terminate()
+        finished = attempt.finished()
+        assert finished.run.status == "FINISHED"
+        assert finished.run.id == instance.mlflow_run
+        assert gone(world, instance.id)
+        tags = {"dagster_run_id": f"run-{number}"}
+        runs = list(world.mlflow.find_runs(world.environment["MLFLOW_EXPERIMENT_ID"], tags=tags))
+        assert len(runs) == 1
+        attempt.close()
+    assert applies.seen >= {"DescribeInstances", "RunInstances", "TerminateInstances"}
+    assert applies.seen >= {"experiments/get", "runs/create", "runs/log-batch", "runs/update", "runs/get"}
 
 
 def test_nobody_listening_at_the_beginning_of_any_step_only_delays_it(
-    world: World, aws_proxy: Proxy, mlflow_proxy: Proxy
+    world: World, aws_proxy: Proxy, mlflow_proxy: Proxy, outages: Outages
 ) -> None:
     attempt = world.attempt(411, run=ThisRun("run-411"), settings=world.script("quick", "#!/bin/sh\nexit 0\n"))
+    refused: dict[str, set[str]] = {}
     for step in (attempt.check, attempt.provision, attempt.train, attempt.terminate, attempt.finished):
-        outage = ExitStack()
-        for proxy in (aws_proxy, mlflow_proxy):
-            outage.enter_context(proxy.weather(Weather.REFUSING))
-        end = threading.Timer(0.7, outage.close)
-        end.start()
+        away = {
+            "AWS": outages.begin(aws_proxy, enough=REFUSALS),
+            "MLflow": outages.begin(mlflow_proxy, enough=REFUSALS),
+        }
         step()
-        end.join()
+        for outage in away.values():
+            outage.end()
+        assert {outage.refused for outage in away.values()} <= {0, REFUSALS}, "it lasted until it was ridden out"
+        refused[step.__name__] = {service for service, outage in away.items() if outage.refused}
+    assert refused == {
+        "check": {"MLflow"},
+        "provision": {"AWS", "MLflow"},
+        "train": set(),  # asks them when the connection to the instance breaks: see below
+        "terminate": {"AWS", "MLflow"},
+        "finished": {"MLflow"},
+    }
     assert attempt.finished().run.status == "FINISHED"
     assert world.ec2.find(pipeline="tiny", partition="411") is None
     attempt.close()
 
 
+def test_a_connection_that_breaks_while_aws_is_away_does_not_end_the_training(
+    world: World, aws_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections: list[Breakable] = []
+    away = ExitStack()
+    tolls: list[Toll] = []
+
+    def connect(settings: SshSettings, *, address: str, host_key: str | None) -> Ssh:
+        connections.append(Breakable(settings, address=address, host_key=host_key))
+        return connections[-1]
+
+    def break_it(_: str) -> None:
+        if not tolls:
+            tolls.append(away.enter_context(aws_proxy.weather(Weather.REFUSING)))
+            connections[-1].break_off()
+
+    monkeypatch.setattr(attempts, "Ssh", connect)
+    program = world.script("begins", "#!/bin/sh\necho begun\n")
+    attempt = world.attempt(412, run=ThisRun("run-412"), settings=program, write=break_it)
+    instance = provisioned(attempt)
+    with away:
+        assert attempt.train() == instance.mlflow_run
+    assert [toll.met for toll in tolls] == [1], "AWS was asked in vain"
+    assert len(connections) == 1, "the instance was not taken for lost"
+    usage = attempt.terminate()
+    assert usage is not None
+    assert usage.instance_id == instance.id
+    attempt.close()
+
+
 def test_a_loss_of_the_instance_while_mlflow_is_away_ends_in_another_training(
-    world: World, mlflow_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    world: World, mlflow_proxy: Proxy, outages: Outages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = world.attempt(421, run=ThisRun("run-421"), settings=world.script("quick", "#!/bin/sh\nexit 0\n"))
     first = provisioned(attempt)
     monkeypatch.setattr(on_instance, "CONNECT_SECONDS", 0.5)
     world.ec2_server.terminate_from_outside(first.id)
-    with ExitStack() as outage:
-        outage.enter_context(mlflow_proxy.weather(Weather.HTML))
-        threading.Timer(1, outage.close).start()
-        trained = attempt.train()
+    away = outages.begin(mlflow_proxy, enough=REFUSALS)
+    trained = attempt.train()
+    assert away.refused == REFUSALS
     assert trained != first.mlflow_run
+    assert world.mlflow.run(first.mlflow_run).status == "KILLED"
     attempt.terminate()
     assert attempt.finished().run.id == trained
     attempt.close()

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import boto3
+import dagster as dg
 import pytest
 import requests
 
+from orchestrator.definitions import shared
 from orchestrator.errors import BuildBusy, MlflowNotFound
 from orchestrator.pipeline.attempt import Attempt
+from orchestrator.pipeline.builds import jenkins_build_key
+from orchestrator.pipeline.component import TrainingPipeline
+from orchestrator.pipeline.lease import TRAINED_TAG
+from orchestrator.pipeline.training import STEPS
+from orchestrator.resources.mlflow import MlflowResource
+from orchestrator.sandbox.chaos_proxy import Proxy, Request, Weather
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.test_attempt import gone, provisioned
+from orchestrator_tests.test_training import JOB, MODEL, dagster
+
+__all__ = ["dagster"]
 
 pytestmark = pytest.mark.services
 
@@ -122,3 +140,157 @@ def test_what_is_recorded_when_the_tag_of_the_dead_run_was_lost_is_the_finished_
     assert attempt.terminate() is None
     assert attempt.finished().run.id == trained
     attempt.close()
+
+
+def training_job() -> dg.JobDefinition:
+    """The pipeline's job; its MLflow client waits for no longer than MLFLOW_PATIENCE_MINUTES says."""
+    pipeline = TrainingPipeline(name="churn").build_defs(dg.ComponentTree.for_test().load_context)
+    resources = {**(shared().resources or {}), "mlflow": MlflowResource(patience_seconds=0)}
+    return dg.Definitions.merge(pipeline, dg.Definitions(resources=resources)).resolve_job_def(JOB)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of that job in Dagster, each executed to its end."""
+
+    dagster: dg.DagsterInstance
+
+    def first(self, world: World, number: int) -> dg.DagsterRun:
+        """Train a build that the sensor has recorded."""
+        build = world.build(number)
+        self.dagster.add_dynamic_partitions("churn_builds", [str(number)])
+        self.dagster.report_runless_asset_event(
+            dg.AssetMaterialization(
+                jenkins_build_key("churn"),
+                partition=str(number),
+                metadata={"build": dg.MetadataValue.json(build.to_json())},
+            )
+        )
+        return self._execute({"dagster/partition": str(number)}, None)
+
+    def again(self, run: dg.DagsterRun, *, from_failure: bool) -> dg.DagsterRun:
+        """Execute a run again; its tags are copied, as Dagster's web page and its daemon do."""
+        options = (
+            dg.ReexecutionOptions.from_failure(run.run_id, self.dagster)
+            if from_failure
+            else dg.ReexecutionOptions(run.run_id)
+        )
+        return self._execute(run.tags, options)
+
+    def _execute(self, tags: Mapping[str, str], options: dg.ReexecutionOptions | None) -> dg.DagsterRun:
+        job = dg.reconstructable(training_job)
+        with dg.execute_job(job, self.dagster, tags=tags, reexecution_options=options) as result:
+            run = self.dagster.get_run_by_id(result.run_id)
+        assert run is not None
+        return run
+
+    def steps(self, run: dg.DagsterRun) -> list[str]:
+        """The steps that it began, in order."""
+        begun = {stats.step_key.rpartition(".")[2] for stats in self.dagster.get_run_step_stats(run.run_id)}
+        return sorted(begun, key=STEPS.index)
+
+    def failure(self, run: dg.DagsterRun) -> str:
+        """What the step said that failed."""
+        [failed] = self.dagster.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+        data = failed.get_dagster_event().step_failure_data.user_failure_data
+        assert data is not None
+        return str(data.description)
+
+    def recorded(self, number: int) -> str:
+        """The MLflow run of the build's model, as the asset's newest materialisation has it."""
+        found = self.dagster.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=MODEL, asset_partitions=[str(number)]), limit=1
+        )
+        [record] = found.records
+        assert record.asset_materialization is not None
+        return str(record.asset_materialization.metadata["MLflow run ID"].value)
+
+
+@pytest.fixture
+def runs(world: World, dagster: dg.DagsterInstance, mlflow_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    for name, value in {**world.environment, "MLFLOW_PATIENCE_MINUTES": "0"}.items():
+        monkeypatch.setenv(name, value)
+    return Runs(dagster)
+
+
+def launched(number: int) -> list[str]:
+    """IDs of all instances that this build ever had."""
+    ours = [{"Name": "tag:orchestrator:partition", "Values": [str(number)]}]
+    groups = boto3.client("ec2").describe_instances(Filters=cast(Any, ours))["Reservations"]
+    return [instance["InstanceId"] for group in groups for instance in group["Instances"]]
+
+
+@pytest.mark.parametrize(
+    ("number", "from_failure", "steps"),
+    [(311, True, ["record"]), (312, False, list(STEPS))],
+    ids=["from failure", "all steps"],
+)
+def test_in_dagster_a_run_that_could_not_record_is_executed_again_without_another_training(
+    number: int,
+    from_failure: bool,
+    steps: list[str],
+    world: World,
+    runs: Runs,
+    mlflow_proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    program = world.script("counted", f"#!/bin/sh\necho trained >>{tmp_path}/trainings\n")
+    monkeypatch.setenv("MLFLOW_COMMAND", program["MLFLOW_COMMAND"])
+    with ExitStack() as outage:
+
+        def goes_away(request: Request) -> bool:
+            if "/runs/get" in request.path:  # which `record` asks first
+                outage.enter_context(mlflow_proxy.weather(Weather.REFUSING))
+            return False
+
+        with mlflow_proxy.held(goes_away):
+            first = runs.first(world, number)
+    assert first.status == dg.DagsterRunStatus.FAILURE
+    assert runs.steps(first) == list(STEPS)
+    trained = first.tags[TRAINED_TAG]
+    assert f"is trained, but could not be recorded from MLflow run {trained}" in runs.failure(first)
+    [instance] = launched(number)
+
+    second = runs.again(first, from_failure=from_failure)
+    assert second.status == dg.DagsterRunStatus.SUCCESS
+    assert runs.steps(second) == steps
+    assert runs.recorded(number) == trained
+    assert world.mlflow.run(trained).status == "FINISHED"
+    assert launched(number) == [instance]
+    assert gone(world, instance)
+    assert (tmp_path / "trainings").read_text() == "trained\n"
+
+    # With a success, it is another thing: whoever executes that again wants another training.
+    third = runs.again(second, from_failure=False)
+    assert third.status == dg.DagsterRunStatus.SUCCESS
+    assert runs.recorded(number) not in ("", trained)
+    assert len(launched(number)) == 2
+    assert (tmp_path / "trainings").read_text() == "trained\ntrained\n"
+
+
+def test_in_dagster_a_run_whose_training_failed_is_executed_again_from_there_and_trains_anew(
+    world: World, runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = world.script(
+        "second-time", f"#!/bin/sh\n[ -e {tmp_path}/again ] && exit 0\ntouch {tmp_path}/again\nexit 4\n"
+    )
+    monkeypatch.setenv("MLFLOW_COMMAND", program["MLFLOW_COMMAND"])
+    first = runs.first(world, 313)
+    assert first.status == dg.DagsterRunStatus.FAILURE
+    assert "exited with status 4" in runs.failure(first)
+    assert TRAINED_TAG not in first.tags
+    [failed] = world.mlflow.find_runs(world.environment["MLFLOW_EXPERIMENT_ID"], tags={"dagster_run_id": first.run_id})
+    assert failed.status == "FAILED"
+
+    second = runs.again(first, from_failure=True)
+    assert second.status == dg.DagsterRunStatus.SUCCESS
+    assert runs.steps(second) == ["train", "terminate", "record"]
+    trained = world.mlflow.run(runs.recorded(313))
+    assert trained.id == second.tags[TRAINED_TAG] != failed.id
+    assert trained.status == "FINISHED"
+    assert trained.tags["dagster_run_id"] == second.run_id
+    assert trained.tags["dagster_root_run_id"] == first.run_id
+    instances = launched(313)
+    assert len(instances) == 2
+    assert all(gone(world, instance) for instance in instances)

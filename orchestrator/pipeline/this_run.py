@@ -62,7 +62,8 @@ class ThisRun:
             if record.start_time is not None and self._trains_it(record.dagster_run)
         }
         mine = began.pop(self.run_id, None)
-        return min((run for run, start in began.items() if mine is None or start < mine), default=None)
+        earlier = [run for run, start in began.items() if mine is None or start < mine]
+        return min(earlier, key=began.__getitem__, default=None)
 
     def _trains_it(self, run: dg.DagsterRun) -> bool:
         # A run of the job has no selection of its own: it materialises all that the job does.

@@ -28,6 +28,9 @@ from orchestrator.settings_groups import SshSettings
 ATTEMPT_SECONDS = 15.0
 """One attempt to connect, from TCP to login, takes no longer."""
 
+LAST_ATTEMPT_SECONDS = 2.0
+"""The last attempt of `Ssh.connect` gets so much, even beyond its deadline."""
+
 LOGIN_SECONDS = 20.0
 """A refused login is tried again for so long: cloud-init may write authorized_keys after sshd answers."""
 
@@ -108,7 +111,7 @@ class Ssh:
             wait=tenacity.wait_exponential(multiplier=0.25, max=3),
             sleep=tenacity.sleep_using_event(self._closed),
             reraise=True,
-        )(lambda: self._attempt(min(ATTEMPT_SECONDS, max(2.0, deadline - time.monotonic()))))
+        )(lambda: self._attempt(min(ATTEMPT_SECONDS, max(LAST_ATTEMPT_SECONDS, deadline - time.monotonic()))))
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 60) -> Completed:
         """Run a short command to its end.

@@ -17,7 +17,7 @@ KEPT_BYTES = 1 << 20
 """Of what `run` is answered, so much is kept of each stream."""
 
 _CHUNK = 1 << 15
-_POLL_MS = 500  # a cancel is an exception in the main thread: never stay in one call for longer
+POLL_MS = 500  # a cancel is an exception in the main thread: never stay in one call for longer
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def exchange(
         if unsent is not None and channel.send_ready():
             unsent = _feed(channel, unsent)
             continue
-        poller.poll(20 if over or unsent is not None else _POLL_MS)
+        poller.poll(20 if over or unsent is not None else POLL_MS)
 
 
 def _feed(channel: paramiko.Channel, unsent: memoryview) -> memoryview | None:

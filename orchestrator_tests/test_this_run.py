@@ -1,0 +1,193 @@
+"""What a run learns from Dagster's own books: whom it tries again, what was trained, who is live, who came first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import dagster as dg
+import pytest
+from dagster._core.events import DagsterEvent, DagsterEventType
+
+from orchestrator.pipeline.lease import TRAINED_TAG
+from orchestrator.pipeline.this_run import ThisRun
+
+MODEL = dg.AssetKey(["tiny", "trained_model"])
+FAILURE, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS
+STARTED = dg.DagsterRunStatus.STARTED
+
+
+@dg.job
+def tiny_training() -> None: ...
+
+
+@dg.job
+def other_training() -> None: ...
+
+
+@dg.asset(key=MODEL)
+def model() -> None: ...
+
+
+@dg.asset(key=["other", "trained_model"])
+def other_model() -> None: ...
+
+
+ASSET_PAGE = dg.Definitions(assets=[model, other_model]).resolve_implicit_global_asset_job_def()
+"""The job of which Dagster's asset pages launch a part."""
+
+
+@pytest.fixture
+def dagster() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+def new_run(
+    dagster: dg.DagsterInstance,
+    *,
+    status: dg.DagsterRunStatus = STARTED,
+    tries: dg.DagsterRun | None = None,
+    tags: Mapping[str, str] | None = None,
+    partition: str = "1",
+    job: dg.JobDefinition = tiny_training,
+    asset: dg.AssetKey | None = None,
+) -> dg.DagsterRun:
+    """A run as Dagster makes it; one that tries another again gets that one's tags, too.
+
+    See `create_reexecuted_run` in Dagster's _core/instance/runs/run_domain.py.
+    """
+    inherited = dagster_tags(dagster, tries) if tries else {}
+    run = dagster.create_run_for_job(
+        job,
+        tags={**inherited, "dagster/partition": partition, **(tags or {})},
+        parent_run_id=tries.run_id if tries else None,
+        root_run_id=(tries.root_run_id or tries.run_id) if tries else None,
+        asset_selection={asset} if asset else None,
+    )
+    if status != dg.DagsterRunStatus.NOT_STARTED:
+        report(dagster, run, DagsterEventType.RUN_START)
+    end = {FAILURE: DagsterEventType.RUN_FAILURE, SUCCESS: DagsterEventType.RUN_SUCCESS}.get(status)
+    if end:
+        report(dagster, run, end)
+    return run
+
+
+def report(dagster: dg.DagsterInstance, run: dg.DagsterRun, event: DagsterEventType) -> None:
+    dagster.report_dagster_event(DagsterEvent(event_type_value=event.value, job_name=run.job_name), run.run_id)
+
+
+def dagster_tags(dagster: dg.DagsterInstance, run: dg.DagsterRun) -> Mapping[str, str]:
+    known = dagster.get_run_by_id(run.run_id)
+    assert known is not None
+    return known.tags
+
+
+def seen_from(dagster: dg.DagsterInstance, run: dg.DagsterRun) -> ThisRun:
+    """As one of its steps sees it."""
+    context = SimpleNamespace(
+        instance=dagster,
+        assets_def=SimpleNamespace(key=MODEL),
+        partition_key=run.tags["dagster/partition"],
+        run_id=run.run_id,
+        run=run,
+    )
+    return ThisRun(cast(Any, context))
+
+
+def test_a_run_that_tries_no_other_again_is_its_own_root(dagster: dg.DagsterInstance) -> None:
+    run = new_run(dagster)
+    this = seen_from(dagster, run)
+    assert (this.run_id, this.root_run_id, this.trained_before) == (run.run_id, run.run_id, None)
+
+
+def test_what_a_run_trained_is_known_to_every_retry_of_it_and_all_have_the_first_as_their_root(
+    dagster: dg.DagsterInstance,
+) -> None:
+    first = new_run(dagster, status=FAILURE)
+    second = new_run(dagster, tries=first)
+    seen_from(dagster, second).trained("mlflow-2")
+    report(dagster, second, DagsterEventType.RUN_FAILURE)
+    third = new_run(dagster, tries=second, status=FAILURE)
+    fourth = new_run(dagster, tries=third)
+    assert seen_from(dagster, second).root_run_id == first.run_id
+    for retry in (third, fourth):
+        this = seen_from(dagster, retry)
+        assert (this.root_run_id, this.trained_before) == (first.run_id, "mlflow-2")
+
+
+def test_a_retry_of_runs_that_never_saw_a_training_end_knows_of_none(dagster: dg.DagsterInstance) -> None:
+    first = new_run(dagster, status=FAILURE)
+    second = new_run(dagster, tries=first, status=FAILURE)
+    this = seen_from(dagster, new_run(dagster, tries=second))
+    assert (this.root_run_id, this.trained_before) == (first.run_id, None)
+
+
+def test_executing_a_success_again_is_a_training_of_its_own_whatever_tags_dagster_copies(
+    dagster: dg.DagsterInstance,
+) -> None:
+    success = new_run(dagster, status=SUCCESS, tags={TRAINED_TAG: "mlflow-1"})
+    again = new_run(dagster, tries=success)
+    assert again.tags[TRAINED_TAG] == "mlflow-1"
+    assert again.root_run_id == success.run_id
+    this = seen_from(dagster, again)
+    assert (this.root_run_id, this.trained_before) == (again.run_id, None)
+
+
+def test_a_retry_of_a_second_training_does_not_take_the_first_ones_model_for_its_own(
+    dagster: dg.DagsterInstance,
+) -> None:
+    success = new_run(dagster, status=SUCCESS, tags={TRAINED_TAG: "mlflow-1"})
+    again = new_run(dagster, tries=success, status=FAILURE)
+    retry = new_run(dagster, tries=again)
+    this = seen_from(dagster, retry)
+    assert (this.root_run_id, this.trained_before) == (again.run_id, None)
+    this.trained("mlflow-2")
+    report(dagster, retry, DagsterEventType.RUN_FAILURE)
+    assert seen_from(dagster, new_run(dagster, tries=retry)).trained_before == "mlflow-2"
+
+
+def test_a_run_is_live_until_it_ends_and_nobody_knows_of_one_that_dagster_never_had(
+    dagster: dg.DagsterInstance,
+) -> None:
+    run = new_run(dagster)
+    this = seen_from(dagster, run)
+    waiting = new_run(dagster, status=dg.DagsterRunStatus.NOT_STARTED)
+    assert this.is_live(run.run_id) is True
+    assert this.is_live(waiting.run_id) is True
+    assert this.is_live(new_run(dagster, status=FAILURE).run_id) is False
+    assert this.is_live(new_run(dagster, status=SUCCESS).run_id) is False
+    assert this.is_live("of another Dagster") is None
+    report(dagster, run, DagsterEventType.RUN_CANCELING)
+    assert this.is_live(run.run_id) is True
+    report(dagster, run, DagsterEventType.RUN_CANCELED)
+    assert this.is_live(run.run_id) is False
+
+
+@pytest.mark.parametrize(
+    ("job", "asset"), [(tiny_training, None), (ASSET_PAGE, MODEL)], ids=["run of the job", "asset page"]
+)
+def test_a_run_that_began_this_build_before_us_and_is_still_at_it_is_our_rival(
+    dagster: dg.DagsterInstance, job: dg.JobDefinition, asset: dg.AssetKey | None
+) -> None:
+    first = new_run(dagster, job=job, asset=asset)
+    second, third = new_run(dagster), new_run(dagster)
+    assert seen_from(dagster, first).rival() is None
+    assert seen_from(dagster, second).rival() == first.run_id
+    assert seen_from(dagster, third).rival() == first.run_id
+    report(dagster, first, DagsterEventType.RUN_FAILURE)
+    assert seen_from(dagster, second).rival() is None
+    assert seen_from(dagster, third).rival() == second.run_id
+
+
+def test_whoever_trains_another_build_or_has_ended_or_makes_something_else_is_no_rival(
+    dagster: dg.DagsterInstance,
+) -> None:
+    new_run(dagster, partition="2")
+    new_run(dagster, status=FAILURE)
+    new_run(dagster, status=SUCCESS)
+    new_run(dagster, status=dg.DagsterRunStatus.NOT_STARTED)
+    new_run(dagster, job=other_training)
+    new_run(dagster, job=ASSET_PAGE, asset=other_model.key)
+    assert seen_from(dagster, new_run(dagster)).rival() is None
