@@ -19,6 +19,8 @@ import requests
 import tenacity
 
 from orchestrator.errors import DagsterDown, SettingsError
+from orchestrator.settings import Settings
+from orchestrator.settings_groups import QueueSettings
 from orchestrator.signals import undisturbed
 
 START_SECONDS = 120.0
@@ -217,12 +219,8 @@ def max_instances() -> int | None:
     Raises:
         SettingsError: it is not a whole number above 0.
     """
-    text = os.environ.get("MAX_INSTANCES") or dotenv.dotenv_values(".env").get("MAX_INSTANCES")
-    if not text:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise SettingsError(f"MAX_INSTANCES={text!r} is wrong: write a whole number above 0")
-    return int(text)
+    file = dotenv.dotenv_values(".env")
+    return Settings(lookup=lambda name: os.environ.get(name) or file.get(name)).read(QueueSettings).max_instances
 
 
 def limit_instances(url: str, limit: int) -> None:

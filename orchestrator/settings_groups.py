@@ -244,7 +244,8 @@ class QueueSettings(SettingsGroup):
     max_instances: int | None = setting(
         "MAX_INSTANCES",
         "most instances at once, set when `orchestrator serve` starts; while it runs it can be changed in the UI "
-        "(Deployment > Concurrency > training_instances); default: dagster.yaml's default_limit",
+        "(Deployment > Concurrency > training_instances); default: dagster.yaml's default_limit. "
+        "Its max_concurrent_runs bounds all runs, these too",
         None,
         ge=1,
     )

@@ -150,7 +150,7 @@ def test_each_kind_of_key_logs_in_and_each_kind_of_host_key_is_verified(sshd: Ss
     assert (answer.exit_status, len(answer.stdout), answer.stderr) == (3, 300_000, b"a  'b'\n$(id)\n")
 
 
-def test_another_host_key_is_refused(sshd: Sshd, tmp_path: Path) -> None:
+def test_another_host_key_is_refused(sshd: Sshd) -> None:
     other = sshd.generate("another", "ed25519").with_suffix(".pub").read_text()
     settings = SshSettings(user=sshd.user, port=sshd.port, key_path=sshd.keys["rsa"])
     with Ssh(settings, address="127.0.0.1", host_key=other) as ssh, pytest.raises(HostKeyMismatch):

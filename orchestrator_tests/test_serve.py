@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SettingsError
-from orchestrator.serve import dagster_home, is_loopback, prepare_home, project_file, require_free
+from orchestrator.serve import dagster_home, is_loopback, max_instances, prepare_home, project_file, require_free
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -78,3 +78,20 @@ def test_a_port_counts_as_taken_only_while_somebody_listens() -> None:
 def test_a_host_that_is_not_ours_is_explained() -> None:
     with pytest.raises(SettingsError, match=r"cannot listen on port 3000 of 192\.0\.2\.1: .* --port or --host"):
         require_free("192.0.2.1", 3000)
+
+
+@pytest.mark.parametrize("wrong", ["0", "many", "2.5"])
+def test_a_limit_of_instances_that_is_none_is_refused_before_anything_starts(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAX_INSTANCES", wrong)
+    with pytest.raises(SettingsError, match=f"MAX_INSTANCES='{wrong}' is wrong"):
+        max_instances()
+
+
+def test_the_limit_of_instances_may_stand_in_the_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MAX_INSTANCES", raising=False)
+    assert max_instances() is None
+    (tmp_path / ".env").write_text("MAX_INSTANCES=7\n")
+    assert max_instances() == 7

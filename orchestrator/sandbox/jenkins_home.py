@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-RESULTS = ("SUCCESS", "UNSTABLE", "FAILURE", "NOT_BUILT", "ABORTED")
 BY_PUSH = "Started by an SCM change"
 
 
