@@ -30,7 +30,7 @@ from orchestrator.settings_groups import (
     per_pipeline,
 )
 
-PASSWORD_IN_ADDRESS = re.compile(r"://[^/?#@:]*:[^/?#]*@")
+PASSWORD_IN_ADDRESS = re.compile(r"""://[^/?#@:\s"']*:[^/?#\s"']*@""")
 """As in https://user:password@host."""
 
 SETTINGS_METADATA = "orchestrator/settings"

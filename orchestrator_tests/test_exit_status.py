@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import BuildBusy, TrainingFailed
+from orchestrator.resources.ec2 import Ec2
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.test_attempt import gone, provisioned
 from orchestrator_tests.waiting import until
@@ -94,6 +95,45 @@ def test_an_instance_that_goes_after_its_script_has_finished_itself_leaves_one_f
     assert world.mlflow.run(first.mlflow_run).status == "KILLED"
     assert attempt.finished().run.id == trained
     attempt.close()
+
+
+def test_an_attempt_that_wakes_up_late_leaves_its_successors_finished_run_as_it_is(world: World) -> None:
+    program = world.script("quick", "#!/bin/sh\nexit 0\n")
+    frozen_run = ThisRun("run-605a")
+    frozen = world.attempt(605, run=frozen_run, settings=program)
+    left = provisioned(frozen)
+    successor = world.attempt(605, run=ThisRun("run-605b", root_run_id="run-605a"), settings=program)
+    assert successor.train() == left.mlflow_run
+    successor.terminate()
+    assert successor.finished().run.status == "FINISHED"
+
+    frozen_run.over = True
+    with pytest.raises(BuildBusy, match=r"run-605a is over by Dagster's books"):
+        frozen.train()
+    frozen.close()
+    assert world.mlflow.run(left.mlflow_run).status == "FINISHED"
+
+
+def test_a_cancel_while_what_was_trained_before_is_cleaned_up_does_not_undo_the_training(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = world.script("quick", "#!/bin/sh\nexit 0\n")
+    trained = world.attempt(606, run=ThisRun("run-606a"), settings=program).train()  # and dies, with its instance there
+    world.mlflow.finish(trained, "FINISHED")
+    retry = world.attempt(606, run=ThisRun("run-606b", "run-606a", trained_before=trained), settings=program)
+    assert retry.provision() is None
+    terminate = Ec2.terminate
+
+    def cancelled(ec2: Ec2, instance_id: str) -> str | None:
+        monkeypatch.setattr(Ec2, "terminate", terminate)
+        raise KeyboardInterrupt("cancelled")
+
+    monkeypatch.setattr(Ec2, "terminate", cancelled)
+    with pytest.raises(KeyboardInterrupt):
+        retry.terminate()
+    retry.close()
+    assert world.ec2.find(pipeline="tiny", partition="606") is None
+    assert world.mlflow.run(trained).status == "FINISHED"
 
 
 def test_a_run_that_dagster_holds_for_over_launches_nothing(world: World) -> None:

@@ -142,6 +142,8 @@ def test_a_password_in_an_address_in_a_committed_file_is_refused_and_not_repeate
         Settings(pipeline="churn", values={"MLFLOW_TRACKING_URI": "https://bob:hunter22@mlflow.example.com"})
     assert "hunter22" not in str(refused.value)
     Settings(pipeline="churn", values={"MLPROJECT_URI": "ssh://git@example.com:2222/team/churn.git"})
+    addresses = '{"endpoint": "http://feast:6566", "owner": "ml@example.com"}'
+    Settings(pipeline="churn", values={"MLPROJECT_PARAMETERS": addresses})
 
 
 @pytest.mark.parametrize("name", ["MAX_INSTANCES", "JANITOR_DRY_RUN"])

@@ -9,6 +9,7 @@ from typing import Any, cast
 import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
 from orchestrator.pipeline.lease import TRAINED_TAG
 from orchestrator.pipeline.this_run import ThisRun
@@ -58,7 +59,9 @@ def new_run(
 
     See `create_reexecuted_run` in Dagster's _core/instance/runs/run_domain.py.
     """
-    inherited = dagster_tags(dagster, tries) if tries else {}
+    inherited = dict(dagster_tags(dagster, tries)) if tries else {}
+    if tries:
+        inherited |= {PARENT_RUN_ID_TAG: tries.run_id, ROOT_RUN_ID_TAG: tries.root_run_id or tries.run_id}
     run = dagster.create_run_for_job(
         job,
         tags={**inherited, "dagster/partition": partition, **(tags or {})},
@@ -146,6 +149,37 @@ def test_a_retry_of_a_second_training_does_not_take_the_first_ones_model_for_its
     this.trained("mlflow-2")
     report(dagster, retry, DagsterEventType.RUN_FAILURE)
     assert seen_from(dagster, new_run(dagster, tries=retry)).trained_before == "mlflow-2"
+
+
+def test_executing_a_failure_again_whose_retry_has_trained_knows_of_that_training(dagster: dg.DagsterInstance) -> None:
+    first = new_run(dagster, status=FAILURE)
+    retry = new_run(dagster, tries=first)
+    seen_from(dagster, retry).trained("mlflow-2")
+    report(dagster, retry, DagsterEventType.RUN_SUCCESS)
+    another = new_run(dagster, tries=retry)
+    seen_from(dagster, another).trained("mlflow-3")
+    report(dagster, another, DagsterEventType.RUN_SUCCESS)
+    this = seen_from(dagster, new_run(dagster, tries=first))
+    assert this.root_run_id == first.run_id
+    assert this.trained_before == "mlflow-2", "mlflow-3 is a training of its own"
+
+
+def test_that_a_training_exited_0_is_kept_when_the_database_is_away_for_a_moment(
+    dagster: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(dagster)
+    this = seen_from(dagster, run)
+    away = [ConnectionError("the database is restarting")] * 2
+    really = dagster.add_run_tags
+
+    def add_run_tags(run_id: str, tags: dict[str, str]) -> None:
+        if away:
+            raise away.pop()
+        really(run_id, tags)
+
+    monkeypatch.setattr(dagster, "add_run_tags", add_run_tags)
+    this.trained("mlflow-1")
+    assert dagster_tags(dagster, run)[TRAINED_TAG] == "mlflow-1"
 
 
 def test_a_run_is_live_until_it_ends_and_nobody_knows_of_one_that_dagster_never_had(

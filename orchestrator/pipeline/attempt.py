@@ -140,6 +140,7 @@ class Attempt:
         if rival := self._run.rival():
             raise self._busy(rival)
         if self._tracked.already_trained():
+            self._trained = True
             return None
         self._open = True
         try:

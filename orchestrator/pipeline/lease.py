@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+
+import dagster as dg
 
 LEASE = timedelta(seconds=100)
 """How long a lease lasts: two renewals may fail, and what a dead attempt left is looked after within 3 minutes."""
@@ -23,6 +25,18 @@ RUN_TAG = "orchestrator/lease-until"
 
 TRAINED_TAG = "orchestrator/trained"
 """The tag of a Dagster run that saw the training process exit 0: the ID of the MLflow run that it filled."""
+
+
+_tagging = threading.Lock()
+
+
+def tag_run(instance: dg.DagsterInstance, run_id: str, tags: Mapping[str, str]) -> None:
+    """Add tags to a Dagster run.
+
+    Dagster reads all tags of a run and writes them back: two threads of ours at once would undo each other's.
+    """
+    with _tagging:
+        instance.add_run_tags(run_id, dict(tags))
 
 
 def until(now: datetime | None = None) -> datetime:

@@ -49,7 +49,7 @@ class TrainingAttempts(dg.ConfigurableResource):  # type: ignore[type-arg]
         cancellation = Cancellation(status=status, ending=ending)
 
         def renew() -> None:
-            instance.add_run_tags(run.run_id, {RUN_TAG: timestamp(lease.until())})
+            lease.tag_run(instance, run.run_id, {RUN_TAG: timestamp(lease.until())})
             cancellation.look()
 
         with lease.renewed(renew, log=log, every_seconds=lease.RENEW_SECONDS):

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import dagster as dg
+import tenacity
+from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
-from orchestrator.pipeline.lease import TRAINED_TAG
+from orchestrator.pipeline.lease import TRAINED_TAG, tag_run
+
+PATIENCE_SECONDS = 75.0
+"""How long Dagster's database may be away when a training ends."""
 
 
 def job_name(pipeline: str) -> str:
@@ -29,8 +34,17 @@ class ThisRun:
         # the tags of all of these, unless one has trained itself. This run has just begun: its own tag is a copy.
         success = self._parent(tried[-1])
         copied = success.tags.get(TRAINED_TAG) if success else None
-        trained = (run.tags.get(TRAINED_TAG) for run in tried[1:])
+        trained = (run.tags.get(TRAINED_TAG) for run in (*self._siblings(context.run), *tried[1:]))
         self.trained_before = next((mlflow_run for mlflow_run in trained if mlflow_run not in (None, copied)), None)
+
+    def _siblings(self, run: dg.DagsterRun) -> Iterator[dg.DagsterRun]:
+        """All other runs that try the same one again, newest first: an automatic retry of it may have trained."""
+        if run.root_run_id is None:
+            return
+        for other in self._instance.get_runs(dg.RunsFilter(tags={ROOT_RUN_ID_TAG: run.root_run_id})):
+            *_, root = self._tried(other)
+            if other.run_id != self.run_id and root.run_id == self.root_run_id:
+                yield other
 
     def _tried(self, run: dg.DagsterRun) -> Iterator[dg.DagsterRun]:
         """The run, and those that it tries again; re-executing a success is a training of its own."""
@@ -42,8 +56,18 @@ class ThisRun:
         return self._instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
 
     def trained(self, mlflow_run: str) -> None:
-        """Keep, where an MLflow that is away does not matter, that the training process exited 0."""
-        self._instance.add_run_tags(self.run_id, {TRAINED_TAG: mlflow_run})
+        """Keep, where an MLflow that is away does not matter, that the training process exited 0.
+
+        It is the only proof of that once the instance is gone; so a database that is away for a while is waited for.
+        """
+        for attempt in tenacity.Retrying(
+            stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
+            wait=tenacity.wait_exponential(multiplier=0.5, max=10),
+            retry=tenacity.retry_if_exception_type(Exception),  # Dagster's storage raises what its driver does
+            reraise=True,
+        ):
+            with attempt:
+                tag_run(self._instance, self.run_id, {TRAINED_TAG: mlflow_run})
 
     def is_live(self, run_id: str) -> bool | None:
         """Whether this run is queued, starting or under way; None when Dagster does not know it."""

@@ -51,6 +51,7 @@ class TrackedRun:
         self._trained = trained
         self.log = log
         self._id: str | None = None
+        self._usual_patience = mlflow.patience_seconds
         if root_run != dagster_run:  # a training may be under way: it is not given up for an MLflow that comes back
             mlflow.patience_seconds = max(mlflow.patience_seconds, settings.patience_minutes * 60)
 
@@ -110,6 +111,7 @@ class TrackedRun:
                 ),
             )
             self._id = run.id
+            self._mlflow.patience_seconds = self._usual_patience  # no training of an earlier attempt is at stake
             self.log.info(f"MLflow run {run.id}: {self._mlflow.run_url(run)}")
         return self._id
 
@@ -135,6 +137,7 @@ class TrackedRun:
         """Keep what the instance cost; an MLflow that is away gets it when the training is recorded."""
         if self._id is None:
             return
+        self._mlflow.patience_seconds = self._usual_patience
         try:
             self._mlflow.set_tags(self._id, usage.tags())
         except MlflowError as error:
@@ -146,7 +149,7 @@ class TrackedRun:
         self._id = None
 
     def close(self, status: FinalStatus, *, reason: str) -> None:
-        """Close the run, if there is one, without waiting long for MLflow.
+        """Close the run, if there is one and it is still this attempt's, without waiting long for MLflow.
 
         Args:
             status: FAILED for a training that failed and KILLED for one that was stopped, whatever it said of
@@ -158,8 +161,13 @@ class TrackedRun:
         usual = self._mlflow.patience_seconds
         self._mlflow.patience_seconds = min(usual, CLOSING_PATIENCE_SECONDS)
         try:
-            if status != "FINISHED" or not self._mlflow.run(self._id).ended:
-                self._mlflow.finish(self._id, status, reason=reason)
+            run = self._mlflow.run(self._id)
+            if run.tags.get("dagster_run_id") != self._dagster_run:
+                self.log.info(
+                    f"MLflow run {run.id} is left to Dagster run {run.tags.get('dagster_run_id')}, which has it"
+                )
+            elif status != "FINISHED" or not run.ended:
+                self._mlflow.finish(run.id, status, reason=reason)
         except MlflowError as error:
             self.log.warning(f"MLflow run {self._id} is not closed; if it is RUNNING, the janitor closes it: {error}")
         finally:
