@@ -14,6 +14,8 @@ from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.test_attempt import gone, provisioned
 from orchestrator_tests.waiting import until
 
+pytestmark = pytest.mark.services
+
 PRAISES_ITSELF = '''#!{python} -ISu
 """As a script whose `with mlflow.start_run():` ends before its work does."""
 
