@@ -18,20 +18,10 @@ from orchestrator.remote.job import job_file
 from orchestrator.remote.masking import Masker
 from orchestrator.resources.jenkins_build import Build
 from orchestrator.settings import PipelineSettings, Settings
+from orchestrator_tests.test_settings import COMPLETE
 
-TOKEN = "ghp_16C7e42F292c6912E7"
-ENVIRONMENT = {
-    "JENKINS_URL": "https://jenkins.example.com/",
-    "JENKINS_USER": "ci",
-    "JENKINS_TOKEN": "11aa22bb33",
-    "JENKINS_JOB_NAME": "team/iris",
-    "AMI_ID": "ami-1",
-    "KEY_PAIR_NAME": "key",
-    "KEY_PATH": "/keys/key.pem",
-    "SECURITY_GROUP_ID": "sg-1",
-    "MLFLOW_TRACKING_URI": "https://mlflow.example.com",
-    "MLFLOW_EXPERIMENT_ID": "7",
-}
+TOKEN = "not-to-be-shown"
+ENVIRONMENT = {**COMPLETE, "JENKINS_JOB_NAME": "team/iris"}
 BUILD = Build(
     number=7,
     timestamp=1_700_000_000_000,

@@ -22,14 +22,15 @@ IGNORES_TERM = (
     "import signal; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); signal.alarm(300); signal.pause()"
 )
 PARENT = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from orchestrator.sandbox.process import ChildProcess
 here = Path(sys.argv[1])
 child = ChildProcess(["sh", "-c", "setsid sleep 300 & echo $! > daemon.pid; sleep 300"],
                      name="it", log=here / "log", cwd=here)
 (here / "program.pid").write_text(str(child.pid))
-time.sleep(300)
+signal.alarm(300)
+signal.pause()
 """
 
 

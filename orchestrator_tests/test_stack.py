@@ -53,7 +53,9 @@ COMMITS = {
         "MLproject": LIGHT,
         "train.py": "import sys\nprint('reading the data')\nprint('there is none', file=sys.stderr)\nsys.exit(1)\n",
     },
-    "endless": {"train.py": "import time\nprint('this takes a while', flush=True)\ntime.sleep(3600)\n"},
+    "endless": {
+        "train.py": "import signal\nprint('this takes a while', flush=True)\nsignal.alarm(3600)\nsignal.pause()\n"
+    },
     "light": {"train.py": LOGS_A_METRIC},
 }
 """Commits after the example itself: name → files. The last one is trained by the sensor, the others are the past."""
