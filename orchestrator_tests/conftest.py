@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from orchestrator.sandbox.git import GitRemote
 from orchestrator.sandbox.mlflow import MlflowServer
 from orchestrator_tests.attempts import PROJECT, World
 from orchestrator_tests.follower import Follower
+from orchestrator_tests.gate import Gate
 from orchestrator_tests.ssh_server import SshHost
 
 
@@ -38,6 +40,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer)
         yield World(git, ec2, mlflow_server, directory)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    with Gate(tmp_path / "gate") as gate:
+        yield gate
 
 
 @pytest.fixture

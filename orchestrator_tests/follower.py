@@ -13,6 +13,7 @@ import psutil
 from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
 from orchestrator.resources.ssh import Ssh
+from orchestrator_tests.gate import PASS_IN_SHELL
 from orchestrator_tests.ssh_server import SshHost
 
 SILENCE = 4.0
@@ -103,4 +104,4 @@ def shell(*lines: str) -> Sequence[str]:
     return ("sh", "-c", "\n".join(lines))
 
 
-GATED = shell("echo before", 'until [ -e "$GATE" ]; do sleep 0.05; done', "echo after", "exit 5")
+GATED = shell("echo before", PASS_IN_SHELL, "echo after", "exit 5")

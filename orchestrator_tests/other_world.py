@@ -18,6 +18,7 @@ import requests
 from orchestrator.sandbox.dagster_api import DagsterApi
 from orchestrator.sandbox.dagster_runs import Run
 from orchestrator.sandbox.process import ChildProcess, free_port
+from orchestrator_tests.gate import Gate
 from orchestrator_tests.other_ec2 import OtherEc2
 from orchestrator_tests.other_jenkins import OtherBuild, OtherJenkins
 from orchestrator_tests.other_login import Login
@@ -33,9 +34,9 @@ END_SECONDS = 180
 
 MLPROJECT = "name: recommender\nentry_points:\n  main:\n    command: python train.py\n"
 
-# Logs STEPS steps; behind the second one it waits for the file that the commit names, if it names one.
+# Logs STEPS steps; behind the second one it passes the gate that the commit names, if it names one.
 TRAIN = f"""
-import json, os, pathlib, time, urllib.request
+import fcntl, json, os, pathlib, time, urllib.request
 
 def call(endpoint, **fields):
     url = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/" + endpoint
@@ -46,8 +47,8 @@ gate = pathlib.Path("gate.txt").read_text().strip()
 print("the training begins", flush=True)
 for step in range({STEPS}):
     call("runs/log-metric", key="loss", value=1 / (1 + step), timestamp=int(time.time() * 1000), step=step)
-    while step == 1 and gate and not os.path.exists(gate):
-        time.sleep(0.1)
+    if step == 1 and gate:
+        fcntl.flock(open(gate), fcntl.LOCK_SH)
 call("runs/log-parameter", key="kind", value="other")
 print("the training ends", flush=True)
 """
@@ -116,11 +117,11 @@ class OtherWorld:
 
     # ---- builds
 
-    def commit(self, *, gate: Path | None = None) -> str:
+    def commit(self, *, gate: Gate | None = None) -> str:
         """Commit to the project; return the hash.
 
         Args:
-            gate: a file that the training waits for in its middle.
+            gate: what the training passes in its middle.
         """
         project = self._clone / "models" / "ranking"
         project.mkdir(parents=True, exist_ok=True)
@@ -131,12 +132,12 @@ class OtherWorld:
         self._git("-c", "user.name=Ada", "-c", "user.email=ada@example.com", "commit", "--allow-empty", "-qm", "train")
         return self._git("rev-parse", "HEAD")
 
-    def gate(self) -> Path:
-        """A file that is not there yet."""
+    def gate(self) -> Gate:
+        """A closed gate for a training."""
         self._gates += 1
-        return self.directory / f"gate-{self._gates}"
+        return self._exits.enter_context(Gate(self.directory / f"gate-{self._gates}"))
 
-    def gated_build(self, branch: str = "main") -> tuple[str, Path]:
+    def gated_build(self, branch: str = "main") -> tuple[str, Gate]:
         """Let a build end well whose training waits in its middle; return its partition and its gate."""
         gate = self.gate()
         build = self.jenkins.build(branch, self.commit(gate=gate))

@@ -23,6 +23,7 @@ from orchestrator.sandbox.dagster_api import DagsterApi
 from orchestrator.sandbox.dagster_runs import Run
 from orchestrator.sandbox.stack import JOB, TRAINED_MODEL, Stack
 from orchestrator.serve import limit_instances
+from orchestrator_tests.gate import Gate
 from orchestrator_tests.waiting import until
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ DEADLINE_SECONDS = 600.0
 PROGRAM = '''#!{python} -ISu
 """Fills the run of --run-id, as `mlflow run` would, and passes a gate before its end."""
 
-import json, os, pathlib, sys, time, urllib.request
+import fcntl, json, os, pathlib, sys, time, urllib.request
 
 run = sys.argv[sys.argv.index("--run-id") + 1]
-gate = pathlib.Path({gate!r})
+directory = pathlib.Path({directory!r})
 
 
 def call(endpoint, **fields):
@@ -56,18 +57,16 @@ def call(endpoint, **fields):
 
 
 call("log-metric", key="accuracy", value=1.0, timestamp=time.time_ns() // 1000000)
-(gate / "came" / run).touch()
-while not (gate / "passed" / run).exists():
-    try:
-        os.link(gate / "open", gate / "passed" / run)  # in one with the look whether it is open
-    except FileNotFoundError:
-        time.sleep(0.05)
+(directory / "came" / run).touch()
+with open(directory / "gate") as gate:
+    fcntl.flock(gate, fcntl.LOCK_SH)
+    (directory / "passed" / run).touch()
 call("update", status="FINISHED", end_time=time.time_ns() // 1000000)
 '''
 
 
-class Gate:
-    """Holds all trainings while it is closed, as it is at first; so a full pool stays full for as long as we look.
+class CountingGate(Gate):
+    """Tells who stands before it; while it is closed, a full pool stays full for as long as we look.
 
     Attributes:
         program: the training, in place of `mlflow`.
@@ -78,14 +77,9 @@ class Gate:
         for name in ("came", "passed"):
             (directory / name).mkdir(parents=True)
         self.program = directory / "mlflow"
-        self.program.write_text(PROGRAM.format(python=sys.executable, gate=str(directory)))
+        self.program.write_text(PROGRAM.format(python=sys.executable, directory=str(directory)))
         self.program.chmod(0o755)
-
-    def open(self) -> None:
-        (self._directory / "open").touch()
-
-    def close(self) -> None:
-        (self._directory / "open").unlink()
+        super().__init__(directory / "gate")
 
     def held(self) -> int:
         """How many stand before it; when it is closed, for as long as it is."""
@@ -204,11 +198,15 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    directory = tmp_path_factory.mktemp("backfill")
-    gate = Gate(directory / "gate")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CountingGate]:
+    with CountingGate(tmp_path_factory.mktemp("gate")) as gate:
+        yield gate
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, gate: CountingGate) -> Iterator[Story]:
     settings = {"MAX_INSTANCES": str(LIMIT), "READY_WHEN": "ssh", "MLFLOW_COMMAND": str(gate.program)}
-    with Stack(directory / "stack", settings=settings) as stack:
+    with Stack(tmp_path_factory.mktemp("backfill"), settings=settings) as stack:
         until(lambda: stack.jenkins.builds(JOB) and stack.jenkins.idle(), seconds=DEADLINE_SECONDS, every=0.2)
         while len(stack.jenkins.builds(JOB)) < PAST + 1:
             stack.jenkins.add_build(JOB, commit=stack.git.head())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import BuildBusy, TrainingFailed
 from orchestrator.resources.ec2 import Ec2
 from orchestrator_tests.attempts import ThisRun, World
+from orchestrator_tests.gate import Gate
 from orchestrator_tests.test_attempt import gone, provisioned
 from orchestrator_tests.waiting import until
 
@@ -19,28 +19,27 @@ pytestmark = pytest.mark.services
 PRAISES_ITSELF = '''#!{python} -ISu
 """As a script whose `with mlflow.start_run():` ends before its work does."""
 
-import json, os, pathlib, sys, time, urllib.request
+import fcntl, json, os, sys, time, urllib.request
 
 run = sys.argv[sys.argv.index("--run-id") + 1]
 url = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/runs/update"
 data = json.dumps(dict(run_id=run, status="FINISHED", end_time=time.time_ns() // 1000000)).encode()
 urllib.request.urlopen(urllib.request.Request(url, data, {{"Content-Type": "application/json"}}), timeout=60)
 print("says it is finished")
-while not pathlib.Path({gate!r}).exists():
-    time.sleep(0.05)
-sys.exit(pathlib.Path({gate!r}).read_text() or 0)
+with open({gate!r}) as gate:
+    fcntl.flock(gate, fcntl.LOCK_SH)
+    sys.exit(gate.read() or 0)
 '''
 
 
-def praising_itself(world: World, gate: Path) -> dict[str, str]:
-    """A training that is FINISHED by its own account, and ends as the file ``gate`` says when that is there."""
+def praising_itself(world: World, gate: Gate) -> dict[str, str]:
+    """A training that is FINISHED by its own account, and ends as is written at the gate, behind it."""
     return world.script("praises", PRAISES_ITSELF.format(python=sys.executable, gate=str(gate)))
 
 
 def test_a_training_that_calls_itself_finished_is_followed_to_its_end_by_the_next_attempt(
-    world: World, tmp_path: Path
+    world: World, gate: Gate
 ) -> None:
-    gate = tmp_path / "gate"
     program = praising_itself(world, gate)
     dead = world.attempt(601, run=ThisRun("run-601a", live={"run-601b"}), settings=program)
     left = provisioned(dead)
@@ -49,7 +48,8 @@ def test_a_training_that_calls_itself_finished_is_followed_to_its_end_by_the_nex
         until(lambda: world.mlflow.run(left.mlflow_run).status == "FINISHED", seconds=60)
         retry = world.attempt(601, run=ThisRun("run-601b", root_run_id="run-601a"), settings=program)
         assert provisioned(retry).id == left.id
-        gate.write_text("the export failed")
+        gate.path.write_text("the export failed")
+        gate.open()
         with pytest.raises(TrainingFailed, match="the export failed"):
             retry.train()
         with pytest.raises(TrainingFailed):
@@ -58,9 +58,9 @@ def test_a_training_that_calls_itself_finished_is_followed_to_its_end_by_the_nex
     assert gone(world, left.id)
 
 
-def test_a_training_whose_exit_nobody_saw_is_not_taken_for_a_success(world: World, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    gate.write_text("the export failed")
+def test_a_training_whose_exit_nobody_saw_is_not_taken_for_a_success(world: World, gate: Gate) -> None:
+    gate.path.write_text("the export failed")
+    gate.open()
     program = praising_itself(world, gate)
     dead = world.attempt(602, run=ThisRun("run-602a"), settings=program)
     left = provisioned(dead)
@@ -68,7 +68,7 @@ def test_a_training_whose_exit_nobody_saw_is_not_taken_for_a_success(world: Worl
         dead.train()
     world.mlflow.finish(left.mlflow_run, "FINISHED")  # as it is when MLflow was away while it was closed as FAILED
 
-    gate.write_text("")
+    gate.path.write_text("")
     retry = world.attempt(602, run=ThisRun("run-602b", root_run_id="run-602a"), settings=program)
     trained = retry.train()
     assert trained != left.mlflow_run
@@ -79,14 +79,15 @@ def test_a_training_whose_exit_nobody_saw_is_not_taken_for_a_success(world: Worl
 
 
 def test_an_instance_that_goes_after_its_script_has_finished_itself_leaves_one_finished_run(
-    world: World, tmp_path: Path
+    world: World, gate: Gate
 ) -> None:
-    gate = tmp_path / "gate"
+    taken: list[str] = []
 
     def take_it_away(_: str) -> None:
-        if not gate.exists():
+        if not taken:
             world.ec2_server.terminate_from_outside(first.id)
-            gate.write_text("")
+            taken.append(first.id)
+            gate.open()
 
     program = praising_itself(world, gate)
     attempt = world.attempt(603, run=ThisRun("run-603"), settings=program, write=take_it_away)

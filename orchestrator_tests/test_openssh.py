@@ -23,6 +23,7 @@ from orchestrator.remote.training import RemoteTraining
 from orchestrator.resources import ssh as ssh_module
 from orchestrator.resources.ssh import Ssh
 from orchestrator.settings_groups import SshSettings
+from orchestrator_tests.gate import PASS_IN_SHELL, Gate
 from orchestrator_tests.waiting import until
 
 pytestmark = pytest.mark.services
@@ -112,7 +113,6 @@ class Run:
     def __init__(self, sshd: Sshd) -> None:
         self.run_id = f"test-{uuid.uuid4().hex}"
         self.directory = sshd.home / ".orchestrator" / self.run_id
-        self.gate = self.directory / "gate"
         self.ssh = sshd.connection()
         self.training = RemoteTraining(self.ssh, self.run_id, silence_seconds=10)
         self.said: list[str] = []
@@ -172,8 +172,8 @@ def test_arguments_environment_and_exit_status_come_through(run: Run) -> None:
     assert run.text == ascii([nasty, "$(id)\n'"])
 
 
-def test_a_killed_sshd_session_changes_nothing_but_a_log_line(sshd: Sshd, run: Run) -> None:
-    script = 'echo before; until [ -e "$GATE" ]; do sleep 0.05; done; echo after; exit 5'
+def test_a_killed_sshd_session_changes_nothing_but_a_log_line(sshd: Sshd, run: Run, gate: Gate) -> None:
+    script = f"echo before; {PASS_IN_SHELL}; echo after; exit 5"
 
     def write(text: str) -> None:
         run.said.append(text)
@@ -184,9 +184,9 @@ def test_a_killed_sshd_session_changes_nothing_but_a_log_line(sshd: Sshd, run: R
     def on_event(text: str) -> None:
         run.events.append(text)
         if "connected again" in text:
-            run.gate.touch()
+            gate.open()
 
-    run.start("sh", "-c", script, GATE=str(run.gate))
+    run.start("sh", "-c", script, GATE=str(gate))
     outcome = run.training.follow(write, on_event=on_event)
     assert (outcome.kind, outcome.status) == ("exited", 5)
     assert run.text == "before\nafter\n"

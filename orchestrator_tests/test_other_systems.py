@@ -75,7 +75,7 @@ def test_a_killed_sshd_session_changes_nothing_but_a_log_line(world: OtherWorld)
     for session in sessions:
         session.kill()
     world.hears(run_id, "connected again")
-    gate.touch()
+    gate.open()
     assert world.ended(run_id).status == "SUCCESS", world.dagster.failure(run_id)
     (mlflow_run,) = world.mlflow_runs(partition)
     assert (mlflow_run["info"]["run_id"], mlflow_run["info"]["status"]) == (mlflow_run_id, "FINISHED")
@@ -113,7 +113,7 @@ def test_after_a_kill_the_retry_adopts_instance_and_training(world: OtherWorld, 
 
     retry = until(retried, seconds=RECOVERY_SECONDS, every=1) or ""
     world.hears(retry, "under way already")
-    gate.touch()
+    gate.open()
     assert world.ended(retry).status == "SUCCESS", world.dagster.failure(retry)
     assert world.dagster.run(first).status == "FAILURE"
     (mlflow_run,) = world.mlflow_runs(partition)

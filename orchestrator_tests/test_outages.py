@@ -23,6 +23,7 @@ from orchestrator.sandbox.chaos_proxy import PAGE, Answer, Proxy, Request, Toll,
 from orchestrator.settings_groups import MachineSettings, MlflowSettings, SshSettings
 from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World
+from orchestrator_tests.gate import PASS_IN_SHELL, Gate
 from orchestrator_tests.test_attempt import gone, provisioned
 
 pytestmark = pytest.mark.services
@@ -131,9 +132,17 @@ def outages(monkeypatch: pytest.MonkeyPatch) -> Outages:
 class Breakable(Ssh):
     """A connection that a test can break."""
 
-    def break_off(self) -> None:
-        """Break it now; it can be opened again."""
+    _behind: Gate | None = None
+
+    def break_off(self, *, behind: Gate) -> None:
+        """Break it now; when it is there again, the gate is opened."""
+        self._behind = behind
         self._hang_up()
+
+    def connect(self, *, deadline_seconds: float) -> None:
+        super().connect(deadline_seconds=deadline_seconds)
+        if self._behind:
+            self._behind.open()
 
 
 def test_whoever_is_asked_is_waited_for_longer_than_a_minute() -> None:
@@ -206,7 +215,7 @@ def test_nobody_listening_at_the_beginning_of_any_step_only_delays_it(
 
 
 def test_a_connection_that_breaks_while_aws_is_away_does_not_end_the_training(
-    world: World, aws_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    world: World, aws_proxy: Proxy, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connections: list[Breakable] = []
     away = ExitStack()
@@ -219,10 +228,10 @@ def test_a_connection_that_breaks_while_aws_is_away_does_not_end_the_training(
     def break_it(_: str) -> None:
         if not tolls:
             tolls.append(away.enter_context(aws_proxy.weather(Weather.REFUSING)))
-            connections[-1].break_off()
+            connections[-1].break_off(behind=gate)
 
     monkeypatch.setattr(attempts, "Ssh", connect)
-    program = world.script("begins", "#!/bin/sh\necho begun\n")
+    program = world.script("gated", f"#!/bin/sh\nGATE={gate}\necho begun\n{PASS_IN_SHELL}\n")
     attempt = world.attempt(412, run=ThisRun("run-412"), settings=program, write=break_it)
     instance = provisioned(attempt)
     with away:

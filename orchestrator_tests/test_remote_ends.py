@@ -16,6 +16,7 @@ import pytest
 from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
 from orchestrator_tests.follower import GATED, Follower, of_session, of_training, shell, supervisor_of
+from orchestrator_tests.gate import Gate
 from orchestrator_tests.ssh_server import SshHost
 from orchestrator_tests.waiting import until
 
@@ -131,14 +132,13 @@ def test_an_outcome_is_described_in_a_sentence(outcome: Outcome, sentence: str) 
 # Starting twice
 
 
-def test_started_twice_it_runs_once(host: SshHost, follower: Follower) -> None:
+def test_started_twice_it_runs_once(host: SshHost, follower: Follower, gate: Gate) -> None:
     again = Follower(host, run_id=follower.run_id)
-    gate = follower.directory / "gate"
     with again.ssh:
         assert follower.start(*GATED, GATE=str(gate)) is True
         assert follower.training.state() == "running"
         assert again.start(*GATED, GATE=str(gate)) is False
-        gate.touch()
+        gate.open()
         assert follower.follow() == again.follow()
     assert follower.text == again.text == "before\nafter\n"
     assert follower.training.state() == follower.follow()

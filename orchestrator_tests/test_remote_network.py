@@ -11,19 +11,21 @@ from orchestrator.errors import HostKeyMismatch, InstanceLost, SshError, SshRefu
 from orchestrator.remote import training as training_module
 from orchestrator.resources import ssh as ssh_module
 from orchestrator_tests.follower import GATED, SILENCE, Follower, told
+from orchestrator_tests.gate import Gate
 from orchestrator_tests.ssh_server import SshHost
 from orchestrator_tests.waiting import until
 
 
-def test_a_connection_cut_in_mid_training_changes_nothing_but_a_log_line(host: SshHost, follower: Follower) -> None:
-    gate = follower.directory / "gate"
+def test_a_connection_cut_in_mid_training_changes_nothing_but_a_log_line(
+    host: SshHost, follower: Follower, gate: Gate
+) -> None:
     follower.start(*GATED, GATE=str(gate))
     following = follower.following()
     until(lambda: follower.text)
     for events in (2, 4, 6):
         host.cut()
         until(partial(told, follower, events))
-    gate.touch()
+    gate.open()
     assert following.result().status == 5
     assert follower.text == "before\nafter\n"
     assert "reconnecting" in follower.events[0]
@@ -46,25 +48,25 @@ def test_no_byte_is_lost_or_told_twice_when_cut_amid_much_output(host: SshHost, 
     assert len(follower.events) >= 2
 
 
-def test_a_killed_session_on_the_instance_changes_nothing_but_a_log_line(host: SshHost, follower: Follower) -> None:
-    gate = follower.directory / "gate"
+def test_a_killed_session_on_the_instance_changes_nothing_but_a_log_line(
+    host: SshHost, follower: Follower, gate: Gate
+) -> None:
     follower.start(*GATED, GATE=str(gate))
     following = follower.following()
     until(lambda: follower.text)
     host.kill_sessions()
     until(lambda: len(follower.events) == 2)
-    gate.touch()
+    gate.open()
     assert following.result().status == 5
     assert follower.text == "before\nafter\n"
 
 
-def test_swallowed_traffic_is_noticed_and_survived(host: SshHost, follower: Follower) -> None:
-    gate = follower.directory / "gate"
+def test_swallowed_traffic_is_noticed_and_survived(host: SshHost, follower: Follower, gate: Gate) -> None:
     follower.start(*GATED, GATE=str(gate))
     following = follower.following()
     until(lambda: follower.text)
     host.swallow()
-    gate.touch()
+    gate.open()
     try:
         until(lambda: follower.checks >= 1, seconds=2 * SILENCE)
     finally:

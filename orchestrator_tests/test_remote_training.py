@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator_tests.follower import GATED, Follower
+from orchestrator_tests.gate import PASS_IN_PYTHON, Gate
 from orchestrator_tests.ssh_server import SshHost
 from orchestrator_tests.waiting import until
 
@@ -27,15 +28,15 @@ def test_command_and_environment_arrive_as_they_are(host: SshHost, follower: Fol
     assert not list(host.home.rglob("pwned"))
 
 
-def test_secrets_are_in_no_command_line_and_in_no_file(follower: Follower) -> None:
-    follower.start(*GATED, SECRET="hunter22", GATE=str(follower.directory / "gate"))
+def test_secrets_are_in_no_command_line_and_in_no_file(follower: Follower, gate: Gate) -> None:
+    follower.start(*GATED, SECRET="hunter22", GATE=str(gate))
     following = follower.following()
     until(lambda: follower.text)
     command_lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not [line for line in command_lines if b"hunter22" in line]
     assert not [file for file in follower.directory.iterdir() if file.is_file() and b"hunter22" in file.read_bytes()]
     assert not list(follower.directory.glob("job*"))
-    (follower.directory / "gate").touch()
+    gate.open()
     following.result()
 
 
@@ -110,16 +111,14 @@ def test_output_and_complaints_come_in_the_order_they_were_written(follower: Fol
     assert follower.text.split("\n")[:-1] == [f"{way} {i}" for i in range(1, 10) for way in ("out", "err")]
 
 
-def test_what_python_prints_comes_in_order_and_at_once(follower: Follower) -> None:
-    gate = follower.directory / "gate"
-    script = (
-        "import sys, os\nprint('one')\nprint('two', file=sys.stderr)\nprint('three')\n"
-        f"while not os.path.exists({str(gate)!r}): pass"
+def test_what_python_prints_comes_in_order_and_at_once(follower: Follower, gate: Gate) -> None:
+    script = "import sys\nprint('one')\nprint('two', file=sys.stderr)\nprint('three')\n" + PASS_IN_PYTHON.format(
+        gate=str(gate)
     )
     follower.start(sys.executable, "-c", script)
     following = follower.following()
     until(lambda: follower.text == "one\ntwo\nthree\n")
-    gate.touch()
+    gate.open()
     assert following.result().succeeded
 
 
