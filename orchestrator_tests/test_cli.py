@@ -155,6 +155,7 @@ def test_a_port_that_is_taken_is_named_before_anything_starts(
     assert complaint.endswith("choose another with --port or --host\n")
 
 
+@pytest.mark.services
 def test_without_any_setting_the_ui_opens_and_the_sensor_says_what_is_missing(tmp_path: Path) -> None:
     port = free_port()
     with running("serve", "--port", str(port), cwd=tmp_path) as command:
@@ -175,6 +176,7 @@ def test_without_any_setting_the_ui_opens_and_the_sensor_says_what_is_missing(tm
     assert all_gone(family)
 
 
+@pytest.mark.services
 def test_a_training_goes_on_to_its_end_when_serve_is_stopped(project: Path) -> None:
     port = free_port()
     with running("serve", "--port", str(port), cwd=project) as command:

@@ -27,6 +27,8 @@ from orchestrator.sandbox.project import Commit
 from orchestrator.sandbox.stack import PIPELINE, TRAINED_MODEL, Stack
 from orchestrator_tests.waiting import until
 
+pytestmark = pytest.mark.services
+
 KEYS = (
     "pipeline partition commit dagster_run_id dagster_status mlflow_run_id mlflow_status metrics instance_id "
     "instance_state seconds urls"
