@@ -61,7 +61,7 @@ class Future(threading.Thread):
         self._outcome = self._follower.follow()
 
     def result(self) -> Outcome:
-        self.join(30)
+        self.join(120)
         assert not self.is_alive()
         return self._outcome
 

@@ -29,13 +29,13 @@ class Booted:
     endings: queue.Queue[Ending]
 
     def wait_until_up(self) -> None:
-        assert self.ups.get(timeout=20), self.machine.log.read_text()
+        assert self.ups.get(timeout=60), self.machine.log.read_text()
 
     def connect(self, user: str = "ubuntu", key: paramiko.PKey = LOGIN_KEY) -> paramiko.SSHClient:
         client = paramiko.SSHClient()
         client.set_missing_host_key_policy(paramiko.MissingHostKeyPolicy())
         config = self.machine.config
-        client.connect(config.address, config.port, user, pkey=key, allow_agent=False, look_for_keys=False, timeout=10)
+        client.connect(config.address, config.port, user, pkey=key, allow_agent=False, look_for_keys=False, timeout=60)
         return client
 
 

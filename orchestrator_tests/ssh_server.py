@@ -111,7 +111,7 @@ class SshHost:
     def __exit__(self, *_: object) -> None:
         self._call(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     def settings(self, **changes: object) -> SshSettings:
@@ -142,7 +142,7 @@ class SshHost:
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        return future.result(10)
+        return future.result(60)
 
     async def _open(self) -> None:
         host = self

@@ -76,7 +76,7 @@ class Sshd:
     def __exit__(self, *_: object) -> None:
         sessions = self._process.children(recursive=True)
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
         for process in sessions:
             if process.is_running() and process.name() == "sshd":
                 process.kill()

@@ -26,7 +26,7 @@ NASTY = ["a b", "it's", '"', "$(touch pwned)", "`id`", "line\nline", "-n", "--",
 @pytest.fixture(scope="module")
 def ssh(host: SshHost) -> Iterator[Ssh]:
     with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
-        ssh.connect(deadline_seconds=10)
+        ssh.connect(deadline_seconds=60)
         yield ssh
 
 
@@ -71,7 +71,7 @@ def test_of_too_long_an_answer_only_the_beginning_is_kept(ssh: Ssh) -> None:
 
 def test_a_command_that_takes_too_long_is_given_up(host: SshHost) -> None:
     with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
-        ssh.connect(deadline_seconds=5)
+        ssh.connect(deadline_seconds=60)
         with pytest.raises(SshUnreachable, match="did not end within"):
             ssh.run(["sh", "-c", "while echo alive; do sleep 0.1; done"], timeout_seconds=0.5)
         assert not ssh.connected
@@ -103,7 +103,7 @@ def test_an_exception_in_a_callback_ends_the_stream_and_leaves_the_connection_us
 
 def test_a_broken_connection_is_reported_and_can_be_opened_again(host: SshHost) -> None:
     with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
-        ssh.connect(deadline_seconds=5)
+        ssh.connect(deadline_seconds=60)
         with pytest.raises(SshUnreachable, match=r"127\.0\.0\.1 port \d+ broke"):
             ssh.stream(
                 ["sh", "-c", "echo now; sleep 60"],
@@ -112,13 +112,13 @@ def test_a_broken_connection_is_reported_and_can_be_opened_again(host: SshHost) 
                 silence_seconds=20,
             )
         assert not ssh.connected
-        ssh.connect(deadline_seconds=5)
+        ssh.connect(deadline_seconds=60)
         assert ssh.run(["true"]).exit_status == 0
 
 
 def test_swallowed_traffic_is_noticed_by_the_silence(host: SshHost) -> None:
     with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
-        ssh.connect(deadline_seconds=5)
+        ssh.connect(deadline_seconds=60)
         try:
             with pytest.raises(SshUnreachable, match="nothing came for 1 s"):
                 ssh.stream(
@@ -135,7 +135,7 @@ def test_swallowed_traffic_is_noticed_by_the_silence(host: SshHost) -> None:
 
 def test_a_connection_that_died_in_silence_fails_the_next_command_in_time(host: SshHost) -> None:
     with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
-        ssh.connect(deadline_seconds=5)
+        ssh.connect(deadline_seconds=60)
         host.swallow()
         try:
             with pytest.raises(SshUnreachable, match="no answer within 1 s"):
@@ -171,7 +171,7 @@ def test_what_is_not_an_ssh_server_is_not_waited_for_longer_than_the_deadline(ho
 
 def test_closing_from_another_thread_ends_a_stream_and_a_connect(host: SshHost) -> None:
     with Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key) as ssh:
-        ssh.connect(deadline_seconds=5)
+        ssh.connect(deadline_seconds=60)
         closer = threading.Thread(target=ssh.close)
         with pytest.raises(SshUnreachable):
             ssh.stream(
@@ -208,5 +208,5 @@ def test_the_resource_reads_the_settings_of_the_pipeline(host: SshHost) -> None:
     values = {"SSH_PORT": str(host.network.port), "KEY_PATH": str(host.key_path)}
     settings = Settings(values=values, lookup=lambda _: None)
     with SshResource().connect(settings, address="127.0.0.1", host_key=host.host_key) as ssh:
-        ssh.connect(deadline_seconds=5)
+        ssh.connect(deadline_seconds=60)
         assert ssh.run(shlex.split("echo 'hello there'")).stdout == b"hello there\n"

@@ -221,7 +221,7 @@ def test_cancelling_while_it_trains_terminates_the_instance_and_kills_the_traini
     assert training is not None
     instance = training.tags["ec2.instance_id"]
     world.dagster.cancel(run_id)
-    until(lambda: world.witness.instance_state(instance) == "terminated", seconds=15, every=0.3)
+    until(lambda: world.witness.instance_state(instance) == "terminated", every=0.3)
     outcome = world.outcome("endless", world.over(run_id))
     assert (outcome.dagster_status, outcome.mlflow_status) == ("CANCELED", "KILLED")
     assert [command for command in _commands().values() if "train.py" in command] == []

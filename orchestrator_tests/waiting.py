@@ -10,7 +10,7 @@ import tenacity
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, seconds: float = 10, every: float = 0.05) -> T:
+def until(condition: Callable[[], T], *, seconds: float = 60, every: float = 0.05) -> T:
     """Return the first truthy answer of ``condition``; fail the test when there is none in time.
 
     Args:
