@@ -18,6 +18,7 @@ from orchestrator.resources import ssh as ssh_module
 from orchestrator.resources.ssh import Ssh, SshResource
 from orchestrator.resources.ssh_exec import KEPT_BYTES
 from orchestrator.settings import Settings
+from orchestrator_tests.gate import PASS_IN_SHELL, Gate
 from orchestrator_tests.ssh_server import USER, SshHost, connected, generated
 
 NASTY = ["a b", "it's", '"', "$(touch pwned)", "`id`", "line\nline", "-n", "--", "", "*", "~", "é→😀", "\\", ";&|#!"]
@@ -77,15 +78,17 @@ def test_a_command_that_takes_too_long_is_given_up(host: SshHost) -> None:
         assert not ssh.connected
 
 
-def test_a_stream_is_passed_on_as_it_comes(host: SshHost, ssh: Ssh) -> None:
+def test_a_stream_is_passed_on_as_it_comes(ssh: Ssh, gate: Gate) -> None:
     seen: list[bytes] = []
 
     def on_stdout(data: bytes) -> None:
         seen.append(data)
-        (host.home / "go").touch()
+        gate.open()
 
-    script = "echo first; until [ -e go ]; do sleep 0.05; done; echo second >&2; exit 4"
-    status = ssh.stream(["sh", "-c", script], on_stdout=on_stdout, on_stderr=seen.append, silence_seconds=10)
+    script = f"echo first; {PASS_IN_SHELL}; echo second >&2; exit 4"
+    status = ssh.stream(
+        ["env", f"GATE={gate}", "sh", "-c", script], on_stdout=on_stdout, on_stderr=seen.append, silence_seconds=10
+    )
     assert (status, seen) == (4, [b"first\n", b"second\n"])
 
 
