@@ -7,11 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-PASS_IN_PYTHON = "import fcntl; fcntl.flock(open({gate!r}), fcntl.LOCK_SH)"
-"""How a program in Python passes; formatted with the gate's path."""
-
 PASS_IN_SHELL = 'flock --shared "$GATE" true'
-"""How a shell script passes, with the gate's path in its environment."""
+"""How a shell script passes, with the gate's path in its environment; Python has `fcntl.flock`."""
 
 
 class Gate:

@@ -167,7 +167,7 @@ def test_without_any_setting_the_ui_opens_and_the_sensor_says_what_is_missing(tm
         assert "Dagster" in page.text
         with DagsterApi(f"http://127.0.0.1:{port}") as dagster:
             assert dagster.location_error() is None
-            complaint = until(lambda: dagster.failed_tick("training_jenkins_sensor") or "", seconds=60)
+            complaint = until(lambda: dagster.failed_tick("training_jenkins_sensor") or "")
         assert "JENKINS_URL is not set" in complaint
         assert "JENKINS_TOKEN is not set" in complaint
         family = command.family()
@@ -183,7 +183,7 @@ def test_a_training_goes_on_to_its_end_when_serve_is_stopped(project: Path) -> N
         command.await_output("Dagster runs on")
         with DagsterApi(f"http://127.0.0.1:{port}") as dagster:
             run_id = dagster.launch(asset=["patient"], partition="1")
-        until(lambda: (project / "started").exists(), seconds=60)
+        until(lambda: (project / "started").exists())
         family = command.family()
         assert command.end(signal.SIGINT) == 128 + signal.SIGINT
         assert "trainings that ran go on to their end by themselves" in command.output

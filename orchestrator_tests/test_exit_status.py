@@ -45,7 +45,7 @@ def test_a_training_that_calls_itself_finished_is_followed_to_its_end_by_the_nex
     left = provisioned(dead)
     with ThreadPoolExecutor() as threads:
         frozen = threads.submit(dead.train)
-        until(lambda: world.mlflow.run(left.mlflow_run).status == "FINISHED", seconds=60)
+        until(lambda: world.mlflow.run(left.mlflow_run).status == "FINISHED")
         retry = world.attempt(601, run=ThisRun("run-601b", root_run_id="run-601a"), settings=program)
         assert provisioned(retry).id == left.id
         gate.path.write_text("the export failed")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator_tests.follower import GATED, Follower
-from orchestrator_tests.gate import PASS_IN_PYTHON, Gate
+from orchestrator_tests.gate import Gate
 from orchestrator_tests.ssh_server import SshHost
 from orchestrator_tests.waiting import until
 
@@ -112,8 +112,9 @@ def test_output_and_complaints_come_in_the_order_they_were_written(follower: Fol
 
 
 def test_what_python_prints_comes_in_order_and_at_once(follower: Follower, gate: Gate) -> None:
-    script = "import sys\nprint('one')\nprint('two', file=sys.stderr)\nprint('three')\n" + PASS_IN_PYTHON.format(
-        gate=str(gate)
+    script = (
+        "import fcntl, sys\nprint('one')\nprint('two', file=sys.stderr)\nprint('three')\n"
+        f"fcntl.flock(open({str(gate)!r}), fcntl.LOCK_SH)"
     )
     follower.start(sys.executable, "-c", script)
     following = follower.following()

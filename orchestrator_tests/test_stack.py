@@ -188,7 +188,7 @@ def test_a_red_build_trains_nothing_and_past_green_ones_wait_for_a_backfill(worl
 
 def test_a_backfill_trains_a_past_build(world: World) -> None:
     partition = world.partition("example")
-    (run,) = until(lambda: world.dagster.runs(partition=partition), seconds=60, every=0.3)
+    (run,) = until(lambda: world.dagster.runs(partition=partition), every=0.3)
     outcome = world.outcome("example", world.over(run.id))
     assert outcome.faults() == []
     assert outcome.commit == world.builds["example"].commit
@@ -249,7 +249,7 @@ def test_the_commands_that_the_demo_shows_push_a_commit_that_jenkins_builds(worl
     done = subprocess.run(["sh", "-ec", "\n".join(commands)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert world.stack.git.head() != world.first.commit
-    until(lambda: any(build.commit == world.stack.git.head() for build in world.witness.builds()), seconds=60)
+    until(lambda: any(build.commit == world.stack.git.head() for build in world.witness.builds()))
 
 
 def test_a_second_sandbox_in_the_same_folder_is_refused(world: World) -> None:
