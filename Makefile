@@ -37,7 +37,7 @@ test-services: $(INSTALLED) debian-packages ## the tests that need Debian packag
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## break the running stack in every way and check that nothing leaks or lies; N=100 SEED=7
-	@$(VENV)/bin/python -m orchestrator.sandbox.chaos --faults $(or $(N),100) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(VENV)/bin/python -m orchestrator_sandbox.chaos --faults $(or $(N),100) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED) ## ruff and mypy

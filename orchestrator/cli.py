@@ -72,7 +72,7 @@ def _port(text: str) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from orchestrator.sandbox.demo import demo  # the sandbox is an extra that `serve` does without
+    from orchestrator_sandbox.demo.story import demo  # the sandbox is an extra that `serve` does without
 
     return demo(directory=options.dir, port=options.port, once=options.once, as_json=options.json)
 

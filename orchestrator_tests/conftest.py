@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.resources.ssh import Ssh
-from orchestrator.sandbox.chaos_proxy import Proxy
-from orchestrator.sandbox.ec2 import Ec2Server
-from orchestrator.sandbox.git import GitRemote
-from orchestrator.sandbox.mlflow import MlflowServer
+from orchestrator_sandbox.chaos.proxy import Proxy
+from orchestrator_sandbox.ec2.server import Ec2Server
+from orchestrator_sandbox.git import GitRemote
+from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.attempts import PROJECT, World
 from orchestrator_tests.follower import Follower
 from orchestrator_tests.gate import Gate

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 import requests
 
-from orchestrator.sandbox.web import HandlerServer
+from orchestrator_sandbox.web import HandlerServer
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import requests
 
-from orchestrator.sandbox.jenkins import JenkinsServer
-from orchestrator.sandbox.jenkins_home import BuildRecord, JobConfig
+from orchestrator_sandbox.jenkins.home import BuildRecord, JobConfig
+from orchestrator_sandbox.jenkins.server import JenkinsServer
 from orchestrator_tests.waiting import until
 
 COMMIT = "c0ffee" * 6 + "c0ff"

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from orchestrator.errors import JenkinsNotFound, JenkinsRefused, JenkinsUnavailable
 from orchestrator.resources.jenkins_build import Build, Head
-from orchestrator.sandbox.web import HandlerServer
+from orchestrator_sandbox.web import HandlerServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REMOTE = "git://git.example.com/churn.git"

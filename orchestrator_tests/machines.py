@@ -12,9 +12,9 @@ from pathlib import Path
 import paramiko
 import yaml
 
-from orchestrator.sandbox.host_config import HostConfig
-from orchestrator.sandbox.machine import Ending, Machine
-from orchestrator.sandbox.process import free_port
+from orchestrator_sandbox.ec2.host_config import HostConfig
+from orchestrator_sandbox.ec2.machine import Ending, Machine
+from orchestrator_sandbox.processes.child import free_port
 
 ADDRESS = "127.78.0.2"
 LOGIN_KEY = paramiko.RSAKey.generate(2048)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from orchestrator.sandbox.process import ChildProcess
+from orchestrator_sandbox.processes.child import ChildProcess
 
 SSH_PORT = 22
 FIRST_ADDRESS = IPv4Address("127.22.0.1")

@@ -15,9 +15,9 @@ from typing import Any, Self
 import psutil
 import requests
 
-from orchestrator.sandbox.dagster_api import DagsterApi
-from orchestrator.sandbox.dagster_runs import Run
-from orchestrator.sandbox.process import ChildProcess, free_port
+from orchestrator_sandbox.dagster_api import DagsterApi
+from orchestrator_sandbox.dagster_runs import Run
+from orchestrator_sandbox.processes.child import ChildProcess, free_port
 from orchestrator_tests.gate import Gate
 from orchestrator_tests.other_ec2 import OtherEc2
 from orchestrator_tests.other_jenkins import OtherBuild, OtherJenkins

@@ -18,11 +18,11 @@ import boto3
 import pytest
 import requests
 
-from orchestrator.sandbox.chaos_dagster import LIVE
-from orchestrator.sandbox.dagster_api import DagsterApi
-from orchestrator.sandbox.dagster_runs import Run
-from orchestrator.sandbox.stack import JOB, TRAINED_MODEL, Stack
 from orchestrator.serve import limit_instances
+from orchestrator_sandbox.chaos.service_manager import LIVE
+from orchestrator_sandbox.dagster_api import DagsterApi
+from orchestrator_sandbox.dagster_runs import Run
+from orchestrator_sandbox.stack import JOB, TRAINED_MODEL, Stack
 from orchestrator_tests.gate import Gate
 from orchestrator_tests.waiting import until
 

@@ -34,9 +34,9 @@ from orchestrator.resources import jenkins as client
 from orchestrator.resources.jenkins import Jenkins, JenkinsResource
 from orchestrator.resources.jenkins_build import Build
 from orchestrator.resources.jenkins_errors import Answer
-from orchestrator.sandbox.chaos_proxy import Proxy, Weather
 from orchestrator.settings import Settings
 from orchestrator.settings_groups import JenkinsSettings
+from orchestrator_sandbox.chaos.proxy import Proxy, Weather
 from orchestrator_tests.jenkins_model import COMMIT, REMOTE, Job, Model, served
 
 

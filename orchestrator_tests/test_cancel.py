@@ -19,7 +19,7 @@ from orchestrator.pipeline.training import STEPS
 from orchestrator.resources.ec2 import Ec2, Pace
 from orchestrator.resources.jenkins_build import Build
 from orchestrator.resources.mlflow import Mlflow
-from orchestrator.sandbox.chaos_proxy import Proxy, Request, Weather
+from orchestrator_sandbox.chaos.proxy import Proxy, Request, Weather
 from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.faulty_proxy import Fault, FaultyProxy

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import requests
 
-from orchestrator.sandbox.chaos_plan import AWAY, OUTAGES, PHASES, TRIES, WHERE, Agenda, Fault, Kind, plan
-from orchestrator.sandbox.chaos_proxy import Answer, Proxy, Weather
-from orchestrator.sandbox.chaos_training import STEP_SECONDS, STEPS, Ledger, Training, read
-from orchestrator.sandbox.chaos_watch import Clock
-from orchestrator.sandbox.web import HandlerServer
+from orchestrator_sandbox.chaos.plan import AWAY, OUTAGES, PHASES, TRIES, WHERE, Agenda, Fault, Kind, plan
+from orchestrator_sandbox.chaos.proxy import Answer, Proxy, Weather
+from orchestrator_sandbox.chaos.training import STEP_SECONDS, STEPS, Ledger, Training, read
+from orchestrator_sandbox.chaos.watch import Clock
+from orchestrator_sandbox.web import HandlerServer
 from orchestrator_tests.waiting import until
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.sandbox.chaos_checks import Ended, Facts, Record, violations
-from orchestrator.sandbox.chaos_plan import Kind
-from orchestrator.sandbox.chaos_training import STEPS, Training
+from orchestrator_sandbox.chaos.checks import Ended, Facts, Record, violations
+from orchestrator_sandbox.chaos.plan import Kind
+from orchestrator_sandbox.chaos.training import STEPS, Training
 
 TRAINED = Training(run="m1", instance="i-1", pid=7, began=100.0, seen=105.0, steps=tuple(range(STEPS)), status=0)
 CUT_SHORT = Training("m0", "i-0", 6, began=90.0, seen=95.0, steps=(0, 1), status=None)

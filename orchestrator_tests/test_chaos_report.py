@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from orchestrator.sandbox.chaos_checks import Ended, Facts
-from orchestrator.sandbox.chaos_plan import Fault, Kind
-from orchestrator.sandbox.chaos_report import Result, line, show, summary
+from orchestrator_sandbox.chaos.checks import Ended, Facts
+from orchestrator_sandbox.chaos.plan import Fault, Kind
+from orchestrator_sandbox.chaos.report import Result, line, show, summary
 
 DONE = Fault(index=3, kind=Kind.SSH_CUT, phase="train", after=1.0, seconds=3.0, times=1)
 

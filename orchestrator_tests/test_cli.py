@@ -17,9 +17,9 @@ import pytest
 import requests
 
 from orchestrator.cli import main
-from orchestrator.sandbox.dagster_api import DagsterApi
-from orchestrator.sandbox.process import free_port
 from orchestrator.signals import ENDING
+from orchestrator_sandbox.dagster_api import DagsterApi
+from orchestrator_sandbox.processes.child import free_port
 from orchestrator_tests.waiting import until
 
 PROJECT = Path(__file__).resolve().parents[1]

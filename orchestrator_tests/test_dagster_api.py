@@ -10,9 +10,9 @@ import flask
 import pytest
 
 from orchestrator.errors import DagsterDown
-from orchestrator.sandbox.dagster_api import DagsterApi
-from orchestrator.sandbox.process import free_port
-from orchestrator.sandbox.web import WebServer
+from orchestrator_sandbox.dagster_api import DagsterApi
+from orchestrator_sandbox.processes.child import free_port
+from orchestrator_sandbox.web import WebServer
 
 
 @contextmanager

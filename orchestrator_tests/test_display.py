@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from orchestrator.resources.jenkins_build import Build
-from orchestrator.sandbox.dagster_runs import Run, Step
-from orchestrator.sandbox.display import LineView, LiveView, Scene, picture, view_on
-from orchestrator.sandbox.outcome import Outcome
+from orchestrator_sandbox.dagster_runs import Run, Step
+from orchestrator_sandbox.demo.display import LineView, LiveView, Scene, picture, view_on
+from orchestrator_sandbox.demo.outcome import Outcome
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TRAINING = Run(

@@ -12,8 +12,8 @@ import pytest
 import requests
 import yaml
 
-from orchestrator.sandbox.git import EXAMPLE
-from orchestrator.sandbox.mlflow import MlflowServer
+from orchestrator_sandbox.git import EXAMPLE
+from orchestrator_sandbox.mlflow import MlflowServer
 
 ENVIRONMENT = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 

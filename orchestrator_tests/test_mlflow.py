@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import MlflowNotFound, MlflowRejected
 from orchestrator.resources.mlflow import Mlflow, MlflowResource, Run
-from orchestrator.sandbox.mlflow import MlflowServer
 from orchestrator.settings import Settings
+from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.faulty_proxy import Fault, FaultyProxy
 from orchestrator_tests.mlflow_client import client, post
 from orchestrator_tests.waiting import until

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import MlflowError, MlflowRefused, MlflowUnavailable, SettingsError
 from orchestrator.resources.mlflow_http import Address
-from orchestrator.sandbox.mlflow import MlflowServer
+from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.faulty_proxy import Fault, FaultyProxy
 from orchestrator_tests.mlflow_client import client
 

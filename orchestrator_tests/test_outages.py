@@ -19,8 +19,8 @@ from orchestrator.resources import ec2_calls
 from orchestrator.resources import mlflow as mlflow_module
 from orchestrator.resources.mlflow import Mlflow
 from orchestrator.resources.ssh import Ssh
-from orchestrator.sandbox.chaos_proxy import PAGE, Answer, Proxy, Request, Toll, Weather
 from orchestrator.settings_groups import MachineSettings, MlflowSettings, SshSettings
+from orchestrator_sandbox.chaos.proxy import PAGE, Answer, Proxy, Request, Toll, Weather
 from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.gate import PASS_IN_SHELL, Gate

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.sandbox.git import EXAMPLE
-from orchestrator.sandbox.project import another_training, history
+from orchestrator_sandbox.demo.project import another_training, history
+from orchestrator_sandbox.git import EXAMPLE
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.sandbox import cloud_init, power
+from orchestrator_sandbox.ec2 import cloud_init, power
 
 
 @settings(max_examples=50, deadline=None)

@@ -21,8 +21,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from orchestrator.errors import SandboxError
 from orchestrator.resources.user_data import HostKey, cloud_config
-from orchestrator.sandbox.ec2 import Ec2Server
-from orchestrator.sandbox.ec2_api import Fault
+from orchestrator_sandbox.ec2.api import Fault
+from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_tests.waiting import until
 
 if TYPE_CHECKING:

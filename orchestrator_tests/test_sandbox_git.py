@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SandboxError
-from orchestrator.sandbox.git import GitRemote, git
-from orchestrator.sandbox.web import WebServer
+from orchestrator_sandbox.git import GitRemote, git
+from orchestrator_sandbox.web import WebServer
 
 
 @pytest.fixture

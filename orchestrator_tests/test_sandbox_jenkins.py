@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from orchestrator.sandbox.jenkins import JenkinsServer
-from orchestrator.sandbox.jenkins_actions import LIBRARY_COMMIT
-from orchestrator.sandbox.jenkins_faults import Fault
-from orchestrator.sandbox.jenkins_home import JobConfig
+from orchestrator_sandbox.jenkins.actions import LIBRARY_COMMIT
+from orchestrator_sandbox.jenkins.faults import Fault
+from orchestrator_sandbox.jenkins.home import JobConfig
+from orchestrator_sandbox.jenkins.server import JenkinsServer
 from orchestrator_tests.jenkins_client import COMMIT, REPOSITORY, UNTRIGGERED, Client, numbers
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import requests
 
-from orchestrator.sandbox.git import GitRemote
-from orchestrator.sandbox.jenkins import JenkinsServer
-from orchestrator.sandbox.jenkins_home import JobConfig
+from orchestrator_sandbox.git import GitRemote
+from orchestrator_sandbox.jenkins.home import JobConfig
+from orchestrator_sandbox.jenkins.server import JenkinsServer
 from orchestrator_tests.jenkins_client import Client, built
 from orchestrator_tests.waiting import until
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import requests
 
-from orchestrator.sandbox.jenkins import JenkinsServer
-from orchestrator.sandbox.jenkins_tree import Bean, ByDepth, MalformedTreeError, Tree, export
+from orchestrator_sandbox.jenkins.server import JenkinsServer
+from orchestrator_sandbox.jenkins.tree import Bean, ByDepth, MalformedTreeError, Tree, export
 from orchestrator_tests.jenkins_client import COMMIT, UNTRIGGERED, Client, numbers
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.errors import SandboxError
 from orchestrator.resources.user_data import HostKey
-from orchestrator.sandbox.machine import Ending
+from orchestrator_sandbox.ec2.machine import Ending
 from orchestrator_tests.machines import Booted, booting, config_of, host_key, run
 from orchestrator_tests.waiting import until
 
@@ -113,8 +113,8 @@ def test_a_machine_that_cannot_boot_ends_and_its_log_says_why(tmp_path: Path) ->
 LONELY = """
 import sys, time
 from pathlib import Path
-from orchestrator.sandbox.host_config import HostConfig
-from orchestrator.sandbox.machine import Machine
+from orchestrator_sandbox.ec2.host_config import HostConfig
+from orchestrator_sandbox.ec2.machine import Machine
 Machine(HostConfig.read(Path(sys.argv[1])), on_up=lambda: print("up", flush=True), on_off=print).join()
 """
 

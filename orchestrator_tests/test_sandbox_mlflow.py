@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from orchestrator.errors import SandboxError
-from orchestrator.sandbox.mlflow import MlflowServer
+from orchestrator_sandbox.mlflow import MlflowServer
 
 
 def descendants() -> set[int]:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from orchestrator.errors import SandboxError
-from orchestrator.sandbox.process import ChildProcess, free_port, kept_port
+from orchestrator_sandbox.processes.child import ChildProcess, free_port, kept_port
 from orchestrator_tests.waiting import until
 
 PYTHON = sys.executable
@@ -24,7 +24,7 @@ IGNORES_TERM = (
 PARENT = """
 import signal, sys
 from pathlib import Path
-from orchestrator.sandbox.process import ChildProcess
+from orchestrator_sandbox.processes.child import ChildProcess
 here = Path(sys.argv[1])
 child = ChildProcess(["sh", "-c", "setsid sleep 300 & echo $! > daemon.pid; sleep 300"],
                      name="it", log=here / "log", cwd=here)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.sandbox.web import HandlerServer
+from orchestrator_sandbox.web import HandlerServer
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 

@@ -18,13 +18,13 @@ from rich.console import Console
 
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins_build import Build
-from orchestrator.sandbox.dagster_api import DagsterApi
-from orchestrator.sandbox.dagster_runs import Run
-from orchestrator.sandbox.demo import Output, Story, play
-from orchestrator.sandbox.display import LineView, Scene
-from orchestrator.sandbox.outcome import Outcome, Witness
-from orchestrator.sandbox.project import Commit
-from orchestrator.sandbox.stack import PIPELINE, TRAINED_MODEL, Stack
+from orchestrator_sandbox.dagster_api import DagsterApi
+from orchestrator_sandbox.dagster_runs import Run
+from orchestrator_sandbox.demo.display import LineView, Scene
+from orchestrator_sandbox.demo.outcome import Outcome, Witness
+from orchestrator_sandbox.demo.project import Commit
+from orchestrator_sandbox.demo.story import Output, Story, play
+from orchestrator_sandbox.stack import PIPELINE, TRAINED_MODEL, Stack
 from orchestrator_tests.waiting import until
 
 pytestmark = pytest.mark.services

@@ -1,0 +1,185 @@
+"""The stage of a campaign: the sandbox behind proxies, Dagster with a service manager, and who looks at it all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import requests
+
+from orchestrator.errors import SandboxError
+from orchestrator_sandbox.chaos.checks import Ended, Facts, Record
+from orchestrator_sandbox.chaos.proxy import Proxy
+from orchestrator_sandbox.chaos.service_manager import Books, Processes
+from orchestrator_sandbox.chaos.training import Ledger
+from orchestrator_sandbox.stack import TRAINED_MODEL, Stack
+
+NOT_GONE = ("pending", "running", "stopping", "stopped")
+REQUEST_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class LeasedInstance:
+    """An instance that costs money, and the build that it is for."""
+
+    id: str
+    partition: str
+
+
+class Site:
+    """Everything that runs during a campaign, and what it looks like from outside.
+
+    Attributes:
+        jenkins: the way to Jenkins; likewise ``mlflow`` and ``aws``.
+        ledger: what the trainings tell.
+        processes: Dagster's.
+
+    Args:
+        directory: a new folder.
+
+    Raises:
+        SandboxError: a part did not start.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._exits = ExitStack()
+        try:
+            self.ledger = Ledger(directory / "chaos")
+            self.jenkins, self.mlflow, self.aws = (self._exits.enter_context(Proxy()) for _ in range(3))
+            settings = {
+                "JENKINS_URL": f"{self.jenkins.url}/",
+                "MLFLOW_TRACKING_URI": self.mlflow.url,
+                "AWS_ENDPOINT_URL": self.aws.url,
+                "MLFLOW_COMMAND": str(self.ledger.program),
+                "READY_WHEN": "ssh",
+                "INSTANCE_TYPE": "t3.medium,t3.large",
+            }
+            self.stack = self._exits.enter_context(Stack(directory / "stack", settings=settings))
+            self.jenkins.upstream = self.stack.jenkins.url.rstrip("/")
+            self.mlflow.upstream = self.stack.mlflow.url
+            self.aws.upstream = self.stack.ec2.url
+            self.environment = self.stack.env()
+            self._machines = self.stack.directory / "ec2"
+            self._ec2 = self._ec2_client()
+            self._start_dagster()
+        except BaseException:
+            self._exits.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exits.close()
+
+    def books(self) -> Books:
+        """A client of Dagster's; each thread needs its own."""
+        return Books(f"http://127.0.0.1:{self.stack.port}")
+
+    def instances(self) -> list[LeasedInstance]:
+        """Every instance that is not terminated or about to be."""
+        pages = self._ec2.get_paginator("describe_instances").paginate(
+            Filters=[{"Name": "instance-state-name", "Values": list(NOT_GONE)}]
+        )
+        return [
+            LeasedInstance(
+                id=raw["InstanceId"],
+                partition={tag["Key"]: tag["Value"] for tag in raw.get("Tags", ())}.get("orchestrator:partition", ""),
+            )
+            for page in pages
+            for group in page["Reservations"]
+            for raw in group["Instances"]
+        ]
+
+    def mlflow_runs(self, condition: str = "") -> list[dict[str, Any]]:
+        """MLflow runs as its API tells them, from the server itself.
+
+        Raises:
+            SandboxError: it does not answer.
+        """
+        body = {
+            "experiment_ids": [self.environment["MLFLOW_EXPERIMENT_ID"]],
+            "filter": condition,
+            "max_results": 1000,
+        }
+        try:
+            answer = requests.post(
+                f"{self.stack.mlflow.url}/api/2.0/mlflow/runs/search", json=body, timeout=REQUEST_SECONDS
+            )
+            answer.raise_for_status()
+        except requests.RequestException as error:
+            raise SandboxError(f"MLflow does not answer ({type(error).__name__})") from error
+        runs: list[dict[str, Any]] = answer.json().get("runs", [])
+        return runs
+
+    def open_mlflow_runs(self) -> dict[str, str]:
+        """MLflow run → build, of all that are RUNNING."""
+        return {
+            run["info"]["run_id"]: tag["value"]
+            for run in self.mlflow_runs("attributes.status = 'RUNNING'")
+            for tag in run["data"]["tags"]
+            if tag["key"] == "orchestrator.partition"
+        }
+
+    def facts(self, books: Books, partition: str) -> Facts:
+        """What there is of one build, now."""
+        runs = self.mlflow_runs(f"tags.`orchestrator.partition` = '{partition}'")
+        trained = {run["info"]["run_id"] for run in runs}
+        return Facts(
+            partition=partition,
+            attempts=tuple(
+                Ended(one.id, one.status, books.failure(one.id) if one.status == "FAILURE" else None, one.trained)
+                for one in books.attempts(partition)
+            ),
+            live_instances=tuple(one.id for one in self.instances() if one.partition == partition),
+            left_processes=tuple(self.left_processes()),
+            mlflow_runs=tuple((run["info"]["run_id"], run["info"]["status"]) for run in runs),
+            records=tuple(
+                Record(attempt=record.run_id, mlflow_run=record.metadata["MLflow run ID"])
+                for record in books.materialisations(TRAINED_MODEL, partition=partition)
+            ),
+            trainings=tuple(training for training in self.ledger.trainings() if training.run in trained),
+        )
+
+    def left_processes(self) -> Iterator[str]:
+        """Processes of machines that EC2 says are terminated."""
+        for process in psutil.process_iter():
+            try:
+                words = " ".join(process.cmdline())
+                home = process.environ().get("HOME", "")
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            for machine in self._machines.glob("i-*"):
+                own = f"{machine}/"
+                if (home.startswith(own) or own in words) and self._state(machine.name) == "terminated":
+                    yield f"{process.pid} of {machine.name}: {words[:200]}"
+
+    def _state(self, instance_id: str) -> str:
+        answer = self._ec2.describe_instances(InstanceIds=[instance_id])
+        return str(answer["Reservations"][0]["Instances"][0]["State"]["Name"])
+
+    def _ec2_client(self) -> Any:
+        import boto3  # a second
+
+        return boto3.client(
+            "ec2",
+            region_name=self.environment["AWS_DEFAULT_REGION"],
+            endpoint_url=self.stack.ec2.url,
+            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+        )
+
+    def _start_dagster(self) -> None:
+        services = self.stack.dagster_process("-m", "orchestrator_sandbox.chaos.service_manager", str(self.stack.port))
+        self.processes = Processes(services)
+        services.await_http(f"http://127.0.0.1:{self.stack.port}/server_info", seconds=120)
+        with self.books() as books:
+            if error := books.location_error():
+                raise SandboxError(f"Dagster cannot load the definitions: {error}; its log is {services.log}")

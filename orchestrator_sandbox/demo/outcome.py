@@ -1,0 +1,185 @@
+"""What became of one build, read back from the systems that know: Jenkins, Dagster, MLflow and EC2."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import requests
+
+from orchestrator.errors import SandboxError
+from orchestrator.resources import mlflow_data
+from orchestrator.resources.jenkins_build import BUILD_FIELDS, Build, build_of
+from orchestrator_sandbox.dagster_runs import Run
+
+REQUEST_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One build's way to a model; None is what nothing is known of.
+
+    Attributes:
+        commit: what Jenkins says it has tested.
+        trained_commit: what MLflow says was trained.
+        failure: why the Dagster run failed, in its own words.
+        metrics: as MLflow holds them.
+        seconds: stage → how long it took.
+        urls: system → page.
+    """
+
+    pipeline: str
+    partition: str | None = None
+    commit: str | None = None
+    trained_commit: str | None = None
+    dagster_run_id: str | None = None
+    dagster_status: str | None = None
+    failure: str | None = None
+    mlflow_run_id: str | None = None
+    mlflow_status: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    instance_id: str | None = None
+    instance_state: str | None = None
+    minutes: float | None = None
+    usd: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    urls: Mapping[str, str] = field(default_factory=dict)
+
+    def faults(self) -> list[str]:
+        """Why this is not a trained model; empty when it is one."""
+        if self.dagster_run_id is None:
+            return ["no Dagster run was launched"]
+        why = f" ({self.failure})" if self.failure else ""
+        wrong = {
+            f"the Dagster run {self.dagster_run_id} is {self.dagster_status}{why}": self.dagster_status != "SUCCESS",
+            f"the MLflow run {self.mlflow_run_id} is {self.mlflow_status}": self.mlflow_status != "FINISHED",
+            "MLflow holds no metrics": not self.metrics,
+            f"the instance {self.instance_id} is {self.instance_state}": self.instance_state != "terminated",
+            f"Jenkins built {self.commit}, but {self.trained_commit} was trained": self.commit != self.trained_commit,
+        }
+        return [fault for fault, found in wrong.items() if found]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `orchestrator demo --json` prints."""
+        hidden = ("trained_commit", "failure", "minutes", "usd")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in hidden}
+
+
+class Witness:
+    """Asks each system over its own API.
+
+    Args:
+        environment: the settings that lead to them.
+        dagster_url: where Dagster's UI is.
+    """
+
+    def __init__(self, environment: Mapping[str, str], *, dagster_url: str) -> None:
+        self._environment = environment
+        self._dagster_url = dagster_url
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._ec2: Any = None
+
+    def builds(self) -> list[Build]:
+        """The newest builds of the Jenkins job, newest first."""
+        answer = self._jenkins("", tree=f"builds[{BUILD_FIELDS}]{{0,20}}")
+        return [self._build(build) for build in answer["builds"]]
+
+    def training(self, dagster_run_id: str) -> mlflow_data.Run | None:
+        """The MLflow run that a Dagster run has filled."""
+        body = {
+            "experiment_ids": [self._environment["MLFLOW_EXPERIMENT_ID"]],
+            "filter": f"tags.dagster_run_id = '{dagster_run_id}'",
+        }
+        url = f"{self._environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/runs/search"
+        runs, _ = mlflow_data.runs_page(_answer(self._session.post(url, json=body, timeout=REQUEST_SECONDS)))
+        return runs[0] if runs else None
+
+    def instance_state(self, instance_id: str) -> str:
+        """The state that EC2 describes an instance in."""
+        if self._ec2 is None:
+            import boto3  # a second, which only who asks this pays
+
+            self._ec2 = boto3.client(
+                "ec2",
+                region_name=self._environment["AWS_DEFAULT_REGION"],
+                endpoint_url=self._environment["AWS_ENDPOINT_URL"],
+                aws_access_key_id=self._environment["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=self._environment["AWS_SECRET_ACCESS_KEY"],
+            )
+        answer = self._ec2.describe_instances(InstanceIds=[instance_id])
+        return str(answer["Reservations"][0]["Instances"][0]["State"]["Name"])
+
+    def outcome(
+        self, pipeline: str, *, build: Build, run: Run, failure: str | None, seconds: Mapping[str, float]
+    ) -> Outcome:
+        """Gather what became of one build.
+
+        Args:
+            pipeline: the pipeline that trained it.
+            build: the Jenkins build.
+            run: its Dagster run.
+            failure: why that failed, if it did.
+            seconds: stages that nobody else has measured.
+        """
+        training = self.training(run.id)
+        tags = training.tags if training else {}
+        instance = tags.get("ec2.instance_id")
+        steps = {step.name: round(step.seconds, 2) for step in run.steps if step.seconds is not None}
+        return Outcome(
+            pipeline=pipeline,
+            partition=run.partition,
+            commit=build.commit,
+            trained_commit=tags.get("mlflow.source.git.commit"),
+            dagster_run_id=run.id,
+            dagster_status=run.status,
+            failure=failure,
+            mlflow_run_id=training.id if training else None,
+            mlflow_status=training.status if training else None,
+            metrics=training.metrics if training else {},
+            instance_id=instance,
+            instance_state=self.instance_state(instance) if instance else None,
+            minutes=_number(tags.get("ec2.minutes")),
+            usd=_number(tags.get("ec2.usd")),
+            seconds={**seconds, "build": build.duration_ms / 1000, **steps},
+            urls=self._urls(pipeline, build, run, training),
+        )
+
+    def _urls(self, pipeline: str, build: Build, run: Run, training: mlflow_data.Run | None) -> dict[str, str]:
+        mlflow = self._environment["MLFLOW_TRACKING_URI"]
+        urls = {
+            "dagster_run": f"{self._dagster_url}/runs/{run.id}",
+            "dagster_asset": f"{self._dagster_url}/assets/{pipeline}/trained_model",
+            "jenkins_build": build.url,
+        }
+        if training is not None:
+            urls["mlflow_run"] = f"{mlflow}/#/experiments/{training.experiment_id}/runs/{training.id}"
+        if build.repository:
+            urls["git"] = build.repository
+        return urls
+
+    def _job(self) -> str:
+        return self._environment["JENKINS_JOB_NAME"]
+
+    def _jenkins(self, path: str, *, tree: str) -> dict[str, Any]:
+        job = "".join(f"job/{part}/" for part in PurePosixPath(self._job()).parts)
+        url = f"{self._environment['JENKINS_URL']}{job}{path}api/json"
+        credentials = (self._environment["JENKINS_USER"], self._environment["JENKINS_TOKEN"])
+        return _answer(self._session.get(url, params={"tree": tree}, auth=credentials, timeout=REQUEST_SECONDS))
+
+    def _build(self, answer: Mapping[str, Any]) -> Build:
+        return build_of(answer, job=self._job(), url=str(answer["url"]), project=None, where="the sandbox's Jenkins")
+
+
+def _answer(response: requests.Response) -> dict[str, Any]:
+    if not response.ok:
+        raise SandboxError(f"{response.url} answered {response.status_code}: {response.text[:200]}")
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)

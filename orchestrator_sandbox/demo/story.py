@@ -1,0 +1,258 @@
+"""The demo: commits to the sample project, shows how a model comes of it, and stays up to be played with."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from orchestrator.errors import SandboxError
+from orchestrator.resources.jenkins_build import Build
+from orchestrator_sandbox.dagster_api import DagsterApi
+from orchestrator_sandbox.dagster_runs import Run
+from orchestrator_sandbox.demo.display import Scene, View, view_on
+from orchestrator_sandbox.demo.outcome import Outcome, Witness
+from orchestrator_sandbox.demo.project import Commit, another_training, history
+from orchestrator_sandbox.stack import PIPELINE, SENSOR, Stack
+
+ONCE_SECONDS = 600.0
+POLL_SECONDS = 0.5
+OUTPUT_KEPT = 100
+
+
+def demo(*, directory: Path, port: int, once: bool, as_json: bool) -> int:
+    """Run the demo, and show it.
+
+    Args:
+        directory: where everything is kept, also for the next demo.
+        port: of Dagster's UI.
+        once: end after the first model.
+        as_json: make the last line of standard output one JSON object; all else goes to standard error.
+
+    Returns:
+        The exit status: 0 when the model was really trained.
+
+    Raises:
+        SandboxError: a part did not start, or there was no model in time.
+        SettingsError: the port is taken.
+    """
+    started = time.monotonic()
+    console = Console(stderr=as_json, highlight=False)
+    console.print(f"Starting Git, Jenkins, EC2 and MLflow in {directory.absolute()}", soft_wrap=True)
+    with Stack(directory, port=port) as stack:
+        story = Story(stack, started=started)
+        return play(story, console, commits=story.commits(past=not once), once=once, as_json=as_json)
+
+
+def play(story: Story, console: Console, *, commits: Sequence[Commit], once: bool, as_json: bool) -> int:
+    """Show a story up to its first model, or for as long as the user likes; return the exit status."""
+    try:
+        with view_on(console) as view:
+            story.first_model(view, commits=commits)
+            if not once:
+                story.go_on(view)
+    finally:
+        console.print("Stopping everything")
+        if as_json:
+            print(json.dumps(story.outcome.to_json()), flush=True)  # noqa: T201 - what --json is for
+    if faults := story.outcome.faults():
+        sys.stderr.write(f"orchestrator: no model was trained: {'; '.join(faults)}\n")
+    return 1 if faults else 0
+
+
+class Story:
+    """One demo, from the first commit on.
+
+    Args:
+        stack: the sandbox.
+        started: when the demo was, by the monotonic clock.
+
+    Attributes:
+        outcome: what became of the last build that was trained.
+    """
+
+    def __init__(self, stack: Stack, *, started: float) -> None:
+        self.outcome = Outcome(pipeline=PIPELINE)
+        self._stack = stack
+        self._started = self._lap_began = started
+        self._seconds: dict[str, float] = {}
+        self._earlier: set[str] = set()
+        self._told: set[str] = set()
+        self._output: Output | None = None
+
+    def commits(self, *, past: bool) -> Sequence[Commit]:
+        """What is to be committed: in a new folder the project's past, if wanted; else one change."""
+        if self._stack.is_new:
+            return history() if past else ()
+        return (another_training(),)
+
+    def first_model(self, view: View, *, commits: Sequence[Commit]) -> None:
+        """Commit, start Dagster, and follow the newest commit to its model.
+
+        Raises:
+            SandboxError: it was not built, or not trained in time.
+        """
+        jenkins = Witness(self._stack.jenkins.env(), dagster_url="")
+        for commit in commits:
+            # A build takes the newest commit there is when it starts: the next one must not come before.
+            self._await_builds(jenkins, view, finished=False)
+            self._stack.git.commit(commit.message, commit.edit)
+        head = self._stack.git.head()
+        # What is built before Dagster looks for the first time is the past, to be backfilled; and a build
+        # that ends just after a look waits for the next one.
+        self._await_builds(jenkins, view, finished=True)
+        view.show(Scene("waiting for EC2 and MLflow", builds=jenkins.builds()))
+        environment = self._stack.env()
+        self._lap("sandbox")
+        view.show(Scene("starting Dagster", builds=jenkins.builds()))
+        self._dagster = self._stack.start_dagster()
+        self._witness = Witness(environment, dagster_url=self._dagster.url)
+        self._lap("dagster")
+        self._earlier = {run.id for run in self._dagster.runs() if run.over}
+        deadline = self._started + ONCE_SECONDS
+        while not self._trained(head, view):
+            if time.monotonic() > deadline:
+                raise SandboxError(
+                    f"there is no model after {ONCE_SECONDS / 60:g} minutes; the logs are in {self._stack.directory}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def go_on(self, view: View) -> NoReturn:
+        """Show what the user makes happen, until a signal."""
+        hints = self._hints()
+        while True:
+            view.show(self._scene(None, hints=hints))
+            time.sleep(POLL_SECONDS)
+
+    def _trained(self, head: str, view: View) -> bool:
+        scene = self._scene(head)
+        view.show(scene)
+        if scene.run and "wait" not in self._seconds:
+            self._lap("wait")
+        build = next((build for build in scene.builds if build.commit == head), None)
+        if build and build.finished and not build.succeeded():
+            raise SandboxError(f"Jenkins' build {build.number} of {head} ended {build.result}: see {build.url}console")
+        return self.outcome.commit == head
+
+    def _scene(self, head: str | None, *, hints: Sequence[str] = ()) -> Scene:
+        builds = self._witness.builds()
+        runs = self._dagster.runs()
+        run = self._followed(runs, builds, head)
+        output = self._output_of(run) if run else ()
+        if run is not None and run.over and run.id not in self._told:
+            self._told.add(run.id)
+            self._conclude(run, builds)
+        return Scene(
+            self._doing(run, builds, head),
+            builds=builds,
+            trainings={run.partition: run.status for run in reversed(runs) if run.partition},
+            run=run,
+            output=output,
+            outcome=self.outcome if self.outcome.dagster_run_id else None,
+            hints=hints,
+        )
+
+    def _followed(self, runs: Sequence[Run], builds: Sequence[Build], head: str | None) -> Run | None:
+        """The run of the newest commit, else one that is under way, else the newest of this demo."""
+        wanted = {str(build.number) for build in builds if build.commit == head}
+        ours = [run for run in runs if run.id not in self._earlier]
+        order = sorted(ours, key=lambda run: (run.partition not in wanted, run.over))  # stable: newest first
+        return next(iter(order), None)
+
+    def _output_of(self, run: Run) -> Sequence[str]:
+        if self._output is None or self._output.run_id != run.id:
+            self._output = Output(self._dagster, run.id)
+        return self._output.read()
+
+    def _doing(self, run: Run | None, builds: Sequence[Build], head: str | None) -> str:
+        if run is not None and (head is not None or not run.over):
+            step = next((step.name for step in run.steps if step.status == "IN_PROGRESS"), None)
+            return f"run {run.id[:8]} of build {run.partition}: {step or run.status}"
+        if head is None:
+            return f"Dagster runs on {self._dagster.url}"
+        if any(build.commit == head and build.finished for build in builds):
+            if error := self._dagster.failed_tick(SENSOR):
+                return f"the sensor's tick failed, it tries again: {error}"
+            return "the build is green; waiting for the sensor's next tick"
+        return "Jenkins runs the project's tests"
+
+    def _conclude(self, run: Run, builds: Sequence[Build]) -> None:
+        build = next((build for build in builds if str(build.number) == run.partition), None)
+        if build is None:
+            return  # an old build, out of the list: its run's page says it all
+        self._seconds["total"] = _rounded(time.monotonic() - self._started)
+        self.outcome = self._witness.outcome(
+            PIPELINE,
+            build=build,
+            run=run,
+            failure=None if run.status == "SUCCESS" else self._dagster.failure(run.id),
+            seconds=self._seconds,
+        )
+
+    def _await_builds(self, jenkins: Witness, view: View, *, finished: bool) -> None:
+        """Wait until the newest commit is checked out, or until all builds have ended."""
+        head = self._stack.git.head()
+        while True:
+            builds = jenkins.builds()
+            view.show(Scene("committing, and Jenkins builds each commit", builds=builds))
+            known = any(build.commit == head for build in builds)
+            if known and (not finished or all(build.finished for build in builds)):
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self._seconds[stage] = _rounded(now - self._lap_began)
+        self._lap_began = now
+
+    def _hints(self) -> tuple[str, ...]:
+        git = self._stack.git.url
+        folder = git.rpartition("/")[2].removesuffix(".git")
+        return (
+            "Push another commit, and see it trained:\n"
+            f"  git clone {git} && cd {folder}\n"
+            "  sed -i 's/default: 0.02}/default: 0.05}/' MLproject\n"
+            "  git -c user.name=me -c user.email=me@example.com commit --allow-empty -am 'Learn faster' && git push",
+            f"Train past builds: {self._dagster.url}/assets/{PIPELINE}/trained_model, Materialize, missing partitions",
+            f"Jenkins: {self._stack.jenkins.url}    MLflow: {self._stack.mlflow.url}    Ctrl-C stops everything",
+        )
+
+
+class Output:
+    """The last lines that the training of one run has printed.
+
+    Args:
+        dagster: where they are captured.
+        run_id: the run.
+
+    Attributes:
+        lines: these lines.
+    """
+
+    def __init__(self, dagster: DagsterApi, run_id: str) -> None:
+        self.run_id = run_id
+        self.lines: deque[str] = deque(maxlen=OUTPUT_KEPT)
+        self._dagster = dagster
+        self._key: Sequence[str] | None = None
+        self._cursor: str | None = None
+        self._begun = ""
+
+    def read(self) -> Sequence[str]:
+        """The lines, with what is new."""
+        self._key = self._key or self._dagster.output_key(self.run_id)
+        if self._key is not None:
+            new = self._dagster.output(self._key, cursor=self._cursor)
+            self._cursor = new.cursor
+            *whole, self._begun = (self._begun + new.text).split("\n")
+            self.lines.extend(whole)
+        return tuple(self.lines)
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 2)

@@ -1,0 +1,167 @@
+"""EC2 on one laptop: moto's API, whose running instances are real SSH hosts on loopback addresses of their own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from orchestrator.errors import SandboxError
+from orchestrator_sandbox.ec2.api import ApiServer, Faults, Gate
+from orchestrator_sandbox.processes.child import free_port
+
+if TYPE_CHECKING:
+    from moto.ec2.models import EC2Backend
+
+    from orchestrator_sandbox.ec2.instances import MachineInstance
+    from orchestrator_sandbox.ec2.machine import Machine
+
+REGION = "us-east-1"
+KEY_PAIR = "sandbox"
+LOGIN = "ubuntu"
+
+
+class Ec2Server:
+    """An EC2 API with real machines; ready when constructed, and with nothing left when closed.
+
+    An instance is `pending` until its SSH server answers, `running` with its address then, and what its
+    user-data says really happens. It needs Linux, where any 127.x.y.z is a loopback address.
+
+    Args:
+        directory: for the key of the login, and for one directory per machine.
+        port: of the API; 0 for any.
+        ssh_port: of all machines; 0 for any that is free.
+        status_check_seconds: how long a running instance takes until its status checks are 2/2.
+        instance_type: what `env` names.
+
+    Attributes:
+        url: of the API.
+        faults: errors that the API answers with when told to.
+        key_path: private key of the key pair.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int = 0,
+        ssh_port: int = 0,
+        status_check_seconds: float = 1,
+        instance_type: str = "t3.medium",
+    ) -> None:
+        # Seconds of import, which nothing but a sandbox that starts shall pay for.
+        from moto.ec2.models import ec2_backends
+        from moto.moto_server.werkzeug_app import (
+            DomainDispatcherApplication,
+            MotoRequestHandler,
+            create_backend_app,
+        )
+
+        from orchestrator_sandbox.ec2.instances import FIRST_ADDRESS, Site
+
+        self.instance_type = instance_type
+        self.ssh_port = ssh_port or free_port(str(FIRST_ADDRESS))
+        self.key_path = directory / "key.pem"
+        self.faults = Faults()
+        account = f"{secrets.randbelow(10**12):012}"  # moto keeps one world per account, in this process
+        self._backend: EC2Backend = ec2_backends[account][REGION]
+        self._site = Site(directory, self.ssh_port, status_check_seconds)
+        self._site.open(self._backend)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._furnish()
+        app = Gate(DomainDispatcherApplication(create_backend_app), account, self._site.lock, self.faults)
+        self._api = ApiServer(app, port=port, handler=MotoRequestHandler)
+        self.url = self._api.url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def env(self) -> dict[str, str]:
+        """The settings that lead here."""
+        return {
+            "AWS_ACCESS_KEY_ID": "sandbox",
+            "AWS_SECRET_ACCESS_KEY": "sandbox",
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ENDPOINT_URL": self.url,
+            "AMI_ID": self._ami,
+            "INSTANCE_TYPE": self.instance_type,
+            "KEY_PAIR_NAME": KEY_PAIR,
+            "KEY_PATH": str(self.key_path),
+            "SECURITY_GROUP_ID": self._security_group,
+            "SSH_USER": LOGIN,
+            "SSH_PORT": str(self.ssh_port),
+        }
+
+    def terminate_from_outside(self, instance_id: str, *, code: str = "Server.SpotInstanceTermination") -> None:
+        """Take an instance away as AWS, or a person at the console, does.
+
+        Args:
+            instance_id: which.
+            code: the reason that it is described with
+                (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html).
+        """
+        from moto.ec2.models.instances import StateReason
+
+        with self._site.lock:
+            self._instance(instance_id).terminate(StateReason(f"{code}: the sandbox took it away", code))
+
+    def cut_connections(self, instance_id: str) -> None:
+        """Drop the instance's SSH connections, in the middle of whatever they do."""
+        self._machine(instance_id).tell("cut")
+
+    def refuse_connections(self, instance_id: str, *, seconds: float) -> None:
+        """Drop them, and let nobody in again for so long."""
+        self._machine(instance_id).tell(f"refuse {seconds}")
+
+    def swallow_traffic(self, instance_id: str, *, seconds: float) -> None:
+        """Answer nothing on any connection for so long, without closing one; its programs run on."""
+        self._machine(instance_id).tell(f"swallow {seconds}")
+
+    def close(self) -> None:
+        """Take all machines down and stop answering; returns when that is done. May be called again."""
+        self._api.close()
+        with self._site.lock:
+            machines = list(self._site.machines.values())
+        for machine in machines:
+            machine.power_off()
+        for machine in machines:
+            machine.join()
+
+    def _furnish(self) -> None:
+        """Make what an account needs before its first instance."""
+        backend = self._backend
+        image = backend.register_image("orchestrator-training", "a machine of the sandbox")
+        image.root_device_name = "/dev/sda1"
+        self._ami = str(image.id)
+        group = backend.create_security_group("orchestrator", "SSH from this computer")
+        self._security_group = str(group.id)
+        backend.authorize_security_group_ingress(
+            group.id, "tcp", str(self.ssh_port), str(self.ssh_port), [{"CidrIp": "127.0.0.0/8"}]
+        )
+        pair = backend.create_key_pair(KEY_PAIR, "rsa", {})
+        self.key_path.unlink(missing_ok=True)
+        descriptor = os.open(self.key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pair.material)
+
+    def _instance(self, instance_id: str) -> MachineInstance:
+        from orchestrator_sandbox.ec2.instances import MachineInstance
+
+        instance = self._backend.get_instance_by_id(instance_id)
+        if not isinstance(instance, MachineInstance):
+            raise SandboxError(f"the sandbox has no instance {instance_id}: look it up with describe_instances")
+        return instance
+
+    def _machine(self, instance_id: str) -> Machine:
+        with self._site.lock:
+            machine = self._site.machines.get(self._instance(instance_id).id)
+        if machine is None:
+            raise SandboxError(f"instance {instance_id} is off: start another one")
+        return machine

@@ -1,0 +1,184 @@
+"""The whole sandbox in one folder: Git remote, Jenkins, EC2, MLflow, and Dagster pointed at them by settings alone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from orchestrator.errors import SandboxError
+from orchestrator.serve import prepare_home, require_free
+from orchestrator.signals import undisturbed
+from orchestrator_sandbox.dagster_api import DagsterApi
+from orchestrator_sandbox.ec2.server import Ec2Server
+from orchestrator_sandbox.git import GitRemote
+from orchestrator_sandbox.jenkins.home import JobConfig
+from orchestrator_sandbox.jenkins.server import JenkinsServer
+from orchestrator_sandbox.mlflow import MlflowServer
+from orchestrator_sandbox.processes.child import ChildProcess, kept_port
+
+PIPELINE = "training"
+TRAINED_MODEL = (PIPELINE, "trained_model")
+JOB = "digits"
+SENSOR = f"{PIPELINE}_jenkins_sensor"
+
+INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PYTHONPATH")
+"""What Dagster gets of the user's environment: nothing that could be a setting, or lead out of the sandbox."""
+
+T3_MEDIUM_USD = 0.0416
+"""On-demand price of an hour in us-east-1: https://aws.amazon.com/ec2/pricing/on-demand/"""
+
+DAGSTER_GRACE_SECONDS = 20
+"""A run that is under way terminates its instance when it is told to end."""
+
+
+class Stack:
+    """Everything that one pipeline needs, on loopback; Git and Jenkins are ready when constructed.
+
+    EC2 and MLflow start meanwhile, and are waited for by whoever asks for them; `start_dagster` comes last. A
+    folder that was used before goes on with its commits, builds, runs and events. Closing leaves no process
+    and no port.
+
+    Args:
+        directory: where everything is kept.
+        port: of Dagster's UI; 0: any free one.
+        settings: settings of Dagster on top of those that the parts give, or instead of them.
+
+    Attributes:
+        is_new: the folder was empty.
+
+    Raises:
+        SandboxError: a part did not start, or another stack uses the folder.
+        SettingsError: the port is taken.
+    """
+
+    def __init__(self, directory: Path, *, port: int = 0, settings: Mapping[str, str] | None = None) -> None:
+        self.directory = directory.absolute()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.is_new = not (self.directory / "git").exists()
+        self._settings = dict(settings or {})
+        self._exits = ExitStack()
+        try:
+            self._lock()
+            self.port = port or kept_port(self.directory / "port")
+            require_free("127.0.0.1", self.port)
+            mlflow = self._folder("mlflow")
+            server = MlflowServer(mlflow, port=kept_port(mlflow / "port"))
+            self._exits.callback(server.close)
+            start = self._exits.enter_context(ThreadPoolExecutor(2, thread_name_prefix="sandbox")).submit
+            self._exits.callback(server.close)  # before the pool's end, which waits for its start
+            self._mlflow = start(server.__enter__)
+            self._ec2 = start(self._start_ec2)
+            self.git = self._exits.enter_context(GitRemote(self._folder("git")))
+            self.jenkins = self._exits.enter_context(JenkinsServer(self._folder("jenkins"), anonymous_read=True))
+            self.jenkins.create_job(JOB, JobConfig(kind="pipeline", repository=self.git.url))
+            self.git.notify(self.jenkins.notify_url(self.git.url))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def dagster_url(self) -> str:
+        """Where Dagster's UI is, once it is started."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def mlflow(self) -> MlflowServer:
+        """The tracking server, once it is ready."""
+        return self._mlflow.result()
+
+    @property
+    def ec2(self) -> Ec2Server:
+        """The EC2 API, once it is ready."""
+        return self._ec2.result()
+
+    def env(self) -> dict[str, str]:
+        """The settings that lead Dagster here."""
+        return {
+            "MLPROJECT_ENV_MANAGER": "local",
+            "INSTANCE_HOURLY_USD": str(T3_MEDIUM_USD),
+            "ORCHESTRATOR_DEPLOYMENT": "sandbox",
+            **self.jenkins.env(),
+            **self.mlflow.env(),
+            **self.ec2.env(),
+            **self._settings,
+        }
+
+    def start_dagster(self) -> DagsterApi:
+        """Start the UI and the daemon, by the same command that serves real settings.
+
+        Raises:
+            SandboxError: they did not start, or the definitions cannot be loaded.
+        """
+        child = self.dagster_process("-m", "orchestrator.cli", "serve", "--port", str(self.port))
+        child.await_http(f"{self.dagster_url}/server_info", seconds=120)
+        api = self._exits.enter_context(DagsterApi(self.dagster_url))
+        if error := api.location_error():
+            raise SandboxError(f"Dagster cannot load the definitions: {error}; its log is {child.log}")
+        return api
+
+    def dagster_process(self, *arguments: str) -> ChildProcess:
+        """Start Python with these arguments, and with what Dagster needs to be the one of this sandbox.
+
+        Raises:
+            SandboxError: it did not start.
+        """
+        home = self._folder("dagster")
+        prepare_home(home)
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        # boto3 also reads files of the home directory, and asks a metadata service for credentials.
+        environment |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+        environment |= {"AWS_EC2_METADATA_DISABLED": "true", "DAGSTER_HOME": str(home), **self.env()}
+        return self._exits.enter_context(
+            ChildProcess(
+                [sys.executable, *arguments],
+                name="Dagster",
+                log=self.directory / "dagster.log",
+                env=environment,
+                cwd=home,  # Dagster reads the .env of the folder it runs in, which is the user's own elsewhere
+                grace_seconds=DAGSTER_GRACE_SECONDS,
+            )
+        )
+
+    def close(self) -> None:
+        """End everything, Dagster first. May be called again."""
+        with undisturbed():
+            self._exits.close()
+
+    def _folder(self, name: str) -> Path:
+        folder = self.directory / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _start_ec2(self) -> Ec2Server:
+        folder = self._folder("ec2")
+        return self._exits.enter_context(Ec2Server(folder, port=kept_port(folder / "port")))
+
+    def _lock(self) -> None:
+        """Keep the folder to ourselves for as long as this process lives."""
+        file = self._exits.enter_context((self.directory / "lock").open("a+"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise SandboxError(
+                f"process {file.read().strip() or 'of another user'} runs a sandbox in {self.directory}; "
+                "stop it, or choose another folder with --dir"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
