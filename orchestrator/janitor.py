@@ -17,8 +17,8 @@ from orchestrator.janitor_rules import Action, decide, live_attempts
 from orchestrator.janitor_runs import DagsterRuns
 from orchestrator.janitor_sources import Sight, Systems, read_pipelines, settings_of
 from orchestrator.janitor_world import World
-from orchestrator.settings import Settings
-from orchestrator.settings_groups import JanitorSettings
+from orchestrator.settings.groups import JanitorSettings
+from orchestrator.settings.source import Settings
 
 KEY = dg.AssetKey(["janitor"])
 

@@ -15,8 +15,8 @@ from orchestrator.janitor_world import OpenRun
 from orchestrator.resources.ec2 import Ec2, Instance, Pace
 from orchestrator.resources.ec2_instance import tag_value
 from orchestrator.resources.mlflow import Mlflow
-from orchestrator.settings import SETTINGS_METADATA, Settings
-from orchestrator.settings_groups import Group, MachineSettings, MlflowSettings
+from orchestrator.settings.groups import Group, MachineSettings, MlflowSettings
+from orchestrator.settings.source import SETTINGS_METADATA, Settings
 
 T = TypeVar("T")
 

@@ -19,8 +19,8 @@ import requests
 import tenacity
 
 from orchestrator.errors import DagsterDown, SettingsError
-from orchestrator.settings import Settings
-from orchestrator.settings_groups import QueueSettings
+from orchestrator.settings.groups import QueueSettings
+from orchestrator.settings.source import Settings
 from orchestrator.signals import undisturbed
 
 START_SECONDS = 120.0

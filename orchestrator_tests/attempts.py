@@ -14,7 +14,7 @@ from orchestrator.resources.ec2 import Ec2, Instance
 from orchestrator.resources.jenkins_build import Build
 from orchestrator.resources.mlflow import Mlflow
 from orchestrator.resources.ssh import Ssh
-from orchestrator.settings import PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings, Settings
 from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.mlflow import MlflowServer

@@ -21,7 +21,7 @@ from moto.core.botocore_stubber import MockRawResponse
 
 from orchestrator.resources.ec2 import Ec2, Lease, Pace
 from orchestrator.resources.user_data import HostKey
-from orchestrator.settings_groups import MachineSettings
+from orchestrator.settings.groups import MachineSettings
 
 REGION = "us-east-1"
 # Waits short enough for a test, and limits that no test ever reaches by being slow.

@@ -7,7 +7,7 @@ from typing import Any
 import requests
 
 from orchestrator.resources.mlflow import Mlflow
-from orchestrator.settings_groups import MlflowSettings
+from orchestrator.settings.groups import MlflowSettings
 
 
 def client(uri: str, *, patience_seconds: float = 5, **more: Any) -> Mlflow:

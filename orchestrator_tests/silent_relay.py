@@ -14,7 +14,7 @@ import threading
 from typing import Self
 
 from orchestrator.resources.ssh import Ssh
-from orchestrator.settings_groups import SshSettings
+from orchestrator.settings.groups import SshSettings
 
 
 class SilentRelay:

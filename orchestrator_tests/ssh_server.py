@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import asyncssh
 
 from orchestrator.resources.ssh import Ssh
-from orchestrator.settings_groups import SshSettings
+from orchestrator.settings.groups import SshSettings
 
 T = TypeVar("T")
 USER = "ubuntu"

@@ -34,8 +34,8 @@ from orchestrator.resources import jenkins as client
 from orchestrator.resources.jenkins import Jenkins, JenkinsResource
 from orchestrator.resources.jenkins_build import Build
 from orchestrator.resources.jenkins_errors import Answer
-from orchestrator.settings import Settings
-from orchestrator.settings_groups import JenkinsSettings
+from orchestrator.settings.groups import JenkinsSettings
+from orchestrator.settings.source import Settings
 from orchestrator_sandbox.chaos.proxy import Proxy, Weather
 from orchestrator_tests.jenkins_model import COMMIT, REMOTE, Job, Model, served
 

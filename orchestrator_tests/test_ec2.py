@@ -12,7 +12,7 @@ from orchestrator.errors import Ec2Error, InstanceLost, SettingsError
 from orchestrator.resources import ec2 as ec2_module
 from orchestrator.resources.ec2 import Ec2, Ec2Resource
 from orchestrator.resources.ec2_instance import tag_value
-from orchestrator.settings import Settings
+from orchestrator.settings.source import Settings
 from orchestrator_tests.ec2_account import (
     EXPIRES,
     IMPATIENT,

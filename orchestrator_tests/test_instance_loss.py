@@ -18,7 +18,7 @@ from orchestrator.resources import ec2_calls, ssh_exec
 from orchestrator.resources import ssh as ssh_module
 from orchestrator.resources.ec2 import Instance
 from orchestrator.resources.ssh import Ssh
-from orchestrator.settings_groups import SshSettings
+from orchestrator.settings.groups import SshSettings
 from orchestrator_sandbox.chaos.proxy import Proxy, Request
 from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World

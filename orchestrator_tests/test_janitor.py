@@ -24,7 +24,7 @@ from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.resources.ec2 import Ec2
 from orchestrator.resources.ec2_instance import DAGSTER_RUN_TAG, DEPLOYMENT_TAG, PARTITION_TAG, PIPELINE_TAG
 from orchestrator.resources.mlflow import REASON_TAG, Mlflow
-from orchestrator.settings import SETTINGS_METADATA
+from orchestrator.settings.source import SETTINGS_METADATA
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.ec2_account import Account, http_answer, inject, lease, open_account
 from orchestrator_tests.mlflow_client import client, post

@@ -23,7 +23,7 @@ from orchestrator.janitor_rules import EndRun, RetryRun, decide
 from orchestrator.janitor_runs import DagsterRuns
 from orchestrator.janitor_sources import Sight, Systems
 from orchestrator.janitor_world import World
-from orchestrator.settings import SETTINGS_METADATA
+from orchestrator.settings.source import SETTINGS_METADATA
 
 BUILDS = dg.DynamicPartitionsDefinition(name="iris_builds")
 JOB = "iris_training"

@@ -39,8 +39,8 @@ from orchestrator.resources import jenkins as client
 from orchestrator.resources.jenkins import Jenkins, JenkinsResource, job_name
 from orchestrator.resources.jenkins_build import Build, build_of
 from orchestrator.resources.jenkins_git import branch_name, repository_key, without_credentials
-from orchestrator.settings import Settings
-from orchestrator.settings_groups import JenkinsSettings
+from orchestrator.settings.groups import JenkinsSettings
+from orchestrator.settings.source import Settings
 from orchestrator_sandbox.web import HandlerServer
 from orchestrator_tests.jenkins_model import COMMIT, REMOTE, Job, Model, build_json, served
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import MlflowNotFound, MlflowRejected
 from orchestrator.resources.mlflow import Mlflow, MlflowResource, Run
-from orchestrator.settings import Settings
+from orchestrator.settings.source import Settings
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.faulty_proxy import Fault, FaultyProxy
 from orchestrator_tests.mlflow_client import client, post

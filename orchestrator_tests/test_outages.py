@@ -19,7 +19,7 @@ from orchestrator.resources import ec2_calls
 from orchestrator.resources import mlflow as mlflow_module
 from orchestrator.resources.mlflow import Mlflow
 from orchestrator.resources.ssh import Ssh
-from orchestrator.settings_groups import MachineSettings, MlflowSettings, SshSettings
+from orchestrator.settings.groups import MachineSettings, MlflowSettings, SshSettings
 from orchestrator_sandbox.chaos.proxy import PAGE, Answer, Proxy, Request, Toll, Weather
 from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World

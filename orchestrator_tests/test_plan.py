@@ -17,7 +17,7 @@ from orchestrator.pipeline.plan import Plan, TrainingConfig, make_plan, secrets_
 from orchestrator.remote.job import job_file
 from orchestrator.remote.masking import Masker
 from orchestrator.resources.jenkins_build import Build
-from orchestrator.settings import PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings, Settings
 from orchestrator_tests.test_settings import COMPLETE
 
 TOKEN = "not-to-be-shown"

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.env_example import env_example
 from orchestrator.errors import SettingsError
-from orchestrator.settings import PipelineSettings, Settings
-from orchestrator.settings_groups import (
+from orchestrator.settings.example import env_example
+from orchestrator.settings.groups import (
     GROUPS,
     JenkinsSettings,
     MachineSettings,
@@ -20,6 +19,7 @@ from orchestrator.settings_groups import (
     SshSettings,
     all_settings,
 )
+from orchestrator.settings.source import PipelineSettings, Settings
 
 COMPLETE = {
     "JENKINS_URL": "https://jenkins.example.com/",
@@ -168,4 +168,4 @@ def test_each_setting_is_declared_once() -> None:
 
 def test_the_example_file_lists_every_setting_as_it_is_declared() -> None:
     committed = Path(__file__).parent.parent / ".env.example"
-    assert committed.read_text() == env_example(), "run: python -m orchestrator.env_example > .env.example"
+    assert committed.read_text() == env_example(), "run: python -m orchestrator.settings.example > .env.example"

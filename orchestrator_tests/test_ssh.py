@@ -17,7 +17,7 @@ from orchestrator.errors import SshRefused, SshUnreachable
 from orchestrator.resources import ssh as ssh_module
 from orchestrator.resources.ssh import Ssh, SshResource
 from orchestrator.resources.ssh_exec import KEPT_BYTES
-from orchestrator.settings import Settings
+from orchestrator.settings.source import Settings
 from orchestrator_tests.gate import PASS_IN_SHELL, Gate
 from orchestrator_tests.ssh_server import USER, SshHost, connected, generated
 

@@ -21,7 +21,7 @@ from orchestrator.resources.mlflow import Mlflow
 from orchestrator.resources.ssh import Ssh
 from orchestrator.resources.ssh_hosts import require_known_hosts
 from orchestrator.resources.ssh_keys import private_key
-from orchestrator.settings import PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings, Settings
 
 T = TypeVar("T")
 

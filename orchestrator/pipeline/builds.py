@@ -14,8 +14,8 @@ from orchestrator.pipeline.watch import Limits, Settled, tick
 from orchestrator.pipeline.watch_cursor import Cursor
 from orchestrator.resources.jenkins import Jenkins, JenkinsResource
 from orchestrator.resources.jenkins_build import Build
-from orchestrator.settings import Settings
-from orchestrator.settings_groups import JenkinsSettings
+from orchestrator.settings.groups import JenkinsSettings
+from orchestrator.settings.source import Settings
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition

@@ -11,7 +11,7 @@ from pydantic import Field
 from orchestrator.pipeline.builds import jenkins_build_spec, jenkins_sensor
 from orchestrator.pipeline.this_run import job_name
 from orchestrator.pipeline.training import trained_model
-from orchestrator.settings import Settings
+from orchestrator.settings.source import Settings
 
 
 class TrainingPipeline(dg.Component, dg.Model, dg.Resolvable):

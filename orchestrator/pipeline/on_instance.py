@@ -23,7 +23,7 @@ from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
 from orchestrator.resources.ec2 import Ec2, Instance
 from orchestrator.resources.ssh import Ssh
-from orchestrator.settings import PipelineSettings
+from orchestrator.settings.source import PipelineSettings
 
 GRACE = timedelta(minutes=1)
 """Between the training's deadline and the machine's own: the time to fetch the last output and say why."""

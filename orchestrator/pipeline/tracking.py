@@ -10,7 +10,7 @@ from orchestrator.pipeline.outcome import FinishedTraining, Usage
 from orchestrator.pipeline.plan import Plan
 from orchestrator.resources.ec2 import Instance
 from orchestrator.resources.mlflow import FinalStatus, Mlflow, Run
-from orchestrator.settings_groups import MlflowSettings
+from orchestrator.settings.groups import MlflowSettings
 
 CLOSING_PATIENCE_SECONDS = 10.0
 """A cancelled run shall end soon; the janitor closes what could not be closed in this time."""

@@ -18,7 +18,7 @@ from orchestrator.resources.ec2 import Ec2Resource, Instance
 from orchestrator.resources.jenkins import JenkinsResource
 from orchestrator.resources.mlflow import MlflowResource
 from orchestrator.resources.ssh import Ssh, SshResource
-from orchestrator.settings import SETTINGS_METADATA, PipelineSettings, Settings
+from orchestrator.settings.source import SETTINGS_METADATA, PipelineSettings, Settings
 
 POOL = "training_instances"
 """Dagster's concurrency pool of runs that hold an instance; its limit can be changed while it runs."""

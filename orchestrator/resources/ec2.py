@@ -29,8 +29,8 @@ from orchestrator.resources.ec2_instance import (
 from orchestrator.resources.ec2_launch import api_tags, launch
 from orchestrator.resources.ec2_ready import Readiness, require_alive
 from orchestrator.resources.prices import hourly_usd
-from orchestrator.settings import Settings
-from orchestrator.settings_groups import MachineSettings
+from orchestrator.settings.groups import MachineSettings
+from orchestrator.settings.source import Settings
 
 __all__ = ["Ec2", "Ec2Resource", "Instance", "Lease", "Pace"]
 

@@ -16,7 +16,7 @@ from botocore.parsers import ResponseParserError
 
 from orchestrator.errors import Ec2Error
 from orchestrator.resources.ec2_errors import AWS_ERRORS, explain, transient
-from orchestrator.settings_groups import MachineSettings
+from orchestrator.settings.groups import MachineSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client

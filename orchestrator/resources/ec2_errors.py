@@ -23,7 +23,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from orchestrator.errors import CapacityUnavailable, Ec2Error, InstanceLost
-from orchestrator.settings_groups import MachineSettings
+from orchestrator.settings.groups import MachineSettings
 
 AWS_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
 

@@ -17,7 +17,7 @@ from orchestrator.resources.ec2_calls import Ec2Calls
 from orchestrator.resources.ec2_errors import error_code
 from orchestrator.resources.ec2_instance import Instance, Lease, Market, build_tags, launch_tags
 from orchestrator.resources.user_data import HostKey, cloud_config
-from orchestrator.settings_groups import MachineSettings
+from orchestrator.settings.groups import MachineSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import (

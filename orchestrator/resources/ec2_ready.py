@@ -10,7 +10,7 @@ import tenacity
 from orchestrator.errors import Ec2Error, InstanceLost
 from orchestrator.resources.ec2_calls import Ec2Calls, Pace
 from orchestrator.resources.ec2_instance import Instance
-from orchestrator.settings_groups import MachineSettings
+from orchestrator.settings.groups import MachineSettings
 
 
 def require_alive(instance: Instance) -> Instance:

@@ -27,8 +27,8 @@ from orchestrator.resources.jenkins_build import (
     listed,
 )
 from orchestrator.resources.jenkins_errors import Answer, TryAgain
-from orchestrator.settings import Settings
-from orchestrator.settings_groups import JenkinsSettings
+from orchestrator.settings.groups import JenkinsSettings
+from orchestrator.settings.source import Settings
 
 CONNECT_SECONDS = 4.0
 READ_SECONDS = 12.0

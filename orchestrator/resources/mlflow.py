@@ -27,8 +27,8 @@ from orchestrator.resources.mlflow_data import (
 )
 from orchestrator.resources.mlflow_http import MlflowHttp
 from orchestrator.resources.mlflow_search import conditions_on, search_body
-from orchestrator.settings import Settings
-from orchestrator.settings_groups import MlflowSettings
+from orchestrator.settings.groups import MlflowSettings
+from orchestrator.settings.source import Settings
 
 __all__ = ["Experiment", "FinalStatus", "MetricPoint", "Mlflow", "MlflowResource", "Run", "RunStatus"]
 

@@ -24,7 +24,7 @@ from orchestrator.errors import (
     MlflowUnavailable,
     SettingsError,
 )
-from orchestrator.settings_groups import MlflowSettings
+from orchestrator.settings.groups import MlflowSettings
 
 # A run that is cancelled ends within 15 s, so no single wait in here may be longer.
 CONNECT_SECONDS = 5.0

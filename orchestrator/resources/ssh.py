@@ -22,8 +22,8 @@ from orchestrator.errors import SshRefused, SshUnreachable
 from orchestrator.resources.ssh_exec import FAULTS, KEPT_BYTES, Completed, ExchangeError, close, exchange
 from orchestrator.resources.ssh_hosts import HostTrust
 from orchestrator.resources.ssh_keys import private_key
-from orchestrator.settings import Settings
-from orchestrator.settings_groups import SshSettings
+from orchestrator.settings.groups import SshSettings
+from orchestrator.settings.source import Settings
 
 ATTEMPT_SECONDS = 15.0
 """One attempt to connect, from TCP to login, takes no longer."""

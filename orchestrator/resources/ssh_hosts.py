@@ -12,7 +12,7 @@ import paramiko
 from paramiko.hostkeys import HostKeyEntry, HostKeys, InvalidHostKey
 
 from orchestrator.errors import HostKeyMismatch, SshError
-from orchestrator.settings_groups import SshSettings
+from orchestrator.settings.groups import SshSettings
 
 
 class HostTrust:

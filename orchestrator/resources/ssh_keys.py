@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from orchestrator.errors import SshRefused
-from orchestrator.settings_groups import SshSettings
+from orchestrator.settings.groups import SshSettings
 
 _LOG = logging.getLogger("orchestrator.ssh")
 _NOT_PRIVATE = (

@@ -1,11 +1,11 @@
-"""The text of `.env.example`; ``python -m orchestrator.env_example > .env.example`` renews it."""
+"""The text of `.env.example`; ``python -m orchestrator.settings.example > .env.example`` renews it."""
 
 from __future__ import annotations
 
 import json
 import sys
 
-from orchestrator.settings_groups import GROUPS, env_name
+from orchestrator.settings.groups import GROUPS, env_name
 
 
 def env_example() -> str:

@@ -16,7 +16,7 @@ import dagster as dg
 from pydantic import ValidationError
 
 from orchestrator.errors import SettingsError
-from orchestrator.settings_groups import (
+from orchestrator.settings.groups import (
     Group,
     JenkinsSettings,
     MachineSettings,
