@@ -8,10 +8,10 @@ import dagster as dg
 
 from orchestrator.janitor import janitor, janitor_spec
 from orchestrator.pipeline.run_scope import TrainingAttempts
-from orchestrator.resources.ec2 import Ec2Resource
-from orchestrator.resources.jenkins import JenkinsResource
-from orchestrator.resources.mlflow import MlflowResource
-from orchestrator.resources.ssh import SshResource
+from orchestrator.resources.ec2.client import Ec2Resource
+from orchestrator.resources.jenkins.client import JenkinsResource
+from orchestrator.resources.mlflow.client import MlflowResource
+from orchestrator.resources.ssh.connection import SshResource
 
 
 def shared() -> dg.Definitions:

@@ -14,8 +14,8 @@ from orchestrator.janitor_rules import RETRY_DECIDED
 from orchestrator.janitor_sources import Sight, settings_of
 from orchestrator.janitor_world import FINISHED, OpenRun, TrainingRun
 from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
-from orchestrator.resources.ec2 import Instance
-from orchestrator.resources.ec2_instance import tag_value
+from orchestrator.resources.ec2.client import Instance
+from orchestrator.resources.ec2.instance import tag_value
 
 # https://github.com/dagster-io/dagster/blob/1.13.27/python_modules/dagster/dagster/_core/storage/tags.py
 _PARTITION_TAG = "dagster/partition"

@@ -12,9 +12,9 @@ import dagster as dg
 
 from orchestrator.errors import Ec2Error, MlflowError, SettingsError
 from orchestrator.janitor_world import OpenRun
-from orchestrator.resources.ec2 import Ec2, Instance, Pace
-from orchestrator.resources.ec2_instance import tag_value
-from orchestrator.resources.mlflow import Mlflow
+from orchestrator.resources.ec2.client import Ec2, Instance, Pace
+from orchestrator.resources.ec2.instance import tag_value
+from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.settings.groups import Group, MachineSettings, MlflowSettings
 from orchestrator.settings.source import SETTINGS_METADATA, Settings
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from dagster import DagsterRunStatus
 
-from orchestrator.resources.ec2 import Instance
-from orchestrator.resources.ec2_instance import tag_value
+from orchestrator.resources.ec2.client import Instance
+from orchestrator.resources.ec2.instance import tag_value
 
 FINISHED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
 

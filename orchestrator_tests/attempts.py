@@ -10,10 +10,10 @@ from typing import Any
 
 from orchestrator.pipeline.attempt import Attempt
 from orchestrator.pipeline.plan import TrainingConfig, make_plan
-from orchestrator.resources.ec2 import Ec2, Instance
-from orchestrator.resources.jenkins_build import Build
-from orchestrator.resources.mlflow import Mlflow
-from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ec2.client import Ec2, Instance
+from orchestrator.resources.jenkins.answers import Build
+from orchestrator.resources.mlflow.client import Mlflow
+from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.source import PipelineSettings, Settings
 from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_sandbox.git import GitRemote

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ssh.connection import Ssh
 from orchestrator_sandbox.chaos.proxy import Proxy
 from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_sandbox.git import GitRemote

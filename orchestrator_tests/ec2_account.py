@@ -19,8 +19,8 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.core.botocore_stubber import MockRawResponse
 
-from orchestrator.resources.ec2 import Ec2, Lease, Pace
-from orchestrator.resources.user_data import HostKey
+from orchestrator.resources.ec2.client import Ec2, Lease, Pace
+from orchestrator.resources.ec2.user_data import HostKey
 from orchestrator.settings.groups import MachineSettings
 
 REGION = "us-east-1"

@@ -12,7 +12,7 @@ import psutil
 
 from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
-from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ssh.connection import Ssh
 from orchestrator_tests.gate import PASS_IN_SHELL
 from orchestrator_tests.ssh_server import SshHost
 

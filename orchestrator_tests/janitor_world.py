@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 
 from orchestrator.janitor_world import BuildKey, OpenRun, TrainingRun, World
-from orchestrator.resources.ec2 import Instance
-from orchestrator.resources.ec2_instance import DAGSTER_RUN_TAG, LEASE_UNTIL_TAG, MLFLOW_RUN_TAG, build_tags, timestamp
+from orchestrator.resources.ec2.client import Instance
+from orchestrator.resources.ec2.instance import DAGSTER_RUN_TAG, LEASE_UNTIL_TAG, MLFLOW_RUN_TAG, build_tags, timestamp
 
 NOW = datetime(2031, 5, 17, 8, 30, tzinfo=UTC)
 

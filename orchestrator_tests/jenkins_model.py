@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from orchestrator.errors import JenkinsNotFound, JenkinsRefused, JenkinsUnavailable
-from orchestrator.resources.jenkins_build import Build, Head
+from orchestrator.resources.jenkins.answers import Build, Head
 from orchestrator_sandbox.web import HandlerServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -6,7 +6,7 @@ from typing import Any
 
 import requests
 
-from orchestrator.resources.mlflow import Mlflow
+from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.settings.groups import MlflowSettings
 
 

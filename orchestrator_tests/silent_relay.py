@@ -13,7 +13,7 @@ import socketserver
 import threading
 from typing import Self
 
-from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.groups import SshSettings
 
 

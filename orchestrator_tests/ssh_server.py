@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import asyncssh
 
-from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.groups import SshSettings
 
 T = TypeVar("T")

@@ -20,8 +20,8 @@ from orchestrator.errors import (
 )
 from orchestrator.pipeline.attempt import Attempt
 from orchestrator.pipeline.plan import TrainingConfig
-from orchestrator.resources.ec2 import Instance
-from orchestrator.resources.ec2_instance import LEASE_UNTIL_TAG, timestamp
+from orchestrator.resources.ec2.client import Instance
+from orchestrator.resources.ec2.instance import LEASE_UNTIL_TAG, timestamp
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.faulty_proxy import Fault, FaultyProxy
 from orchestrator_tests.waiting import until

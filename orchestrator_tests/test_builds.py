@@ -30,10 +30,10 @@ from orchestrator.pipeline.builds import (
     recorded_build,
 )
 from orchestrator.pipeline.watch import Limits
-from orchestrator.resources import jenkins as client
-from orchestrator.resources.jenkins import Jenkins, JenkinsResource
-from orchestrator.resources.jenkins_build import Build
-from orchestrator.resources.jenkins_errors import Answer
+from orchestrator.resources.jenkins import client
+from orchestrator.resources.jenkins.answers import Build
+from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource
+from orchestrator.resources.jenkins.errors import Answer
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import Settings
 from orchestrator_sandbox.chaos.proxy import Proxy, Weather

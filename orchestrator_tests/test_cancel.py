@@ -16,9 +16,9 @@ from orchestrator.errors import TrainingFailed
 from orchestrator.pipeline import lease, tracking
 from orchestrator.pipeline.cancellation import Cancellation
 from orchestrator.pipeline.training import STEPS
-from orchestrator.resources.ec2 import Ec2, Pace
-from orchestrator.resources.jenkins_build import Build
-from orchestrator.resources.mlflow import Mlflow
+from orchestrator.resources.ec2.client import Ec2, Pace
+from orchestrator.resources.jenkins.answers import Build
+from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator_sandbox.chaos.proxy import Proxy, Request, Weather
 from orchestrator_tests import attempts
 from orchestrator_tests.attempts import ThisRun, World

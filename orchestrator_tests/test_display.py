@@ -8,7 +8,7 @@ import io
 import pytest
 from rich.console import Console
 
-from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.jenkins.answers import Build
 from orchestrator_sandbox.dagster_runs import Run, Step
 from orchestrator_sandbox.demo.display import LineView, LiveView, Scene, picture, view_on
 from orchestrator_sandbox.demo.outcome import Outcome

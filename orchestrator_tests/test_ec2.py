@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
 from orchestrator.errors import Ec2Error, InstanceLost, SettingsError
-from orchestrator.resources import ec2 as ec2_module
-from orchestrator.resources.ec2 import Ec2, Ec2Resource
-from orchestrator.resources.ec2_instance import tag_value
+from orchestrator.resources.ec2 import client as ec2_module
+from orchestrator.resources.ec2.client import Ec2, Ec2Resource
+from orchestrator.resources.ec2.instance import tag_value
 from orchestrator.settings.source import Settings
 from orchestrator_tests.ec2_account import (
     EXPIRES,

@@ -18,8 +18,8 @@ from botocore.exceptions import (
 )
 
 from orchestrator.errors import CapacityUnavailable, Ec2Error, InstanceLost, LaunchRefused
-from orchestrator.resources.ec2 import Ec2
-from orchestrator.resources.ec2_errors import EXPLANATIONS, explain, transient
+from orchestrator.resources.ec2.client import Ec2
+from orchestrator.resources.ec2.errors import EXPLANATIONS, explain, transient
 from orchestrator.settings.groups import MachineSettings
 from orchestrator_tests.ec2_account import aws_error
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import Ec2Error, InstanceLost
-from orchestrator.resources.ec2 import Ec2
+from orchestrator.resources.ec2.client import Ec2
 from orchestrator_tests.ec2_account import (
     IMPATIENT,
     Account,

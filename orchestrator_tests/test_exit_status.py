@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from orchestrator.errors import BuildBusy, TrainingFailed
-from orchestrator.resources.ec2 import Ec2
+from orchestrator.resources.ec2.client import Ec2
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.gate import Gate
 from orchestrator_tests.test_attempt import gone, provisioned

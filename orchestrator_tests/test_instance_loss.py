@@ -14,10 +14,11 @@ from orchestrator.errors import InstanceLost
 from orchestrator.pipeline import on_instance
 from orchestrator.remote import training as training_module
 from orchestrator.remote.training import RemoteTraining
-from orchestrator.resources import ec2_calls, ssh_exec
-from orchestrator.resources import ssh as ssh_module
-from orchestrator.resources.ec2 import Instance
-from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ec2 import api as ec2_calls
+from orchestrator.resources.ec2.client import Instance
+from orchestrator.resources.ssh import channel as ssh_exec
+from orchestrator.resources.ssh import connection as ssh_module
+from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.groups import SshSettings
 from orchestrator_sandbox.chaos.proxy import Proxy, Request
 from orchestrator_tests import attempts

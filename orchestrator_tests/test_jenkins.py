@@ -35,10 +35,10 @@ from orchestrator.errors import (
     SettingsError,
 )
 from orchestrator.pipeline.watch import tick
-from orchestrator.resources import jenkins as client
-from orchestrator.resources.jenkins import Jenkins, JenkinsResource, job_name
-from orchestrator.resources.jenkins_build import Build, build_of
-from orchestrator.resources.jenkins_git import branch_name, repository_key, without_credentials
+from orchestrator.resources.jenkins import client
+from orchestrator.resources.jenkins.answers import Build, build_of
+from orchestrator.resources.jenkins.checkout import branch_name, repository_key, without_credentials
+from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource, job_name
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import Settings
 from orchestrator_sandbox.web import HandlerServer

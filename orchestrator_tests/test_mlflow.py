@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import MlflowNotFound, MlflowRejected
-from orchestrator.resources.mlflow import Mlflow, MlflowResource, Run
+from orchestrator.resources.mlflow.client import Mlflow, MlflowResource, Run
 from orchestrator.settings.source import Settings
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.faulty_proxy import Fault, FaultyProxy
@@ -145,7 +145,7 @@ class TestSearch:
         assert mlflow.find_run(experiment, tags=tags, statuses=["FAILED", "KILLED"]) is None
 
     def test_all_pages_are_searched(self, mlflow: Mlflow, experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("orchestrator.resources.mlflow_search.RUNS_PER_PAGE", 2)
+        monkeypatch.setattr("orchestrator.resources.mlflow.search.RUNS_PER_PAGE", 2)
         tags = {"test": uuid4().hex}
         made = {mlflow.create_run(experiment, name=str(number), tags=tags).id for number in range(5)}
         assert {each.id for each in mlflow.find_runs(experiment, tags=tags)} == made
@@ -173,7 +173,7 @@ class TestMetrics:
     def test_a_history_comes_whole_and_in_order(
         self, mlflow: Mlflow, mlflow_server: MlflowServer, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("orchestrator.resources.mlflow.POINTS_PER_PAGE", 40)
+        monkeypatch.setattr("orchestrator.resources.mlflow.client.POINTS_PER_PAGE", 40)
         log_metrics(mlflow_server, run, "loss", [float(100 - step) for step in range(100)])
         history = mlflow.metric_history(run.id, "loss")
         assert [point.step for point in history] == list(range(100))

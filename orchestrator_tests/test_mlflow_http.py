@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import MlflowError, MlflowRefused, MlflowUnavailable, SettingsError
-from orchestrator.resources.mlflow_http import Address
+from orchestrator.resources.mlflow.http import Address
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.faulty_proxy import Fault, FaultyProxy
 from orchestrator_tests.mlflow_client import client

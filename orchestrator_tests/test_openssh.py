@@ -20,8 +20,8 @@ import pytest
 from orchestrator.errors import HostKeyMismatch, SshRefused
 from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
-from orchestrator.resources import ssh as ssh_module
-from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ssh import connection as ssh_module
+from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.groups import SshSettings
 from orchestrator_tests.gate import PASS_IN_SHELL, Gate
 from orchestrator_tests.waiting import until

@@ -15,10 +15,10 @@ import urllib3.util.connection as urllib3_connection
 
 from orchestrator.pipeline import builds, lease, on_instance
 from orchestrator.remote import training as training_module
-from orchestrator.resources import ec2_calls
-from orchestrator.resources import mlflow as mlflow_module
-from orchestrator.resources.mlflow import Mlflow
-from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ec2 import api as ec2_calls
+from orchestrator.resources.mlflow import client as mlflow_module
+from orchestrator.resources.mlflow.client import Mlflow
+from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.groups import MachineSettings, MlflowSettings, SshSettings
 from orchestrator_sandbox.chaos.proxy import PAGE, Answer, Proxy, Request, Toll, Weather
 from orchestrator_tests import attempts

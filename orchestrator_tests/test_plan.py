@@ -16,7 +16,7 @@ from orchestrator.errors import SettingsError
 from orchestrator.pipeline.plan import Plan, TrainingConfig, make_plan, secrets_in, training_environment
 from orchestrator.remote.job import job_file
 from orchestrator.remote.masking import Masker
-from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.jenkins.answers import Build
 from orchestrator.settings.source import PipelineSettings, Settings
 from orchestrator_tests.test_settings import COMPLETE
 

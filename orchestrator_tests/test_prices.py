@@ -10,8 +10,8 @@ from typing import Any
 import boto3
 import pytest
 
-from orchestrator.resources import prices
-from orchestrator.resources.ec2_instance import Instance
+from orchestrator.resources.ec2 import prices
+from orchestrator.resources.ec2.instance import Instance
 from orchestrator_tests.ec2_account import REGION, Account, open_account
 
 ON_DEMAND = Instance(

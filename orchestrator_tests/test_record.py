@@ -19,8 +19,8 @@ from PIL import Image
 
 from orchestrator.pipeline.curves import MAX_PANELS, as_markdown, curve_metrics, learning_curves, panels
 from orchestrator.pipeline.record import MAX_PLOTTED, MAX_ROWS, commit_url, training_metadata
-from orchestrator.resources.jenkins_build import Build
-from orchestrator.resources.mlflow_data import MetricPoint, Run
+from orchestrator.resources.jenkins.answers import Build
+from orchestrator.resources.mlflow.answers import MetricPoint, Run
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 BUILD = Build(

@@ -20,7 +20,7 @@ from orchestrator.pipeline.builds import jenkins_build_key
 from orchestrator.pipeline.component import TrainingPipeline
 from orchestrator.pipeline.lease import TRAINED_TAG
 from orchestrator.pipeline.training import STEPS
-from orchestrator.resources.mlflow import MlflowResource
+from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator_sandbox.chaos.proxy import Proxy, Request, Weather
 from orchestrator_tests.attempts import ThisRun, World
 from orchestrator_tests.test_attempt import gone, provisioned

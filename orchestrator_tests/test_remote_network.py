@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.errors import HostKeyMismatch, InstanceLost, SshError, SshRefused
 from orchestrator.remote import training as training_module
-from orchestrator.resources import ssh as ssh_module
+from orchestrator.resources.ssh import connection as ssh_module
 from orchestrator_tests.follower import GATED, Follower, told
 from orchestrator_tests.gate import Gate
 from orchestrator_tests.ssh_server import SshHost

@@ -20,7 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from orchestrator.errors import SandboxError
-from orchestrator.resources.user_data import HostKey, cloud_config
+from orchestrator.resources.ec2.user_data import HostKey, cloud_config
 from orchestrator_sandbox.ec2.api import Fault
 from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_tests.waiting import until

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from orchestrator.errors import SandboxError
-from orchestrator.resources.user_data import HostKey
+from orchestrator.resources.ec2.user_data import HostKey
 from orchestrator_sandbox.ec2.machine import Ending
 from orchestrator_tests.machines import Booted, booting, config_of, host_key, run
 from orchestrator_tests.waiting import until

@@ -14,9 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SshRefused, SshUnreachable
-from orchestrator.resources import ssh as ssh_module
-from orchestrator.resources.ssh import Ssh, SshResource
-from orchestrator.resources.ssh_exec import KEPT_BYTES
+from orchestrator.resources.ssh import connection as ssh_module
+from orchestrator.resources.ssh.channel import KEPT_BYTES
+from orchestrator.resources.ssh.connection import Ssh, SshResource
 from orchestrator.settings.source import Settings
 from orchestrator_tests.gate import PASS_IN_SHELL, Gate
 from orchestrator_tests.ssh_server import USER, SshHost, connected, generated

@@ -11,8 +11,8 @@ import asyncssh
 import pytest
 
 from orchestrator.errors import HostKeyMismatch, SshError, SshRefused
-from orchestrator.resources.ssh import Ssh
-from orchestrator.resources.ssh_hosts import require_known_hosts
+from orchestrator.resources.ssh.connection import Ssh
+from orchestrator.resources.ssh.host_keys import require_known_hosts
 from orchestrator_tests.ssh_server import SshHost, connected, generated, write_key
 
 

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.errors import SandboxError
-from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.jenkins.answers import Build
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.dagster_runs import Run
 from orchestrator_sandbox.demo.display import LineView, Scene

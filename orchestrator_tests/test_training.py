@@ -11,7 +11,7 @@ import pytest
 from orchestrator.definitions import shared
 from orchestrator.pipeline.builds import jenkins_build_key, partition_key
 from orchestrator.pipeline.component import TrainingPipeline
-from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.jenkins.answers import Build
 from orchestrator_tests.attempts import World
 
 JOB = "churn_training"

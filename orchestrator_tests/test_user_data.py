@@ -10,7 +10,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from orchestrator.resources.user_data import HostKey, cloud_config
+from orchestrator.resources.ec2.user_data import HostKey, cloud_config
 from orchestrator_tests.waiting import until
 
 TOMORROW = datetime.now(UTC) + timedelta(days=1)

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from orchestrator.errors import JenkinsBadAnswer, JenkinsError, JenkinsNotFound
 from orchestrator.pipeline.watch import Limits, Settled, tick
 from orchestrator.pipeline.watch_cursor import Cursor
-from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.jenkins.answers import Build
 from orchestrator_tests.jenkins_model import Job, Model
 
 RESULTS = ("SUCCESS", "SUCCESS", "UNSTABLE", "FAILURE", "ABORTED", "NOT_BUILT")

@@ -15,12 +15,12 @@ from orchestrator.pipeline.on_instance import GRACE, OnInstance
 from orchestrator.pipeline.outcome import FinishedTraining, Usage
 from orchestrator.pipeline.plan import Plan, training_environment
 from orchestrator.pipeline.tracking import TrackedRun
-from orchestrator.resources.ec2 import Ec2, Instance, Lease
-from orchestrator.resources.ec2_instance import LEASE_UNTIL_TAG, timestamp
-from orchestrator.resources.mlflow import Mlflow
-from orchestrator.resources.ssh import Ssh
-from orchestrator.resources.ssh_hosts import require_known_hosts
-from orchestrator.resources.ssh_keys import private_key
+from orchestrator.resources.ec2.client import Ec2, Instance, Lease
+from orchestrator.resources.ec2.instance import LEASE_UNTIL_TAG, timestamp
+from orchestrator.resources.mlflow.client import Mlflow
+from orchestrator.resources.ssh.connection import Ssh
+from orchestrator.resources.ssh.host_keys import require_known_hosts
+from orchestrator.resources.ssh.login_key import private_key
 from orchestrator.settings.source import PipelineSettings, Settings
 
 T = TypeVar("T")

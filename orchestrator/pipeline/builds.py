@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from orchestrator.errors import BuildUnusable, JenkinsBadAnswer, JenkinsNotFound, JenkinsUnavailable, SettingsError
 from orchestrator.pipeline.watch import Limits, Settled, tick
 from orchestrator.pipeline.watch_cursor import Cursor
-from orchestrator.resources.jenkins import Jenkins, JenkinsResource
-from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.jenkins.answers import Build
+from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import Settings
 

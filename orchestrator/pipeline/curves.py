@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.resources.mlflow_data import MetricPoint, Run
+from orchestrator.resources.mlflow.answers import MetricPoint, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,8 +21,8 @@ from orchestrator.pipeline.plan import Plan, secrets_in
 from orchestrator.remote.masking import Masker
 from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
-from orchestrator.resources.ec2 import Ec2, Instance
-from orchestrator.resources.ssh import Ssh
+from orchestrator.resources.ec2.client import Ec2, Instance
+from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.source import PipelineSettings
 
 GRACE = timedelta(minutes=1)

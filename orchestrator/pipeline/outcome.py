@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import TrainingError, TrainingFailed, TrainingLost, TrainingTimedOut
 from orchestrator.remote.outcome import Outcome
-from orchestrator.resources.mlflow_data import MetricPoint, Run
+from orchestrator.resources.mlflow.answers import MetricPoint, Run
 
 
 @dataclass(frozen=True)

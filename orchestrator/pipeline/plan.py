@@ -14,7 +14,7 @@ from pydantic import Field
 
 from orchestrator.errors import BuildUnusable, SettingsError
 from orchestrator.remote.job import UNUSABLE, can_be_given, is_variable
-from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.jenkins.answers import Build
 from orchestrator.settings.groups import LONGEST_MINUTES
 from orchestrator.settings.source import PipelineSettings, Settings
 

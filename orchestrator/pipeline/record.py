@@ -13,8 +13,8 @@ import dagster as dg
 from orchestrator.pipeline.curves import SYSTEM, Curves, as_markdown, learning_curves
 
 if TYPE_CHECKING:
-    from orchestrator.resources.jenkins_build import Build
-    from orchestrator.resources.mlflow_data import Run
+    from orchestrator.resources.jenkins.answers import Build
+    from orchestrator.resources.mlflow.answers import Run
 
 MAX_PLOTTED = 50
 """Metrics with an entry of their own, and so a plot over builds; each makes every page of the asset longer."""

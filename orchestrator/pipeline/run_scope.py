@@ -14,7 +14,7 @@ from orchestrator.pipeline import lease
 from orchestrator.pipeline.attempt import Attempt
 from orchestrator.pipeline.cancellation import Cancellation
 from orchestrator.pipeline.lease import RUN_TAG
-from orchestrator.resources.ec2_instance import timestamp
+from orchestrator.resources.ec2.instance import timestamp
 
 log = logging.getLogger(__name__)
 

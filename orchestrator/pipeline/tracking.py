@@ -8,8 +8,8 @@ from orchestrator.errors import MlflowError, MlflowNotFound, MlflowUnavailable, 
 from orchestrator.pipeline.curves import curve_metrics
 from orchestrator.pipeline.outcome import FinishedTraining, Usage
 from orchestrator.pipeline.plan import Plan
-from orchestrator.resources.ec2 import Instance
-from orchestrator.resources.mlflow import FinalStatus, Mlflow, Run
+from orchestrator.resources.ec2.client import Instance
+from orchestrator.resources.mlflow.client import FinalStatus, Mlflow, Run
 from orchestrator.settings.groups import MlflowSettings
 
 CLOSING_PATIENCE_SECONDS = 10.0

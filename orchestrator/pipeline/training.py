@@ -14,10 +14,10 @@ from orchestrator.pipeline.plan import TrainingConfig, make_plan
 from orchestrator.pipeline.record import training_metadata
 from orchestrator.pipeline.run_scope import TrainingAttempts
 from orchestrator.pipeline.this_run import ThisRun
-from orchestrator.resources.ec2 import Ec2Resource, Instance
-from orchestrator.resources.jenkins import JenkinsResource
-from orchestrator.resources.mlflow import MlflowResource
-from orchestrator.resources.ssh import Ssh, SshResource
+from orchestrator.resources.ec2.client import Ec2Resource, Instance
+from orchestrator.resources.jenkins.client import JenkinsResource
+from orchestrator.resources.mlflow.client import MlflowResource
+from orchestrator.resources.ssh.connection import Ssh, SshResource
 from orchestrator.settings.source import SETTINGS_METADATA, PipelineSettings, Settings
 
 POOL = "training_instances"

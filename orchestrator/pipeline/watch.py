@@ -16,11 +16,11 @@ from typing import Protocol
 
 from orchestrator.errors import JenkinsNotFound
 from orchestrator.pipeline.watch_cursor import Cursor, Gap, Watched
-from orchestrator.resources.jenkins_build import Build, Head
+from orchestrator.resources.jenkins.answers import Build, Head
 
 
 class Source(Protocol):
-    """What a tick asks of Jenkins; :class:`orchestrator.resources.jenkins.Jenkins` has it."""
+    """What a tick asks of Jenkins; :class:`orchestrator.resources.jenkins.client.Jenkins` has it."""
 
     def heads(self, job: str, *, newest: int, per_branch: int) -> Sequence[Head]: ...
 

@@ -20,8 +20,8 @@ import tenacity
 from orchestrator.errors import SshError, SshRefused, SshUnreachable
 from orchestrator.remote.job import job_file
 from orchestrator.remote.outcome import Outcome
-from orchestrator.resources.ssh import Ssh
-from orchestrator.resources.ssh_exec import Completed
+from orchestrator.resources.ssh.channel import Completed
+from orchestrator.resources.ssh.connection import Ssh
 
 SILENCE_SECONDS = 20.0
 """The supervisor gives a sign of life every 2 s; after so long without one the connection is given up."""

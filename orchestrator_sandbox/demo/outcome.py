@@ -11,8 +11,8 @@ from typing import Any
 import requests
 
 from orchestrator.errors import SandboxError
-from orchestrator.resources import mlflow_data
-from orchestrator.resources.jenkins_build import BUILD_FIELDS, Build, build_of
+from orchestrator.resources.jenkins.answers import BUILD_FIELDS, Build, build_of
+from orchestrator.resources.mlflow import answers as mlflow_data
 from orchestrator_sandbox.dagster_runs import Run
 
 REQUEST_SECONDS = 30

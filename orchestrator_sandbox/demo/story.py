@@ -13,7 +13,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from orchestrator.errors import SandboxError
-from orchestrator.resources.jenkins_build import Build
+from orchestrator.resources.jenkins.answers import Build
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.dagster_runs import Run
 from orchestrator_sandbox.demo.display import Scene, View, view_on

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from botocore.config import Config
 
-from orchestrator.resources.ec2_errors import AWS_ERRORS
-from orchestrator.resources.ec2_instance import Instance
+from orchestrator.resources.ec2.errors import AWS_ERRORS
+from orchestrator.resources.ec2.instance import Instance
 
 if TYPE_CHECKING:
     import boto3

@@ -15,8 +15,8 @@ import requests
 import tenacity
 
 from orchestrator.errors import JenkinsBadAnswer, JenkinsNotFound, JenkinsUnavailable, SettingsError
-from orchestrator.resources import jenkins_errors as explain
-from orchestrator.resources.jenkins_build import (
+from orchestrator.resources.jenkins import errors as explain
+from orchestrator.resources.jenkins.answers import (
     BRIEF_FIELDS,
     BUILD_FIELDS,
     Build,
@@ -26,7 +26,7 @@ from orchestrator.resources.jenkins_build import (
     head_of,
     listed,
 )
-from orchestrator.resources.jenkins_errors import Answer, TryAgain
+from orchestrator.resources.jenkins.errors import Answer, TryAgain
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import Settings
 

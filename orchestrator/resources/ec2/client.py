@@ -11,14 +11,14 @@ import dagster as dg
 import tenacity
 
 from orchestrator.errors import Ec2Error, InstanceLost
-from orchestrator.resources.ec2_calls import (
+from orchestrator.resources.ec2.api import (
     HASTY_ANSWER_SECONDS,
     HASTY_CONNECT_SECONDS,
     USUAL_PACE,
     Ec2Calls,
     Pace,
 )
-from orchestrator.resources.ec2_instance import (
+from orchestrator.resources.ec2.instance import (
     ALIVE,
     NOT_GONE,
     Instance,
@@ -26,9 +26,9 @@ from orchestrator.resources.ec2_instance import (
     build_tags,
     deployment_tag,
 )
-from orchestrator.resources.ec2_launch import api_tags, launch
-from orchestrator.resources.ec2_ready import Readiness, require_alive
-from orchestrator.resources.prices import hourly_usd
+from orchestrator.resources.ec2.launch import api_tags, launch
+from orchestrator.resources.ec2.prices import hourly_usd
+from orchestrator.resources.ec2.ready import Readiness, require_alive
 from orchestrator.settings.groups import MachineSettings
 from orchestrator.settings.source import Settings
 

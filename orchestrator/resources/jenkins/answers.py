@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from orchestrator.errors import JenkinsBadAnswer
-from orchestrator.resources.jenkins_git import own_checkout
+from orchestrator.resources.jenkins.checkout import own_checkout
 
 BRIEF_FIELDS = "number,timestamp,building,result"
 """What tells a new build from a known one, and a finished one from a running one."""

@@ -19,9 +19,9 @@ import paramiko
 import tenacity
 
 from orchestrator.errors import SshRefused, SshUnreachable
-from orchestrator.resources.ssh_exec import FAULTS, KEPT_BYTES, Completed, ExchangeError, close, exchange
-from orchestrator.resources.ssh_hosts import HostTrust
-from orchestrator.resources.ssh_keys import private_key
+from orchestrator.resources.ssh.channel import FAULTS, KEPT_BYTES, Completed, ExchangeError, close, exchange
+from orchestrator.resources.ssh.host_keys import HostTrust
+from orchestrator.resources.ssh.login_key import private_key
 from orchestrator.settings.groups import SshSettings
 from orchestrator.settings.source import Settings
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 from botocore.exceptions import ClientError
 
 from orchestrator.errors import CapacityUnavailable, Ec2Error, LaunchRefused
-from orchestrator.resources.ec2_calls import Ec2Calls
-from orchestrator.resources.ec2_errors import error_code
-from orchestrator.resources.ec2_instance import Instance, Lease, Market, build_tags, launch_tags
-from orchestrator.resources.user_data import HostKey, cloud_config
+from orchestrator.resources.ec2.api import Ec2Calls
+from orchestrator.resources.ec2.errors import error_code
+from orchestrator.resources.ec2.instance import Instance, Lease, Market, build_tags, launch_tags
+from orchestrator.resources.ec2.user_data import HostKey, cloud_config
 from orchestrator.settings.groups import MachineSettings
 
 if TYPE_CHECKING:

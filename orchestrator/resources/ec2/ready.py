@@ -8,8 +8,8 @@ from collections.abc import Callable
 import tenacity
 
 from orchestrator.errors import Ec2Error, InstanceLost
-from orchestrator.resources.ec2_calls import Ec2Calls, Pace
-from orchestrator.resources.ec2_instance import Instance
+from orchestrator.resources.ec2.api import Ec2Calls, Pace
+from orchestrator.resources.ec2.instance import Instance
 from orchestrator.settings.groups import MachineSettings
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import dagster as dg
 
 from orchestrator.errors import MlflowNotFound, MlflowRejected
-from orchestrator.resources.mlflow_data import (
+from orchestrator.resources.mlflow.answers import (
     Experiment,
     FinalStatus,
     MetricPoint,
@@ -25,8 +25,8 @@ from orchestrator.resources.mlflow_data import (
     points_page,
     runs_page,
 )
-from orchestrator.resources.mlflow_http import MlflowHttp
-from orchestrator.resources.mlflow_search import conditions_on, search_body
+from orchestrator.resources.mlflow.http import MlflowHttp
+from orchestrator.resources.mlflow.search import conditions_on, search_body
 from orchestrator.settings.groups import MlflowSettings
 from orchestrator.settings.source import Settings
 

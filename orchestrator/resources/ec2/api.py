@@ -15,7 +15,7 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
 from orchestrator.errors import Ec2Error
-from orchestrator.resources.ec2_errors import AWS_ERRORS, explain, transient
+from orchestrator.resources.ec2.errors import AWS_ERRORS, explain, transient
 from orchestrator.settings.groups import MachineSettings
 
 if TYPE_CHECKING:
