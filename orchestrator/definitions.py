@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 
 from orchestrator.janitor import janitor, janitor_spec
-from orchestrator.pipeline.run_scope import TrainingAttempts
+from orchestrator.pipeline.training.run_scope import TrainingAttempts
 from orchestrator.resources.ec2.client import Ec2Resource
 from orchestrator.resources.jenkins.client import JenkinsResource
 from orchestrator.resources.mlflow.client import MlflowResource

@@ -14,7 +14,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.janitor_rules import Action, CloseRun, EndRun, RetryRun, Terminate
 from orchestrator.janitor_runs import ASKED_TAG
 from orchestrator.janitor_sources import Systems
-from orchestrator.pipeline.lease import TRAINED_TAG
+from orchestrator.pipeline.training.lease import TRAINED_TAG
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dagster._core.execution.retries import auto_reexecution_should_retry_run
 from orchestrator.janitor_rules import RETRY_DECIDED
 from orchestrator.janitor_sources import Sight, settings_of
 from orchestrator.janitor_world import FINISHED, OpenRun, TrainingRun
-from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
+from orchestrator.pipeline.training.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.ec2.instance import tag_value
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.pipeline.attempt import Attempt
-from orchestrator.pipeline.plan import TrainingConfig, make_plan
+from orchestrator.pipeline.training.attempt import Attempt
+from orchestrator.pipeline.training.plan import TrainingConfig, make_plan
 from orchestrator.resources.ec2.client import Ec2, Instance
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow.client import Mlflow

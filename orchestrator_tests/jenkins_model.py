@@ -34,7 +34,7 @@ class Job:
 
 @dataclass
 class Model:
-    """The truth in Jenkins; it has what :class:`orchestrator.pipeline.watch.Source` asks for."""
+    """The truth in Jenkins; it has what :class:`orchestrator.pipeline.builds.discovery.Source` asks for."""
 
     job: str = "team/churn"
     multibranch: bool = False

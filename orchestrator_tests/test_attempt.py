@@ -18,8 +18,8 @@ from orchestrator.errors import (
     TrainingFailed,
     TrainingTimedOut,
 )
-from orchestrator.pipeline.attempt import Attempt
-from orchestrator.pipeline.plan import TrainingConfig
+from orchestrator.pipeline.training.attempt import Attempt
+from orchestrator.pipeline.training.plan import TrainingConfig
 from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.ec2.instance import LEASE_UNTIL_TAG, timestamp
 from orchestrator_tests.attempts import ThisRun, World

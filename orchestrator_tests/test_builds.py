@@ -20,8 +20,9 @@ from orchestrator.errors import (
     JenkinsUnavailable,
     SettingsError,
 )
-from orchestrator.pipeline import builds
-from orchestrator.pipeline.builds import (
+from orchestrator.pipeline.builds import sensor as builds
+from orchestrator.pipeline.builds.discovery import Limits
+from orchestrator.pipeline.builds.sensor import (
     builds_partitions,
     find_build,
     jenkins_build_spec,
@@ -29,7 +30,6 @@ from orchestrator.pipeline.builds import (
     partition_key,
     recorded_build,
 )
-from orchestrator.pipeline.watch import Limits
 from orchestrator.resources.jenkins import client
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource

@@ -13,9 +13,10 @@ import dagster as dg
 import pytest
 
 from orchestrator.errors import TrainingFailed
-from orchestrator.pipeline import lease, tracking
-from orchestrator.pipeline.cancellation import Cancellation
-from orchestrator.pipeline.training import STEPS
+from orchestrator.pipeline.training import lease
+from orchestrator.pipeline.training import mlflow_run as tracking
+from orchestrator.pipeline.training.asset import STEPS
+from orchestrator.pipeline.training.cancellation import Cancellation
 from orchestrator.resources.ec2.client import Ec2, Pace
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow.client import Mlflow

@@ -11,7 +11,7 @@ import boto3
 import pytest
 
 from orchestrator.errors import InstanceLost
-from orchestrator.pipeline import on_instance
+from orchestrator.pipeline.training import on_instance
 from orchestrator.remote import training as training_module
 from orchestrator.remote.training import RemoteTraining
 from orchestrator.resources.ec2 import api as ec2_calls

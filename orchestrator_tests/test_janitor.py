@@ -20,7 +20,7 @@ from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.janitor import GAP, KEY, Watch, janitor, janitor_spec
 from orchestrator.janitor_rules import decide
 from orchestrator.janitor_runs import ASKED_TAG, MOST_ASKED
-from orchestrator.pipeline.lease import RUN_TAG, TRAINED_TAG
+from orchestrator.pipeline.training.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.resources.ec2.client import Ec2
 from orchestrator.resources.ec2.instance import DAGSTER_RUN_TAG, DEPLOYMENT_TAG, PARTITION_TAG, PIPELINE_TAG
 from orchestrator.resources.mlflow.client import REASON_TAG, Mlflow

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.janitor import Watch
 from orchestrator.janitor_rules import EndRun, decide
-from orchestrator.pipeline.lease import LEASE, RENEW_SECONDS
+from orchestrator.pipeline.training.lease import LEASE, RENEW_SECONDS
 from orchestrator_tests.janitor_world import NOW, run, world
 
 BEGUN = NOW

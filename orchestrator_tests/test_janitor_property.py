@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.janitor_rules import Action, CloseRun, EndRun, RetryRun, Terminate, decide
 from orchestrator.janitor_world import TrainingRun, World
-from orchestrator.pipeline.lease import LEASE
+from orchestrator.pipeline.training.lease import LEASE
 from orchestrator_tests.janitor_world import NOW, ago, build_of, instance, open_run, run, world
 
 IDS = ["run-1", "run-2", "run-3"]

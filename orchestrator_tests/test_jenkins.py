@@ -34,7 +34,7 @@ from orchestrator.errors import (
     JenkinsUnavailable,
     SettingsError,
 )
-from orchestrator.pipeline.watch import tick
+from orchestrator.pipeline.builds.discovery import tick
 from orchestrator.resources.jenkins import client
 from orchestrator.resources.jenkins.answers import Build, build_of
 from orchestrator.resources.jenkins.checkout import branch_name, repository_key, without_credentials

@@ -13,7 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import urllib3.util.connection as urllib3_connection
 
-from orchestrator.pipeline import builds, lease, on_instance
+from orchestrator.pipeline.builds import sensor as builds
+from orchestrator.pipeline.training import lease, on_instance
 from orchestrator.remote import training as training_module
 from orchestrator.resources.ec2 import api as ec2_calls
 from orchestrator.resources.mlflow import client as mlflow_module

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.errors import SettingsError
-from orchestrator.pipeline.plan import Plan, TrainingConfig, make_plan, secrets_in, training_environment
+from orchestrator.pipeline.training.plan import Plan, TrainingConfig, make_plan, secrets_in, training_environment
 from orchestrator.remote.job import job_file
 from orchestrator.remote.masking import Masker
 from orchestrator.resources.jenkins.answers import Build

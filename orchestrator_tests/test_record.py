@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from orchestrator.pipeline.curves import MAX_PANELS, as_markdown, curve_metrics, learning_curves, panels
-from orchestrator.pipeline.record import MAX_PLOTTED, MAX_ROWS, commit_url, training_metadata
+from orchestrator.pipeline.training.curves import MAX_PANELS, as_markdown, curve_metrics, learning_curves, panels
+from orchestrator.pipeline.training.metadata import MAX_PLOTTED, MAX_ROWS, commit_url, training_metadata
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow.answers import MetricPoint, Run
 

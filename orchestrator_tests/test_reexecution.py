@@ -15,11 +15,11 @@ import requests
 
 from orchestrator.definitions import shared
 from orchestrator.errors import BuildBusy, MlflowNotFound
-from orchestrator.pipeline.attempt import Attempt
-from orchestrator.pipeline.builds import jenkins_build_key
+from orchestrator.pipeline.builds.sensor import jenkins_build_key
 from orchestrator.pipeline.component import TrainingPipeline
-from orchestrator.pipeline.lease import TRAINED_TAG
-from orchestrator.pipeline.training import STEPS
+from orchestrator.pipeline.training.asset import STEPS
+from orchestrator.pipeline.training.attempt import Attempt
+from orchestrator.pipeline.training.lease import TRAINED_TAG
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator_sandbox.chaos.proxy import Proxy, Request, Weather
 from orchestrator_tests.attempts import ThisRun, World

@@ -11,8 +11,8 @@ import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
-from orchestrator.pipeline.lease import TRAINED_TAG
-from orchestrator.pipeline.this_run import ThisRun
+from orchestrator.pipeline.training.lease import TRAINED_TAG
+from orchestrator.pipeline.training.run_history import ThisRun
 
 MODEL = dg.AssetKey(["tiny", "trained_model"])
 FAILURE, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from orchestrator.definitions import shared
-from orchestrator.pipeline.builds import jenkins_build_key, partition_key
+from orchestrator.pipeline.builds.sensor import jenkins_build_key, partition_key
 from orchestrator.pipeline.component import TrainingPipeline
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator_tests.attempts import World

@@ -14,7 +14,7 @@ import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType
 
 from orchestrator.errors import BuildBusy
-from orchestrator.pipeline.this_run import ThisRun
+from orchestrator.pipeline.training.run_history import ThisRun
 from orchestrator_tests.attempts import World
 
 ASSET = dg.AssetKey(["tiny", "trained_model"])

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from orchestrator.errors import JenkinsBadAnswer, JenkinsError, JenkinsNotFound
-from orchestrator.pipeline.watch import Limits, Settled, tick
-from orchestrator.pipeline.watch_cursor import Cursor
+from orchestrator.pipeline.builds.cursor import Cursor
+from orchestrator.pipeline.builds.discovery import Limits, Settled, tick
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator_tests.jenkins_model import Job, Model
 

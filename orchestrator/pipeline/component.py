@@ -8,9 +8,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from orchestrator.pipeline.builds import jenkins_build_spec, jenkins_sensor
-from orchestrator.pipeline.this_run import job_name
-from orchestrator.pipeline.training import trained_model
+from orchestrator.pipeline.builds.sensor import jenkins_build_spec, jenkins_sensor
+from orchestrator.pipeline.training.asset import trained_model
+from orchestrator.pipeline.training.run_history import job_name
 from orchestrator.settings.source import Settings
 
 

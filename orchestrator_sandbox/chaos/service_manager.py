@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator.pipeline.lease import TRAINED_TAG
+from orchestrator.pipeline.training.lease import TRAINED_TAG
 from orchestrator.serve import project_file
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.dagster_runs import OVER

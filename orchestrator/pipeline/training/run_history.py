@@ -8,7 +8,7 @@ import dagster as dg
 import tenacity
 from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
-from orchestrator.pipeline.lease import TRAINED_TAG, tag_run
+from orchestrator.pipeline.training.lease import TRAINED_TAG, tag_run
 
 PATIENCE_SECONDS = 75.0
 """How long Dagster's database may be away when a training ends."""
@@ -20,7 +20,7 @@ def job_name(pipeline: str) -> str:
 
 
 class ThisRun:
-    """The Dagster run that an op belongs to, as :class:`~orchestrator.pipeline.attempt.DagsterRun`."""
+    """The Dagster run that an op belongs to, as :class:`~orchestrator.pipeline.training.attempt.DagsterRun`."""
 
     def __init__(self, context: dg.OpExecutionContext) -> None:
         self._instance = context.instance

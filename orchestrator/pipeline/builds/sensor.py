@@ -10,8 +10,8 @@ import dagster as dg
 from pydantic import ValidationError
 
 from orchestrator.errors import BuildUnusable, JenkinsBadAnswer, JenkinsNotFound, JenkinsUnavailable, SettingsError
-from orchestrator.pipeline.watch import Limits, Settled, tick
-from orchestrator.pipeline.watch_cursor import Cursor
+from orchestrator.pipeline.builds.cursor import Cursor
+from orchestrator.pipeline.builds.discovery import Limits, Settled, tick
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource
 from orchestrator.settings.groups import JenkinsSettings

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from orchestrator.pipeline.curves import SYSTEM, Curves, as_markdown, learning_curves
+from orchestrator.pipeline.training.curves import SYSTEM, Curves, as_markdown, learning_curves
 
 if TYPE_CHECKING:
     from orchestrator.resources.jenkins.answers import Build

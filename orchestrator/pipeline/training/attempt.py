@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol, Self, TypeVar
 
 from orchestrator.errors import BuildBusy, Ec2Error, InstanceLost, OrchestratorError
-from orchestrator.pipeline import lease
-from orchestrator.pipeline.on_instance import GRACE, OnInstance
-from orchestrator.pipeline.outcome import FinishedTraining, Usage
-from orchestrator.pipeline.plan import Plan, training_environment
-from orchestrator.pipeline.tracking import TrackedRun
+from orchestrator.pipeline.training import lease
+from orchestrator.pipeline.training.mlflow_run import TrackedRun
+from orchestrator.pipeline.training.on_instance import GRACE, OnInstance
+from orchestrator.pipeline.training.outcome import FinishedTraining, Usage
+from orchestrator.pipeline.training.plan import Plan, training_environment
 from orchestrator.resources.ec2.client import Ec2, Instance, Lease
 from orchestrator.resources.ec2.instance import LEASE_UNTIL_TAG, timestamp
 from orchestrator.resources.mlflow.client import Mlflow

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from orchestrator.errors import MlflowError, MlflowNotFound, MlflowUnavailable, TrainingFailed, TrainingLost
-from orchestrator.pipeline.curves import curve_metrics
-from orchestrator.pipeline.outcome import FinishedTraining, Usage
-from orchestrator.pipeline.plan import Plan
+from orchestrator.pipeline.training.curves import curve_metrics
+from orchestrator.pipeline.training.outcome import FinishedTraining, Usage
+from orchestrator.pipeline.training.plan import Plan
 from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.mlflow.client import FinalStatus, Mlflow, Run
 from orchestrator.settings.groups import MlflowSettings

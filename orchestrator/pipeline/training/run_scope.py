@@ -10,10 +10,10 @@ from typing import Self
 import dagster as dg
 from pydantic import PrivateAttr
 
-from orchestrator.pipeline import lease
-from orchestrator.pipeline.attempt import Attempt
-from orchestrator.pipeline.cancellation import Cancellation
-from orchestrator.pipeline.lease import RUN_TAG
+from orchestrator.pipeline.training import lease
+from orchestrator.pipeline.training.attempt import Attempt
+from orchestrator.pipeline.training.cancellation import Cancellation
+from orchestrator.pipeline.training.lease import RUN_TAG
 from orchestrator.resources.ec2.instance import timestamp
 
 log = logging.getLogger(__name__)

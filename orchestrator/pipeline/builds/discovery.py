@@ -15,7 +15,7 @@ from itertools import takewhile
 from typing import Protocol
 
 from orchestrator.errors import JenkinsNotFound
-from orchestrator.pipeline.watch_cursor import Cursor, Gap, Watched
+from orchestrator.pipeline.builds.cursor import Cursor, Gap, Watched
 from orchestrator.resources.jenkins.answers import Build, Head
 
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import dagster as dg
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.pipeline.attempt import Attempt
-from orchestrator.pipeline.builds import builds_partitions, find_build
-from orchestrator.pipeline.plan import TrainingConfig, make_plan
-from orchestrator.pipeline.record import training_metadata
-from orchestrator.pipeline.run_scope import TrainingAttempts
-from orchestrator.pipeline.this_run import ThisRun
+from orchestrator.pipeline.builds.sensor import builds_partitions, find_build
+from orchestrator.pipeline.training.attempt import Attempt
+from orchestrator.pipeline.training.metadata import training_metadata
+from orchestrator.pipeline.training.plan import TrainingConfig, make_plan
+from orchestrator.pipeline.training.run_history import ThisRun
+from orchestrator.pipeline.training.run_scope import TrainingAttempts
 from orchestrator.resources.ec2.client import Ec2Resource, Instance
 from orchestrator.resources.jenkins.client import JenkinsResource
 from orchestrator.resources.mlflow.client import MlflowResource

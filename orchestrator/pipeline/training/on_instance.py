@@ -16,8 +16,8 @@ from orchestrator.errors import (
     SshUnreachable,
     TrainingTimedOut,
 )
-from orchestrator.pipeline.outcome import failure
-from orchestrator.pipeline.plan import Plan, secrets_in
+from orchestrator.pipeline.training.outcome import failure
+from orchestrator.pipeline.training.plan import Plan, secrets_in
 from orchestrator.remote.masking import Masker
 from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
