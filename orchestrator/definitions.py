@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from orchestrator.janitor import janitor, janitor_spec
+from orchestrator.janitor.sensor import janitor, janitor_spec
 from orchestrator.pipeline.training.run_scope import TrainingAttempts
 from orchestrator.resources.ec2.client import Ec2Resource
 from orchestrator.resources.jenkins.client import JenkinsResource

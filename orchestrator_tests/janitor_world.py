@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from orchestrator.janitor_world import BuildKey, OpenRun, TrainingRun, World
+from orchestrator.janitor.snapshot import BuildKey, OpenRun, TrainingRun, World
 from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.ec2.instance import DAGSTER_RUN_TAG, LEASE_UNTIL_TAG, MLFLOW_RUN_TAG, build_tags, timestamp
 

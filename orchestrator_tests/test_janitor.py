@@ -17,9 +17,9 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepo
 from dagster._core.storage.tags import PRIORITY_TAG
 
 from orchestrator.errors import OrchestratorError, SettingsError
-from orchestrator.janitor import GAP, KEY, Watch, janitor, janitor_spec
-from orchestrator.janitor_rules import decide
-from orchestrator.janitor_runs import ASKED_TAG, MOST_ASKED
+from orchestrator.janitor.dagster_runs import ASKED_TAG, MOST_ASKED
+from orchestrator.janitor.rules import decide
+from orchestrator.janitor.sensor import GAP, KEY, Watch, janitor, janitor_spec
 from orchestrator.pipeline.training.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.resources.ec2.client import Ec2
 from orchestrator.resources.ec2.instance import DAGSTER_RUN_TAG, DEPLOYMENT_TAG, PARTITION_TAG, PIPELINE_TAG
@@ -453,7 +453,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(site: Site, monkeypatc
 
 
 def test_an_outage_of_mlflow_does_not_keep_an_instance_alive(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.janitor_sources.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.janitor.clients.PATIENCE_SECONDS", 0.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     site.launch(site.run("CANCELED"))
     site.tick()
@@ -462,7 +462,7 @@ def test_an_outage_of_mlflow_does_not_keep_an_instance_alive(site: Site, monkeyp
 
 
 def test_an_outage_of_aws_does_not_keep_an_mlflow_run_open(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.janitor_sources.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.janitor.clients.PATIENCE_SECONDS", 0.0)
     opened = site.open_run(site.run("CANCELED"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     site.tick()
@@ -470,7 +470,7 @@ def test_an_outage_of_aws_does_not_keep_an_mlflow_run_open(site: Site, monkeypat
 
 
 def test_a_tick_that_sees_nothing_at_all_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.janitor_sources.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.janitor.clients.PATIENCE_SECONDS", 0.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(OrchestratorError, match="the janitor sees nothing"):
@@ -513,7 +513,7 @@ def test_an_mlflow_run_that_ended_after_the_look_keeps_its_status(site: Site, mo
         site.mlflow.finish(opened, "FINISHED")
         return decide(*args)
 
-    monkeypatch.setattr("orchestrator.janitor.decide", decide_and_finish)
+    monkeypatch.setattr("orchestrator.janitor.sensor.decide", decide_and_finish)
     site.tick()
     assert "not needed any more" in site.said[-1]
     assert site.mlflow.run(opened).status == "FINISHED"
@@ -521,7 +521,7 @@ def test_an_mlflow_run_that_ended_after_the_look_keeps_its_status(site: Site, mo
 
 def test_what_does_not_fit_into_a_tick_is_left_for_the_next(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = site.launch(site.run("CANCELED"))
-    monkeypatch.setattr("orchestrator.janitor._ACT_SECONDS", -1.0)
+    monkeypatch.setattr("orchestrator.janitor.sensor._ACT_SECONDS", -1.0)
     site.tick()
     assert "left for the next tick" in site.said[-1]
     assert site.account.alive() == [launched]
@@ -537,7 +537,7 @@ def test_a_run_that_begins_after_the_look_keeps_its_instance(site: Site, monkeyp
             began.append(site.run("NOT_STARTED"))
         return decided
 
-    monkeypatch.setattr("orchestrator.janitor.decide", decide_and_begin)
+    monkeypatch.setattr("orchestrator.janitor.sensor.decide", decide_and_begin)
     site.tick()
     assert "not needed any more" in site.said[-1]
     assert site.account.alive() == [launched]
@@ -563,7 +563,7 @@ def test_a_thousand_instances_cost_one_call(site: Site, monkeypatch: pytest.Monk
     run = site.run("STARTED")
     sent = inject(site.ec2, "DescribeInstances", lambda: thousand_instances(run))
     site.account.requests.clear()
-    monkeypatch.setattr("orchestrator.janitor_sources.Ec2", lambda *_, **__: site.ec2)
+    monkeypatch.setattr("orchestrator.janitor.clients.Ec2", lambda *_, **__: site.ec2)
     site.tick()
     assert site.said[-1] == "1000 instances, 1 live attempt, 0 open MLflow runs; nothing to do"
     assert len(sent) == 1

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.janitor import Watch
-from orchestrator.janitor_rules import EndRun, decide
+from orchestrator.janitor.rules import EndRun, decide
+from orchestrator.janitor.sensor import Watch
 from orchestrator.pipeline.training.lease import LEASE, RENEW_SECONDS
 from orchestrator_tests.janitor_world import NOW, run, world
 

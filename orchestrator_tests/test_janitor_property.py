@@ -9,8 +9,8 @@ import dagster as dg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.janitor_rules import Action, CloseRun, EndRun, RetryRun, Terminate, decide
-from orchestrator.janitor_world import TrainingRun, World
+from orchestrator.janitor.rules import Action, CloseRun, EndRun, RetryRun, Terminate, decide
+from orchestrator.janitor.snapshot import TrainingRun, World
 from orchestrator.pipeline.training.lease import LEASE
 from orchestrator_tests.janitor_world import NOW, ago, build_of, instance, open_run, run, world
 

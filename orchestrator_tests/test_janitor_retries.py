@@ -18,11 +18,11 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import EmptyWorkspaceTarget, ModuleTarget
 from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
 
-from orchestrator.janitor_actions import Hands
-from orchestrator.janitor_rules import EndRun, RetryRun, decide
-from orchestrator.janitor_runs import DagsterRuns
-from orchestrator.janitor_sources import Sight, Systems
-from orchestrator.janitor_world import World
+from orchestrator.janitor.actions import Hands
+from orchestrator.janitor.clients import Sight, Systems
+from orchestrator.janitor.dagster_runs import DagsterRuns
+from orchestrator.janitor.rules import EndRun, RetryRun, decide
+from orchestrator.janitor.snapshot import World
 from orchestrator.settings.source import SETTINGS_METADATA
 
 BUILDS = dg.DynamicPartitionsDefinition(name="iris_builds")

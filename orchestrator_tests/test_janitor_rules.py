@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from orchestrator.janitor_rules import Action, CloseRun, EndRun, RetryRun, Terminate, decide
+from orchestrator.janitor.rules import Action, CloseRun, EndRun, RetryRun, Terminate, decide
 from orchestrator.pipeline.training.lease import LEASE
 from orchestrator_tests.janitor_world import NOW, ago, instance, open_run, run, world
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import dagster as dg
 
 from orchestrator.errors import Ec2Error, MlflowError, SettingsError
-from orchestrator.janitor_world import OpenRun
+from orchestrator.janitor.snapshot import OpenRun
 from orchestrator.resources.ec2.client import Ec2, Instance, Pace
 from orchestrator.resources.ec2.instance import tag_value
 from orchestrator.resources.mlflow.client import Mlflow

@@ -11,9 +11,9 @@ import dagster as dg
 from dagster._core.storage.tags import PRIORITY_TAG
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.janitor_rules import Action, CloseRun, EndRun, RetryRun, Terminate
-from orchestrator.janitor_runs import ASKED_TAG
-from orchestrator.janitor_sources import Systems
+from orchestrator.janitor.clients import Systems
+from orchestrator.janitor.dagster_runs import ASKED_TAG
+from orchestrator.janitor.rules import Action, CloseRun, EndRun, RetryRun, Terminate
 from orchestrator.pipeline.training.lease import TRAINED_TAG
 
 

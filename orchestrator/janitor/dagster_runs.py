@@ -10,9 +10,9 @@ from dagster._core.events import RunFailureReason
 from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
-from orchestrator.janitor_rules import RETRY_DECIDED
-from orchestrator.janitor_sources import Sight, settings_of
-from orchestrator.janitor_world import FINISHED, OpenRun, TrainingRun
+from orchestrator.janitor.clients import Sight, settings_of
+from orchestrator.janitor.rules import RETRY_DECIDED
+from orchestrator.janitor.snapshot import FINISHED, OpenRun, TrainingRun
 from orchestrator.pipeline.training.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.ec2.instance import tag_value

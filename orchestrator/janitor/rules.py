@@ -14,7 +14,7 @@ from typing import Literal
 
 from dagster import DagsterRunStatus
 
-from orchestrator.janitor_world import BuildKey, OpenRun, TrainingRun, World
+from orchestrator.janitor.snapshot import BuildKey, OpenRun, TrainingRun, World
 from orchestrator.pipeline.training.lease import LEASE, RENEW_SECONDS
 from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.ec2.instance import tag_value

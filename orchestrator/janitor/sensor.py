@@ -12,11 +12,11 @@ from typing import Self
 import dagster as dg
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.janitor_actions import Hands, Outcome
-from orchestrator.janitor_rules import Action, decide, live_attempts
-from orchestrator.janitor_runs import DagsterRuns
-from orchestrator.janitor_sources import Sight, Systems, read_pipelines, settings_of
-from orchestrator.janitor_world import World
+from orchestrator.janitor.actions import Hands, Outcome
+from orchestrator.janitor.clients import Sight, Systems, read_pipelines, settings_of
+from orchestrator.janitor.dagster_runs import DagsterRuns
+from orchestrator.janitor.rules import Action, decide, live_attempts
+from orchestrator.janitor.snapshot import World
 from orchestrator.settings.groups import JanitorSettings
 from orchestrator.settings.source import Settings
 
