@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.errors import SandboxError
-from orchestrator.serve import prepare_home, require_free
-from orchestrator.signals import undisturbed
+from orchestrator.operate.serve import prepare_home, require_free
+from orchestrator.operate.signals import undisturbed
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_sandbox.git import GitRemote

@@ -18,7 +18,7 @@ import boto3
 import pytest
 import requests
 
-from orchestrator.serve import limit_instances
+from orchestrator.operate.serve import limit_instances
 from orchestrator_sandbox.chaos.service_manager import LIVE
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.dagster_runs import Run

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import requests
 
-from orchestrator.cli import main
-from orchestrator.signals import ENDING
+from orchestrator.cli.main import main
+from orchestrator.operate.signals import ENDING
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.processes.child import free_port
 from orchestrator_tests.waiting import until

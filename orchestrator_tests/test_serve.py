@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SettingsError
-from orchestrator.serve import dagster_home, is_loopback, max_instances, prepare_home, project_file, require_free
+from orchestrator.operate.serve import (
+    dagster_home,
+    is_loopback,
+    max_instances,
+    prepare_home,
+    project_file,
+    require_free,
+)
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.signals import ENDING, undisturbed, unwind_on_signals
+from orchestrator.operate.signals import ENDING, undisturbed, unwind_on_signals
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.signals import unwind_on_signals
+from orchestrator.operate.signals import unwind_on_signals
 from orchestrator_sandbox.chaos.campaign import Campaign
 from orchestrator_sandbox.chaos.plan import TRIES, Agenda, plan
 from orchestrator_sandbox.chaos.report import WIDTH, show, summary

@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
+from orchestrator.operate.serve import project_file
 from orchestrator.pipeline.training.lease import TRAINED_TAG
-from orchestrator.serve import project_file
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.dagster_runs import OVER
 from orchestrator_sandbox.processes.child import ChildProcess

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.signals import unwind_on_signals
+from orchestrator.operate.signals import unwind_on_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from orchestrator.serve import serve
+    from orchestrator.operate.serve import serve
 
     serve(host=options.host, port=options.port, say=lambda line: print(line, flush=True))  # noqa: T201 - for people
     return 0

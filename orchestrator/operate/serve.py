@@ -19,9 +19,9 @@ import requests
 import tenacity
 
 from orchestrator.errors import DagsterDown, SettingsError
+from orchestrator.operate.signals import undisturbed
 from orchestrator.settings.groups import QueueSettings
 from orchestrator.settings.source import Settings
-from orchestrator.signals import undisturbed
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
@@ -36,7 +36,7 @@ def project_file(name: str) -> Path:
     Raises:
         SettingsError: neither holds it.
     """
-    folders = (Path.cwd(), Path(__file__).resolve().parent.parent)
+    folders = (Path.cwd(), Path(__file__).resolve().parents[2])
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
