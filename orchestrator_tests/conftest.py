@@ -13,10 +13,10 @@ from orchestrator_sandbox.chaos.proxy import Proxy
 from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.mlflow import MlflowServer
-from orchestrator_tests.attempts import PROJECT, World
-from orchestrator_tests.follower import Follower
-from orchestrator_tests.gate import Gate
-from orchestrator_tests.ssh_server import SshHost
+from orchestrator_tests.support.attempts import PROJECT, World
+from orchestrator_tests.support.follower import Follower
+from orchestrator_tests.support.gate import Gate
+from orchestrator_tests.support.ssh_server import SshHost
 
 
 @pytest.fixture(scope="session")
@@ -90,12 +90,12 @@ def follower(host: SshHost, ssh: Ssh) -> Iterator[Follower]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that wait longest, so that no worker is left alone with one of them at the end."""
     longest_first = (
-        "test_backfill.py",
-        "test_other_systems.py",
-        "test_stack.py",
-        "test_cli.py",
-        "test_attempt.py",
-        "test_janitor.py",
+        "loop/test_backfill.py",
+        "loop/test_other_systems.py",
+        "loop/test_stack.py",
+        "cli/test_commands.py",
+        "training/test_attempt.py",
+        "janitor/test_sensor.py",
     )
     ranks = {name: rank for rank, name in enumerate(longest_first)}
-    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+    items.sort(key=lambda item: ranks.get("/".join(item.path.parts[-2:]), len(ranks)))

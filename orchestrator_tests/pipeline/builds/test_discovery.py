@@ -1,0 +1,587 @@
+"""The sensor's logic: every green build once, whatever Jenkins, the daemon and the clock do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from orchestrator.errors import JenkinsBadAnswer, JenkinsError, JenkinsNotFound
+from orchestrator.pipeline.builds.cursor import Cursor
+from orchestrator.pipeline.builds.discovery import Limits, Settled, tick
+from orchestrator.resources.jenkins.answers import Build
+from orchestrator_tests.support.jenkins_model import Job, Model
+
+RESULTS = ("SUCCESS", "SUCCESS", "UNSTABLE", "FAILURE", "ABORTED", "NOT_BUILT")
+
+
+class Watch:
+    """The sensor as the daemon drives it: the cursor goes through JSON between ticks."""
+
+    def __init__(self, model: Model, **limits: float) -> None:
+        self.model = model
+        self.limits = Limits(**limits)  # type: ignore[arg-type]
+        self.cursor: str | None = None
+        self.launched: list[Build] = []
+        self.registered: list[Build] = []
+
+    def evaluate(self, *, unstable: bool = False) -> Settled:
+        return tick(
+            self.model,
+            Cursor.model_validate_json(self.cursor) if self.cursor else None,
+            job=self.model.job,
+            unstable=unstable,
+            limits=self.limits,
+            clock=lambda: float(self.model.requests),
+        )
+
+    def keep(self, settled: Settled) -> Settled:
+        self.cursor = settled.cursor.dump()
+        self.launched += settled.launch
+        self.registered += settled.register
+        return settled
+
+    def tick(self, *, unstable: bool = False) -> list[str]:
+        """One tick; the names of what it launched."""
+        return names(self.keep(self.evaluate(unstable=unstable)).launch)
+
+    def until_read(self) -> None:
+        while self.keep(self.evaluate()).unread:
+            pass
+
+
+def names(builds: list[Build] | tuple[Build, ...]) -> list[str]:
+    return [f"{build.job.removeprefix('team/churn').strip('/')}#{build.number}" for build in builds]
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model(jobs={"team/churn": Job()})
+
+
+@pytest.fixture
+def watch(model: Model) -> Watch:
+    return Watch(model)
+
+
+def test_the_first_tick_registers_the_past_and_trains_only_the_newest_success(model: Model, watch: Watch) -> None:
+    for result in ("SUCCESS", "FAILURE", "SUCCESS", "SUCCESS", "UNSTABLE", "ABORTED"):
+        model.add(result)
+    assert watch.tick() == ["#4"]
+    assert names(watch.registered) == ["#1", "#3", "#4"]
+
+
+def test_the_newest_success_is_found_however_many_failures_follow_it(model: Model) -> None:
+    model.add()
+    for _ in range(130):
+        model.add("FAILURE")
+    watch = Watch(model, page=10, builds=20)
+    watch.until_read()
+    assert names(watch.launched) == ["#1"]
+
+
+def test_builds_that_ran_at_the_first_tick_are_trained_when_they_turn_green(model: Model, watch: Watch) -> None:
+    model.add()
+    running = model.start()
+    assert watch.tick() == ["#1"]
+    model.finish(running)
+    assert watch.tick() == ["#2"]
+    assert watch.tick() == []
+
+
+def test_they_are_trained_even_where_the_past_takes_several_ticks(model: Model) -> None:
+    running = model.start()
+    for _ in range(6):
+        model.add("FAILURE")
+    watch = Watch(model, page=2, builds=2)
+    assert watch.tick() == []
+    model.finish(running)
+    watch.until_read()
+    assert set(names(watch.launched)) == {"#1"}
+
+
+def test_a_build_that_finishes_late_is_still_trained(model: Model, watch: Watch) -> None:
+    watch.tick()
+    slow, quick = model.start(), model.start()
+    model.finish(quick)
+    assert watch.tick() == ["#2"]
+    for _ in range(100):
+        model.add("FAILURE")
+    assert watch.tick() == []
+    model.finish(slow)
+    assert watch.tick() == ["#1"]
+
+
+def test_several_builds_between_two_ticks_are_all_trained_oldest_first(model: Model, watch: Watch) -> None:
+    watch.tick()
+    for _ in range(7):
+        model.add()
+    assert watch.tick() == [f"#{number}" for number in range(1, 8)]
+    assert watch.tick() == []
+
+
+@pytest.mark.parametrize("result", ["UNSTABLE", "FAILURE", "ABORTED", "NOT_BUILT"])
+def test_builds_that_are_not_green_never_train(model: Model, watch: Watch, result: str) -> None:
+    watch.tick()
+    model.add(result)
+    model.finish(model.start(), result)
+    assert watch.tick() == []
+    assert watch.registered == []
+
+
+def test_a_setting_lets_unstable_builds_pass(model: Model, watch: Watch) -> None:
+    watch.tick(unstable=True)
+    model.add("UNSTABLE")
+    model.add("FAILURE")
+    assert watch.tick(unstable=True) == ["#1"]
+
+
+def test_a_running_build_that_jenkins_deletes_is_forgotten(model: Model, watch: Watch) -> None:
+    watch.tick()
+    doomed, below = model.start(), model.start()
+    watch.tick()
+    model.delete(doomed)
+    for _ in range(30):
+        model.add("FAILURE")
+    model.delete(below)
+    settled = watch.keep(watch.evaluate())
+    assert (settled.launch, settled.running) == ((), ())
+
+
+def test_thousands_of_builds_are_caught_up_over_several_bounded_ticks(model: Model, watch: Watch) -> None:
+    watch.tick()
+    for _ in range(1800):
+        model.add()
+    rounds = 0
+    while watch.keep(watch.evaluate()).unread:
+        rounds += 1
+        assert len(watch.launched) <= 600 * rounds
+    assert sorted(build.number for build in watch.launched) == list(range(1, 1801))
+    assert rounds == 3
+
+
+def test_new_builds_are_trained_while_the_past_is_still_being_read(model: Model) -> None:
+    for _ in range(100):
+        model.add("FAILURE")
+    watch = Watch(model, page=10, builds=10)
+    watch.tick()
+    model.add()
+    assert watch.tick() == ["#101"]
+
+
+def test_known_history_costs_one_request(model: Model, watch: Watch) -> None:
+    for _ in range(3000):
+        model.add()
+    watch.until_read()
+    model.requests = 0
+    watch.tick()
+    assert model.requests == 1
+
+
+def test_catching_up_costs_pages_not_builds(model: Model, watch: Watch) -> None:
+    for _ in range(500):
+        model.add()
+    watch.until_read()
+    for _ in range(200):
+        model.add()
+    model.requests = 0
+    watch.until_read()
+    assert model.requests == 1 + 5
+
+
+def test_a_history_with_few_builds_left_is_read_in_few_requests(model: Model) -> None:
+    for _ in range(4000):
+        model.add("FAILURE")
+    for build in list(model.everything())[5:-30]:
+        model.delete(build)
+    watch = Watch(model, page=10, builds=20)
+    watch.until_read()
+    assert model.requests < 15
+
+
+def test_the_numbers_of_a_re_created_job_count_anew(model: Model, watch: Watch) -> None:
+    for _ in range(5):
+        model.add()
+    watch.tick()
+    model.delete_job()
+    with pytest.raises(JenkinsNotFound):
+        watch.tick()
+    for _ in range(3):
+        model.add()
+    assert watch.tick() == ["#1", "#2", "#3"]
+    assert watch.tick() == []
+
+
+def test_a_re_created_job_with_more_builds_than_before_is_trained_from_its_first_one(
+    model: Model, watch: Watch
+) -> None:
+    for _ in range(5):
+        model.add()
+    watch.tick()
+    model.delete_job()
+    for _ in range(60):
+        model.add()
+    assert watch.tick() == [f"#{number}" for number in range(1, 61)]
+
+
+def test_a_re_created_job_is_followed_even_where_jenkins_clock_was_set_back(model: Model, watch: Watch) -> None:
+    for _ in range(5):
+        model.add()
+    watch.tick()
+    model.jobs[model.job] = Job()
+    assert watch.tick() == []
+    model.now -= 10_000_000
+    model.add()
+    assert watch.tick() == ["#1"]
+
+
+def test_a_job_that_is_re_created_in_the_middle_of_a_tick_is_not_taken_for_the_past(model: Model) -> None:
+    for _ in range(8):
+        model.add("FAILURE")
+    watch = Watch(model, newest=1, page=2, builds=2)
+    watch.tick()
+
+    def recreate() -> None:
+        if model.requests == 4:
+            model.jobs[model.job] = Job()
+            for _ in range(5):
+                model.add()
+
+    model.before_request = recreate
+    watch.tick()
+    watch.until_read()
+    watch.until_read()
+    assert {build.number for build in watch.launched} == {1, 2, 3, 4, 5}
+
+
+def test_a_jenkins_restored_from_a_backup_trains_nothing_twice(model: Model, watch: Watch) -> None:
+    builds = [model.add() for _ in range(10)]
+    watch.tick()
+    for build in builds[7:]:
+        model.delete(build)
+    model.jobs[model.job].next_number = 8
+    assert watch.tick() == []
+    model.add()
+    assert watch.tick() == ["#8"]
+
+
+def test_a_clock_that_is_set_back_hides_nothing_and_repeats_nothing(model: Model, watch: Watch) -> None:
+    model.add()
+    watch.tick()
+    model.now -= 10_000_000
+    model.add()
+    assert watch.tick() == ["#2"]
+    assert watch.tick() == []
+
+
+def test_an_error_in_the_middle_of_a_tick_changes_nothing(model: Model, watch: Watch) -> None:
+    watch.tick()
+    for _ in range(120):
+        model.add()
+    before = watch.cursor
+
+    def break_third() -> None:
+        if model.requests % 4 == 0:
+            raise JenkinsBadAnswer("HTML")
+
+    model.before_request = break_third
+    with pytest.raises(JenkinsBadAnswer):
+        watch.tick()
+    assert watch.cursor == before
+    model.before_request = lambda: None
+    assert len(watch.tick()) == 120
+
+
+def test_a_revoked_token_does_not_pass_for_deleted_builds(model: Model, watch: Watch) -> None:
+    watch.tick()
+    running = model.start()
+    watch.tick()
+    for _ in range(30):
+        model.add("FAILURE")
+    watch.tick()
+    model.finish(running)
+    requests = model.requests
+
+    def hide_after_the_first_request() -> None:
+        if model.requests > requests + 1:
+            model.hidden = {model.job}
+
+    model.before_request = hide_after_the_first_request
+    with pytest.raises(JenkinsNotFound):
+        watch.tick()
+    model.before_request = lambda: None
+    model.hidden = set()
+    assert watch.tick() == ["#1"]
+
+
+@pytest.fixture
+def branches() -> Model:
+    model = Model(multibranch=True)
+    for branch in ("main", "feature%2Fx"):
+        for _ in range(3):
+            model.add(job=f"team/churn/{branch}")
+    return model
+
+
+def test_the_first_tick_trains_one_build_of_all_branches(branches: Model) -> None:
+    watch = Watch(branches)
+    assert watch.tick() == ["feature%2Fx#3"]
+    assert len(watch.registered) == 6
+
+
+def test_a_branch_that_appears_later_is_all_new(branches: Model) -> None:
+    watch = Watch(branches)
+    watch.tick()
+    branches.add(job="team/churn/fix")
+    branches.add(job="team/churn/fix")
+    branches.add(job="team/churn/main")
+    assert watch.tick() == ["fix#1", "fix#2", "main#4"]
+
+
+def test_a_branch_that_comes_back_is_not_trained_again(branches: Model) -> None:
+    watch = Watch(branches)
+    watch.tick()
+    branches.hidden = {"team/churn/main"}
+    assert watch.tick() == []
+    branches.hidden = set()
+    branches.add(job="team/churn/main")
+    assert watch.tick() == ["main#4"]
+
+
+def test_only_so_many_vanished_branches_are_remembered(branches: Model) -> None:
+    watch = Watch(branches, vanished=1)
+    watch.tick()
+    branches.hidden = set(branches.jobs)
+    watch.tick()
+    assert set(Cursor.model_validate_json(watch.cursor or "").jobs) == {"team/churn/feature%2Fx"}
+
+
+def test_another_job_name_begins_anew(model: Model, watch: Watch) -> None:
+    model.add()
+    watch.tick()
+    model.jobs["team/other"] = model.jobs.pop("team/churn")
+    model.job = "team/other"
+    model.jobs["team/other"].builds = {}
+    model.add()
+    model.add()
+    assert len(watch.tick()) == 1
+
+
+Key = tuple[str, int, int]
+
+
+def key_of(build: Build) -> Key:
+    return (build.job, build.number, build.timestamp)
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Random histories of Jenkins and of the daemon, against what Jenkins really had."""
+
+    @initialize(
+        multibranch=st.booleans(),
+        unstable=st.booleans(),
+        newest=st.integers(1, 4),
+        few=st.integers(0, 3),
+        page=st.integers(2, 5),
+        builds=st.integers(1, 12),
+        seconds=st.integers(1, 9),
+        past=st.lists(st.sampled_from((None, *RESULTS)), max_size=12),
+    )
+    def begin(
+        self,
+        multibranch: bool,
+        unstable: bool,
+        newest: int,
+        few: int,
+        page: int,
+        builds: int,
+        seconds: int,
+        past: list[str | None],
+    ) -> None:
+        self.model = Model(multibranch=multibranch)
+        self.names = [f"team/churn/{branch}" for branch in "ab"] if multibranch else ["team/churn"]
+        self.model.jobs = {self.names[0]: Job()}
+        self.watch = Watch(
+            self.model, newest=newest, per_branch=newest, few=few, page=page, builds=builds, seconds=seconds
+        )
+        self.unstable = unstable
+        self.first_ticks = 0
+        self.history: set[Key] = set()
+        self.unclear: set[Key] = set()
+        self.truth: dict[Key, str | None] = {}
+        for result in past:
+            self.finish_one(self.model.start(self.names[0]), result)
+
+    def finish_one(self, build: Build, result: str | None) -> None:
+        if result:
+            self.model.finish(build, result)
+
+    def running(self) -> list[Build]:
+        return [build for job in self.model.jobs.values() for build in job.builds.values() if not build.finished]
+
+    def green(self, build: Build) -> bool:
+        return build.succeeded(unstable=self.unstable)
+
+    def happen(self, kind: str, random: Callable[[], float]) -> None:
+        job = self.names[int(random() * len(self.names))]
+        builds = self.model.jobs[job].newest_first() if job in self.model.jobs else []
+        if kind == "start":
+            for _ in range(1 + int(random() * 6)):
+                self.finish_one(
+                    self.model.start(job, after_ms=int(random() * 3)),
+                    (None, *RESULTS)[int(random() * 7)],
+                )
+        elif kind == "finish" and (running := self.running()):
+            self.model.finish(running[int(random() * len(running))], RESULTS[int(random() * 6)])
+        elif kind == "delete" and builds:
+            self.model.delete(builds[int(random() * len(builds))])
+        elif kind == "rotate":
+            for build in builds[int(random() * 8) :]:
+                if build.finished:
+                    self.model.delete(build)
+        elif kind == "recreate" and job in self.model.jobs:
+            self.model.now += 1
+            self.model.jobs[job] = Job()
+        elif kind == "restore" and builds:
+            self.model.now += 1
+            last = builds[int(random() * len(builds))].number
+            for build in builds:
+                if build.number > last:
+                    self.model.delete(build)
+            self.model.jobs[job].next_number = last + 1
+
+    @rule(
+        kind=st.sampled_from(("start", "start", "finish", "finish", "delete", "rotate", "recreate", "restore")),
+        random=st.randoms(use_true_random=True),
+    )
+    def jenkins_goes_on(self, kind: str, random: object) -> None:
+        self.happen(kind, random.random)  # type: ignore[attr-defined]
+
+    @rule()
+    def a_branch_is_hidden_or_shown(self) -> None:
+        self.model.hidden = set() if self.model.hidden or not self.model.multibranch else {self.names[0]}
+
+    @rule(
+        weather=st.sampled_from(("fair", "fair", "fair", "fair", "Jenkins is away", "the token is revoked")),
+        fate=st.sampled_from(("kept", "kept", "kept", "killed before storing", "killed before the cursor")),
+        during=st.dictionaries(
+            st.integers(1, 6),
+            st.sampled_from(("start", "finish", "delete", "rotate", "recreate", "restore", "fault")),
+            max_size=2,
+        ),
+        random=st.randoms(use_true_random=True),
+    )
+    def a_tick(self, weather: str, fate: str, during: dict[int, str], random: object) -> None:
+        self.model.away = weather == "Jenkins is away"
+        self.model.revoked = weather == "the token is revoked"
+        before = {key_of(build): build for build in self.model.everything()}
+        first = self.watch.cursor is None
+        asked = 0
+
+        def meanwhile() -> None:
+            nonlocal asked
+            asked += 1
+            event = during.get(asked)
+            if event == "fault":
+                raise JenkinsBadAnswer("HTML")
+            if event:
+                self.happen(event, random.random)  # type: ignore[attr-defined]
+            self.remember()
+
+        self.model.before_request = meanwhile
+        try:
+            settled = self.watch.evaluate(unstable=self.unstable)
+        except JenkinsError:
+            return
+        finally:
+            self.model.before_request = lambda: None
+        assert asked <= 1 + 2 * (self.watch.limits.builds + 1)
+        if fate == "killed before storing":
+            return
+        cursor = self.watch.cursor
+        self.watch.keep(settled)
+        self.first_ticks += first
+        if fate == "killed before the cursor":
+            self.watch.cursor = cursor
+            return
+        after = {key_of(build): build for build in self.model.everything()}
+        if first:
+            self.history = {key for key, build in before.items() if build.finished}
+            top = {
+                key_of(build)
+                for name in self.model.jobs
+                for build in self.model.jobs[name].newest_first()[: self.watch.limits.newest]
+            }
+            self.unclear = {
+                key
+                for key in {**before, **after}
+                if key not in self.history and (during or (settled.unread and key not in top))
+            }
+        if not settled.unread:
+            self.check([build for key, build in before.items() if key in after and build.name not in settled.running])
+
+    def check(self, builds: list[Build]) -> None:
+        """All that is green among these is settled."""
+        registered = {key_of(build) for build in self.watch.registered}
+        launched = {key_of(build) for build in self.watch.launched}
+        for build in builds:
+            if self.green(build):
+                assert key_of(build) in registered
+                assert key_of(build) in launched or key_of(build) in self.history | self.unclear
+
+    def remember(self) -> None:
+        for job in self.model.jobs.values():
+            for build in job.builds.values():
+                self.truth[key_of(build)] = build.result
+
+    @invariant()
+    def only_green_builds_train_and_history_only_once(self) -> None:
+        if not hasattr(self, "watch"):
+            return
+        self.remember()
+        allowed = ("SUCCESS", "UNSTABLE") if self.unstable else ("SUCCESS",)
+        for build in self.watch.registered:
+            assert self.truth[key_of(build)] in allowed
+        launched = {key_of(build) for build in self.watch.launched}
+        assert launched <= {key_of(build) for build in self.watch.registered}
+        if self.watch.cursor is not None:
+            assert len(launched & self.history) <= self.first_ticks
+
+    def teardown(self) -> None:
+        if not hasattr(self, "watch"):
+            return
+        self.model.away = self.model.revoked = False
+        self.model.hidden = set()
+        for build in self.running():
+            self.model.finish(build)
+        self.remember()
+        for _ in range(300):
+            first = self.watch.cursor is None
+            try:
+                settled = self.watch.keep(self.watch.evaluate(unstable=self.unstable))
+            except JenkinsNotFound:
+                return
+            if first:
+                self.first_ticks += 1
+                self.history = {key_of(build) for build in self.model.everything()}
+            if not settled.unread and not settled.running:
+                break
+        else:
+            pytest.fail("the ticks never come to rest")
+        self.check(self.model.everything())
+        self.only_green_builds_train_and_history_only_once()
+        self.model.requests = 0
+        assert self.watch.tick(unstable=self.unstable) == []
+        assert self.model.requests == 1
+
+
+AnyHistory.TestCase.settings = settings(
+    max_examples=100,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestAnyHistory = AnyHistory.TestCase

@@ -1,0 +1,425 @@
+"""The sensor in Dagster: partitions, records and runs of builds, with a real instance and real HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.sensor_definition import SensorExecutionData
+from pydantic import SecretStr
+
+from orchestrator.errors import (
+    BuildUnusable,
+    JenkinsBadAnswer,
+    JenkinsNotFound,
+    JenkinsRefused,
+    JenkinsUnavailable,
+    SettingsError,
+)
+from orchestrator.pipeline.builds import sensor as builds
+from orchestrator.pipeline.builds.discovery import Limits
+from orchestrator.pipeline.builds.sensor import (
+    builds_partitions,
+    find_build,
+    jenkins_build_spec,
+    jenkins_sensor,
+    partition_key,
+    recorded_build,
+)
+from orchestrator.resources.jenkins import client
+from orchestrator.resources.jenkins.answers import Build
+from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource
+from orchestrator.resources.jenkins.errors import Answer
+from orchestrator.settings.groups import JenkinsSettings
+from orchestrator.settings.source import Settings
+from orchestrator_sandbox.chaos.proxy import Proxy, Weather
+from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model, served
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("dagster"))) as instance:
+        yield instance
+
+
+@pytest.fixture
+def instance(storage: dg.DagsterInstance) -> dg.DagsterInstance:
+    for key in storage.get_dynamic_partitions("churn_builds"):
+        storage.delete_dynamic_partition("churn_builds", key)
+    storage.wipe()
+    return storage
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model(jobs={"team/churn": Job()})
+
+
+@pytest.fixture
+def url(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.01)
+    with served(model) as url:
+        yield url
+
+
+@dataclass
+class Daemon:
+    """Evaluates the sensor and stores its result, in the order in which Dagster's daemon does."""
+
+    instance: dg.DagsterInstance
+    environment: dict[str, str]
+    limits: Limits = field(default_factory=Limits)
+    cursor: str | None = None
+    seen_run_keys: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        @dg.asset(key=["churn", "trained_model"], partitions_def=builds_partitions("churn"))
+        def trained_model() -> None: ...
+
+        job = dg.define_asset_job("churn_training", selection=[trained_model])
+        settings = Settings(pipeline="churn", lookup=self.environment.get)
+        self.sensor = jenkins_sensor("churn", settings, job, limits=self.limits)
+        self.defs = dg.Definitions(
+            assets=[jenkins_build_spec("churn"), trained_model],
+            jobs=[job],
+            sensors=[self.sensor],
+            resources={"jenkins": JenkinsResource()},
+        )
+
+    def evaluate(self) -> SensorExecutionData:
+        repository = self.defs.get_repository_def()
+        with dg.build_sensor_context(
+            self.instance,
+            cursor=self.cursor,
+            repository_def=repository,
+            instance_ref=self.instance.get_ref(),
+            sensor_name="churn_jenkins_sensor",
+            resources={"jenkins": JenkinsResource()},
+        ) as context:
+            return repository.get_sensor_def("churn_jenkins_sensor").evaluate_tick(context)
+
+    def tick(self, *, dies: bool = False) -> list[str]:
+        """One tick; partitions of the runs that Dagster would launch, which it does once per run key."""
+        data = self.evaluate()
+        for event in data.asset_events:
+            self.instance.report_runless_asset_event(event)
+        for request in data.dynamic_partitions_requests or []:
+            self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+        fresh = [request for request in data.run_requests or [] if request.run_key not in self.seen_run_keys]
+        self.seen_run_keys |= {request.run_key for request in fresh if request.run_key}
+        if not dies:
+            self.cursor = data.cursor
+        return [str(request.partition_key) for request in fresh]
+
+    def events(self) -> int:
+        key = dg.AssetKey(["churn", "jenkins_build"])
+        return len(self.instance.fetch_materializations(key, limit=1000).records)
+
+
+@pytest.fixture
+def environment(url: str) -> dict[str, str]:
+    return {
+        "JENKINS_URL": url,
+        "JENKINS_USER": "ci",
+        "JENKINS_TOKEN": "t0ken",
+        "JENKINS_JOB_NAME": "team/churn",
+    }
+
+
+@pytest.fixture
+def daemon(instance: dg.DagsterInstance, environment: dict[str, str]) -> Daemon:
+    return Daemon(instance, environment)
+
+
+@pytest.fixture
+def settings(url: str) -> JenkinsSettings:
+    return JenkinsSettings(url=url, user="ci", token=SecretStr("t0ken"), job="team/churn")
+
+
+@pytest.fixture
+def jenkins(settings: JenkinsSettings) -> Iterator[Jenkins]:
+    with Jenkins(settings) as jenkins:
+        yield jenkins
+
+
+def test_the_past_is_registered_and_the_newest_success_runs(model: Model, daemon: Daemon) -> None:
+    for result in ("SUCCESS", "FAILURE", "SUCCESS"):
+        model.add(result)
+    assert daemon.tick() == ["3"]
+    assert daemon.instance.get_dynamic_partitions("churn_builds") == ["1", "3"]
+    assert daemon.events() == 2
+
+
+def test_a_run_is_known_by_pipeline_partition_and_timestamp(model: Model, daemon: Daemon) -> None:
+    build = model.add()
+    (request,) = daemon.evaluate().run_requests or []
+    assert request.run_key == f"churn:1:{build.timestamp}"
+    assert request.partition_key == "1"
+    assert request.tags["jenkins/job"] == "team/churn"
+    assert request.tags["jenkins/build"] == "1"
+    assert request.tags["jenkins/commit"] == COMMIT
+    assert request.tags["dagster/partition"] == "1"
+
+
+def test_the_record_of_a_build_reads_back(model: Model, daemon: Daemon) -> None:
+    build = model.add()
+    daemon.tick()
+    assert recorded_build(daemon.instance, "churn", "1") == build
+    assert recorded_build(daemon.instance, "churn", "2") is None
+    event = daemon.instance.get_latest_materialization_event(dg.AssetKey(["churn", "jenkins_build"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    metadata = event.asset_materialization.metadata
+    assert metadata["url"] == dg.MetadataValue.url(build.url)
+    assert metadata["commit"].value == COMMIT
+    assert metadata["repository"].value == REMOTE
+    assert metadata["branch"].value == "main"
+    assert metadata["result"].value == "SUCCESS"
+
+
+def test_a_materialisation_reported_by_hand_does_not_hide_the_record(model: Model, daemon: Daemon) -> None:
+    build = model.add()
+    daemon.tick()
+    by_hand = dg.AssetMaterialization(["churn", "jenkins_build"], partition="1")
+    daemon.instance.report_runless_asset_event(by_hand)
+    assert recorded_build(daemon.instance, "churn", "1") == build
+
+
+def test_a_daemon_that_dies_before_it_keeps_the_cursor_records_and_launches_nothing_twice(
+    model: Model, daemon: Daemon
+) -> None:
+    model.add()
+    daemon.tick()
+    model.add()
+    assert daemon.tick(dies=True) == ["2"]
+    assert daemon.tick() == []
+    assert daemon.events() == 2
+
+
+def test_a_cursor_that_was_reset_trains_nothing_twice(model: Model, daemon: Daemon) -> None:
+    model.add()
+    daemon.tick()
+    daemon.cursor = None
+    assert daemon.tick() == []
+    assert daemon.events() == 1
+
+
+def test_the_numbers_of_a_re_created_job_are_recorded_anew(model: Model, daemon: Daemon) -> None:
+    model.add()
+    daemon.tick()
+    model.jobs["team/churn"] = Job()
+    build = model.add()
+    assert daemon.tick() == ["1"]
+    assert recorded_build(daemon.instance, "churn", "1") == build
+
+
+def test_a_tick_without_news_says_what_it_saw(model: Model, daemon: Daemon) -> None:
+    daemon.tick()
+    model.start()
+    data = daemon.evaluate()
+    assert data.skip_message == "no new build; 1 running: team/churn #1"
+
+
+def test_a_long_history_is_registered_over_several_ticks(
+    model: Model, instance: dg.DagsterInstance, environment: dict[str, str]
+) -> None:
+    for _ in range(45):
+        model.add()
+    daemon = Daemon(instance, environment, limits=Limits(page=10, builds=20))
+    assert daemon.tick() == ["45"]
+    skipped = daemon.evaluate()
+    assert skipped.skip_message == "18 past builds registered; the next tick reads on in the history"
+    daemon.tick()
+    daemon.tick()
+    assert len(instance.get_dynamic_partitions("churn_builds")) == 45
+
+
+def test_a_partition_that_dagster_cannot_name_is_left_out(
+    instance: dg.DagsterInstance, environment: dict[str, str], model: Model
+) -> None:
+    model.multibranch = True
+    model.jobs = {}
+    daemon = Daemon(instance, environment)
+    daemon.tick()
+    model.add(job="team/churn/odd...name")
+    model.add(job="team/churn/feature%2Fx")
+    assert daemon.tick() == ["feature/x#1"]
+
+
+def test_a_missing_setting_fails_the_tick(daemon: Daemon) -> None:
+    del daemon.environment["JENKINS_TOKEN"]
+    with pytest.raises(Exception, match="JENKINS_TOKEN is not set") as raised:
+        daemon.evaluate()
+    assert isinstance(raised.value.__cause__ or raised.value, SettingsError)
+
+
+def test_a_refusal_fails_the_tick(daemon: Daemon) -> None:
+    daemon.environment["JENKINS_TOKEN"] = "wr0ng"
+    with pytest.raises(Exception, match=r"401 from .*rejected") as raised:
+        daemon.evaluate()
+    assert "wr0ng" not in str(raised.value)
+
+
+def test_a_cursor_that_is_not_ours_is_named(daemon: Daemon) -> None:
+    daemon.cursor = "42"
+    with pytest.raises(Exception, match="cursor of sensor churn_jenkins_sensor cannot be read"):
+        daemon.evaluate()
+
+
+def test_unstable_builds_run_when_the_setting_lets_them(model: Model, daemon: Daemon) -> None:
+    daemon.environment["TRAIN_UNSTABLE"] = "true"
+    model.add("UNSTABLE")
+    assert daemon.tick() == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("job", "key"),
+    [("team/churn", "12"), ("team/churn/main", "main#12"), ("team/churn/feature%2Fx%2523", "feature/x%23#12")],
+)
+def test_partitions_are_named_after_branch_and_number(job: str, key: str) -> None:
+    assert partition_key(Build(12, 1, "SUCCESS", job, 1, ""), "team/churn") == key
+
+
+def test_a_build_is_found_in_jenkins(
+    model: Model, jenkins: Jenkins, instance: dg.DagsterInstance, settings: JenkinsSettings
+) -> None:
+    build = model.add()
+    assert find_build(jenkins, instance, "churn", "1", settings) == build
+
+
+def test_a_build_of_a_branch_is_found_without_a_record(
+    model: Model, jenkins: Jenkins, instance: dg.DagsterInstance, settings: JenkinsSettings
+) -> None:
+    model.multibranch = True
+    build = model.add(job="team/churn/feature%2Fx%23")
+    assert find_build(jenkins, instance, "churn", "feature/x##1", settings) == build
+
+
+def test_a_build_that_jenkins_deleted_is_found_in_the_record(
+    model: Model, daemon: Daemon, jenkins: Jenkins, settings: JenkinsSettings
+) -> None:
+    build = model.add()
+    daemon.tick()
+    model.delete(build)
+    assert find_build(jenkins, daemon.instance, "churn", "1", settings) == build
+
+
+def test_a_build_is_found_in_the_record_while_jenkins_is_away(
+    model: Model, daemon: Daemon, settings: JenkinsSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builds, "PATIENCE_SECONDS", 0.1)
+    build = model.add()
+    daemon.tick()
+    with Jenkins(settings.model_copy(update={"url": "http://127.0.0.1:1/"})) as nowhere:
+        assert find_build(nowhere, daemon.instance, "churn", "1", settings) == build
+        with pytest.raises(JenkinsUnavailable):
+            find_build(nowhere, daemon.instance, "churn", "2", settings)
+
+
+def test_a_build_is_found_in_the_record_while_a_proxy_shows_a_page_instead(
+    model: Model, daemon: Daemon, settings: JenkinsSettings
+) -> None:
+    build = model.add()
+    daemon.tick()
+    with Proxy() as proxy, proxy.weather(Weather.HTML), Jenkins(at(settings, proxy.url)) as page:
+        assert find_build(page, daemon.instance, "churn", "1", settings) == build
+        with pytest.raises(JenkinsBadAnswer, match="a web page"):
+            find_build(page, daemon.instance, "churn", "2", settings)
+
+
+def test_a_run_without_a_record_waits_for_a_jenkins_that_is_away(
+    model: Model, daemon: Daemon, settings: JenkinsSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = model.add()
+    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.05)
+    with Proxy() as proxy, ExitStack() as away:
+        proxy.upstream = settings.url.rstrip("/")
+        away.enter_context(proxy.weather(Weather.REFUSING))
+        with Counting(at(settings, proxy.url), enough=8, then=away.close) as asked:
+            assert find_build(asked, daemon.instance, "churn", "1", settings) == build
+
+
+def at(settings: JenkinsSettings, url: str) -> JenkinsSettings:
+    return settings.model_copy(update={"url": url})
+
+
+class Counting(Jenkins):
+    """Counts its requests; after enough of them, lets something happen."""
+
+    def __init__(self, settings: JenkinsSettings, *, enough: int, then: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self._left = enough
+        self._then = then
+
+    def _send(self, method: str, path: str, **options: Any) -> Answer:
+        self._left -= 1
+        if self._left == 0:
+            self._then()
+        return super()._send(method, path, **options)
+
+
+def test_a_number_that_belongs_to_another_build_by_now_means_the_recorded_one(
+    model: Model, daemon: Daemon, jenkins: Jenkins, settings: JenkinsSettings
+) -> None:
+    build = model.add()
+    daemon.tick()
+    model.jobs["team/churn"] = Job()
+    model.add("FAILURE")
+    assert find_build(jenkins, daemon.instance, "churn", "1", settings) == build
+
+
+def test_a_refused_token_is_not_hidden_by_the_record(model: Model, daemon: Daemon, settings: JenkinsSettings) -> None:
+    model.add()
+    daemon.tick()
+    with Jenkins(settings.model_copy(update={"token": SecretStr("old")})) as refused, pytest.raises(JenkinsRefused):
+        find_build(refused, daemon.instance, "churn", "1", settings)
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ("FAILURE", "ended as FAILURE, and only successful"),
+        ("UNSTABLE", "set TRAIN_UNSTABLE=true"),
+        (None, "still runs"),
+    ],
+)
+def test_a_build_that_is_not_green_is_unusable(
+    model: Model,
+    jenkins: Jenkins,
+    instance: dg.DagsterInstance,
+    settings: JenkinsSettings,
+    result: str | None,
+    words: str,
+) -> None:
+    build = model.start()
+    if result:
+        model.finish(build, result)
+    with pytest.raises(BuildUnusable, match=words):
+        find_build(jenkins, instance, "churn", "1", settings)
+
+
+def test_an_unstable_build_is_usable_where_the_setting_lets_it_pass(
+    model: Model, jenkins: Jenkins, instance: dg.DagsterInstance, settings: JenkinsSettings
+) -> None:
+    build = model.add("UNSTABLE")
+    lenient = settings.model_copy(update={"train_unstable": True})
+    assert find_build(jenkins, instance, "churn", "1", lenient) == build
+
+
+def test_a_build_that_nobody_knows_is_unusable(
+    jenkins: Jenkins, instance: dg.DagsterInstance, settings: JenkinsSettings
+) -> None:
+    with pytest.raises(BuildUnusable, match="Jenkins has no build team/churn #9") as raised:
+        find_build(jenkins, instance, "churn", "9", settings)
+    assert isinstance(raised.value.__cause__, JenkinsNotFound)
+
+
+def test_a_partition_that_names_no_build_is_unusable(
+    jenkins: Jenkins, instance: dg.DagsterInstance, settings: JenkinsSettings
+) -> None:
+    with pytest.raises(BuildUnusable, match="names no build"):
+        find_build(jenkins, instance, "churn", "main", settings)

@@ -1,0 +1,134 @@
+"""The asset and its steps in Dagster: what the launchpad changes, what is recorded, and how a run fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+
+from orchestrator.definitions import shared
+from orchestrator.pipeline.builds.sensor import jenkins_build_key, partition_key
+from orchestrator.pipeline.component import TrainingPipeline
+from orchestrator.resources.jenkins.answers import Build
+from orchestrator_tests.support.attempts import World
+
+JOB = "churn_training"
+NODE = "churn__trained_model"
+MODEL = dg.AssetKey(["churn", "trained_model"])
+
+
+@pytest.fixture
+def dagster() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+@pytest.fixture
+def recorded(world: World, dagster: dg.DagsterInstance) -> Build:
+    """A build that Jenkins has deleted and the sensor has recorded; nobody answers as Jenkins here."""
+    build = world.build(40)
+    dagster.add_dynamic_partitions("churn_builds", [partition_key(build, build.job)])
+    dagster.report_runless_asset_event(
+        dg.AssetMaterialization(
+            jenkins_build_key("churn"), partition="40", metadata={"build": dg.MetadataValue.json(build.to_json())}
+        )
+    )
+    return build
+
+
+def train(
+    world: World,
+    dagster: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    settings: dict[str, str],
+    config: dict[str, object] | None = None,
+    implicit: bool = False,
+) -> dg.ExecuteInProcessResult:
+    for name, value in {**world.environment, **settings}.items():
+        monkeypatch.setenv(name, value)
+    pipeline = TrainingPipeline(name="churn").build_defs(dg.ComponentTree.for_test().load_context)
+    definitions = dg.Definitions.merge(pipeline, shared())
+    job = definitions.resolve_implicit_global_asset_job_def() if implicit else definitions.resolve_job_def(JOB)
+    return job.execute_in_process(
+        instance=dagster,
+        partition_key="40",
+        run_config={"ops": {NODE: {"config": config}}} if config else None,
+        raise_on_error=False,
+    )
+
+
+@pytest.mark.parametrize("implicit", [False, True], ids=["run of the job", "asset page"])
+def test_a_build_that_jenkins_has_deleted_is_trained_as_the_launchpad_says(
+    world: World,
+    dagster: dg.DagsterInstance,
+    recorded: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    implicit: bool,
+) -> None:
+    program = world.script("program", "#!/usr/bin/env python\nimport json, sys\nprint('ARGV', json.dumps(sys.argv))\n")
+    result = train(
+        world,
+        dagster,
+        monkeypatch,
+        settings={**program, "MLPROJECT_PARAMETERS": json.dumps({"note": "settings", "status": "0"})},
+        config={
+            "entry_point": "other",
+            "parameters": {"note": "launchpad"},
+            "version": "v1",
+            "instance_type": "m5.large",
+            "max_minutes": 7,
+        },
+        implicit=implicit,
+    )
+    assert result.success
+    [event] = result.asset_materializations_for_node(NODE)
+    assert event.partition == "40"
+    run = world.mlflow.run(str(event.metadata["MLflow run ID"].value))
+    assert run.status == "FINISHED"
+    assert run.params == {"note": "launchpad", "status": "0"}
+    assert run.tags["mlflow.source.git.commit"] == "v1"
+    assert run.tags["mlflow.project.entryPoint"] == "other"
+    assert run.tags["dagster_run_id"] == result.run_id
+    assert run.tags["jenkins.url"] == recorded.url
+    assert event.metadata["instance type"].value == "m5.large"
+    instance = world.ec2.describe(str(event.metadata["instance"].value))
+    assert not instance.alive
+    assert instance.expires_at is not None
+    assert 7 * 60 <= (instance.expires_at - instance.launched_at).total_seconds() <= 9 * 60
+    assert event.tags is not None
+    assert event.tags["dagster/data_version"] == run.id
+    run_tags = dagster.get_run_by_id(result.run_id)
+    assert run_tags is not None
+    assert run_tags.tags["orchestrator/trained"] == run.id
+    assert "orchestrator/lease-until" in run_tags.tags
+
+
+def test_a_failed_training_fails_its_step_with_one_description_and_is_not_retried(
+    world: World, dagster: dg.DagsterInstance, recorded: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = world.script("failing", "#!/bin/sh\necho 'RuntimeError: no such column: price'\nexit 4\n")
+    result = train(world, dagster, monkeypatch, settings=program)
+    assert not result.success
+    failure = result.failure_data_for_node(f"{NODE}.train")
+    assert failure is not None
+    assert failure.user_failure_data is not None
+    assert "build 40: the training exited with status 4 (RuntimeError: no such column: price)" in str(
+        failure.user_failure_data.description
+    )
+    assert world.ec2.find(pipeline="churn", partition="40") is None
+
+
+def test_missing_settings_fail_the_first_step_before_anything_is_launched(
+    world: World, dagster: dg.DagsterInstance, recorded: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = train(world, dagster, monkeypatch, settings={"AMI_ID": "", "KEY_PAIR_NAME": ""})
+    failure = result.failure_data_for_node(f"{NODE}.resolve")
+    assert failure is not None
+    assert failure.user_failure_data is not None
+    described = str(failure.user_failure_data.description)
+    assert "AMI_ID is not set" in described
+    assert "KEY_PAIR_NAME is not set" in described
+    assert ".env.example" in described

@@ -1,0 +1,659 @@
+"""The Jenkins client, over real HTTP: every shape of answer, and every way to say no."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import ipaddress
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from orchestrator.errors import (
+    JenkinsBadAnswer,
+    JenkinsError,
+    JenkinsNotFound,
+    JenkinsRefused,
+    JenkinsUnavailable,
+    SettingsError,
+)
+from orchestrator.pipeline.builds.discovery import tick
+from orchestrator.resources.jenkins import client
+from orchestrator.resources.jenkins.answers import Build, build_of
+from orchestrator.resources.jenkins.checkout import branch_name, repository_key, without_credentials
+from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource, job_name
+from orchestrator.settings.groups import JenkinsSettings
+from orchestrator.settings.source import Settings
+from orchestrator_sandbox.web import HandlerServer
+from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model, build_json, served
+
+SHA = "a" * 40
+OTHER = "b" * 40
+
+
+@dataclass
+class Reply:
+    """One answer of the stub."""
+
+    status: int = 200
+    body: bytes = b"{}"
+    headers: dict[str, str] = field(default_factory=dict)
+    hang_up: bool = False
+
+
+@dataclass
+class Stub:
+    """A server that says what the test wants; the last answer is repeated."""
+
+    url: str = ""
+    replies: list[Reply] = field(default_factory=list)
+    asked: list[tuple[str, str, dict[str, str], str]] = field(default_factory=list)
+
+    def say(self, *replies: Reply | object) -> None:
+        self.replies = [
+            reply if isinstance(reply, Reply) else Reply(body=json.dumps(reply).encode()) for reply in replies
+        ]
+
+
+@contextmanager
+def stub_server(context: ssl.SSLContext | None = None) -> Iterator[Stub]:
+    stub = Stub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            sent = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            stub.asked.append((self.command, self.path, dict(self.headers), sent))
+            reply = stub.replies.pop(0) if len(stub.replies) > 1 else stub.replies[0]
+            if reply.hang_up:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+                return
+            self.send_response(reply.status)
+            for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(reply.body)
+
+        do_GET = do_POST = answer  # noqa: N815 - http.server's names
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Tests keep their output clean."""
+
+    server = HandlerServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    if context:
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    stub.url = f"{'https' if context else 'http'}://127.0.0.1:{server.server_port}"
+    try:
+        yield stub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with stub_server() as stub:
+        yield stub
+
+
+def of(url: str, *, job: str = "team/churn", **more: Any) -> JenkinsSettings:
+    return JenkinsSettings(url=url, user="ci", token=SecretStr("s3cret"), job=job, **more)
+
+
+@pytest.fixture
+def jenkins(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jenkins]:
+    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.01)
+    with Jenkins(of(f"{stub.url}/ci")) as jenkins:
+        yield jenkins
+
+
+def a_build(*actions: object, **fields: object) -> dict[str, object]:
+    return {
+        "number": 7,
+        "timestamp": 1,
+        "building": False,
+        "result": "SUCCESS",
+        "duration": 5,
+        "actions": list(actions),
+        **fields,
+    }
+
+
+def git(sha: str, remote: str, branch: str = "refs/remotes/origin/main", name: str = "") -> dict[str, object]:
+    return {
+        "_class": "hudson.plugins.git.util.BuildData",
+        "lastBuiltRevision": {"SHA1": sha, "branch": [{"SHA1": sha, "name": branch}]},
+        "remoteUrls": [remote],
+        "scmName": name,
+    }
+
+
+def read(data: object, *, job: str = "team/churn", project: str | None = None) -> Build:
+    return build_of(data, job=job, url="http://j/7/", project=project, where="http://j/")
+
+
+# --- asking ---------------------------------------------------------------------------------------------
+
+
+def test_a_build_is_read_with_one_tree_request_and_basic_auth(stub: Stub, jenkins: Jenkins) -> None:
+    stub.say(a_build(git(SHA, "https://github.com/acme/churn.git"), url="https://ci.example.com/job/x/7/"))
+    assert jenkins.build("team/churn", 7) == Build(
+        7,
+        1,
+        "SUCCESS",
+        "team/churn",
+        5,
+        "https://ci.example.com/job/x/7/",
+        SHA,
+        "main",
+        "https://github.com/acme/churn.git",
+    )
+    ((method, path, headers, _),) = stub.asked
+    assert method == "GET"
+    assert path.startswith("/ci/job/team/job/churn/7/api/json?tree=number%2C")
+    assert headers["Authorization"] == "Basic " + base64.b64encode(b"ci:s3cret").decode()
+
+
+def test_branches_with_slashes_are_encoded_twice(stub: Stub, jenkins: Jenkins) -> None:
+    stub.say(a_build())
+    jenkins.build("team/churn/feature%2Fx", 7)
+    assert stub.asked[0][1].startswith("/ci/job/team/job/churn/job/feature%252Fx/7/api/json")
+
+
+def test_a_page_of_builds_is_asked_for_by_range(stub: Stub, jenkins: Jenkins) -> None:
+    stub.say({"allBuilds": [a_build(number=9), a_build(number=8)]})
+    assert [build.number for build in jenkins.builds("team/churn", start=40, stop=90)] == [9, 8]
+    tree = parse_qs(stub.asked[0][1].partition("?")[2])["tree"][0]
+    assert tree.startswith("allBuilds[number,")
+    assert tree.endswith("{40,90}")
+
+
+def test_one_request_serves_plain_and_multibranch_jobs(stub: Stub, jenkins: Jenkins) -> None:
+    stub.say({"nextBuildNumber": 8, "allBuilds": [a_build()]})
+    (head,) = jenkins.heads("team/churn", newest=20, per_branch=2)
+    assert (head.job, head.next_number, head.newest[0].number, head.whole) == ("team/churn", 8, 7, True)
+    branch = {"nextBuildNumber": 9, "allBuilds": [a_build(number=8, building=True, result=None), a_build()]}
+    stub.say({"jobs": [{"name": "main", **branch}, {"name": "feature%2Fx", **branch}, {"name": "a folder"}]})
+    heads = jenkins.heads("team/churn", newest=20, per_branch=2)
+    assert [head.job for head in heads] == ["team/churn/main", "team/churn/feature%2Fx"]
+    assert [build.finished for build in heads[0].newest] == [False, True]
+    assert not heads[0].whole
+    stub.say({"jobs": []})
+    assert jenkins.heads("team/churn", newest=20, per_branch=2) == ()
+
+
+def test_a_folder_is_no_job(stub: Stub, jenkins: Jenkins) -> None:
+    stub.say({"jobs": [{"name": "churn"}]})
+    with pytest.raises(JenkinsBadAnswer, match=r"set JENKINS_JOB_NAME to one in it \(team/churn,"):
+        jenkins.heads("team", newest=1, per_branch=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "team/churn",
+        "/team/churn/",
+        "job/team/job/churn",
+        " https://ci.example.com/jenkins/job/team/job/churn/ ",
+        "https://ci.example.com/jenkins/view/all/job/team/job/churn",
+    ],
+)
+def test_a_job_may_be_named_in_several_ways(text: str) -> None:
+    assert job_name(text) == "team/churn"
+
+
+def test_a_branch_job_may_be_named_by_its_address() -> None:
+    assert job_name("https://ci/job/team/job/churn/job/feature%252Fx/") == "team/churn/feature%2Fx"
+
+
+def test_no_job_is_no_job() -> None:
+    with pytest.raises(SettingsError, match="JENKINS_JOB_NAME"):
+        job_name(" / ")
+
+
+@pytest.mark.parametrize("url", ["jenkins.example.com", "ftp://jenkins", "https://"])
+def test_an_address_that_is_none_is_named(url: str) -> None:
+    with pytest.raises(SettingsError, match="JENKINS_URL"):
+        Jenkins(of(url))
+
+
+def test_the_resource_reads_the_settings_of_the_moment() -> None:
+    values = {
+        "JENKINS_URL": "https://user:pw@ci.example.com/jenkins",
+        "JENKINS_USER": "ci",
+        "JENKINS_TOKEN": "t",
+        "JENKINS_JOB_NAME": "job/team/job/churn",
+    }
+    with JenkinsResource().connect(Settings(lookup=values.get)) as jenkins:
+        assert (jenkins.url, jenkins.job) == ("https://ci.example.com/jenkins/", "team/churn")
+
+
+# --- saying no ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "words"),
+    [
+        (Reply(401), JenkinsRefused, "401 from .*: JENKINS_USER/JENKINS_TOKEN rejected"),
+        (Reply(403), JenkinsRefused, "403 from .*'ci' may not .*Job/Read"),
+        (Reply(404), JenkinsNotFound, "404 from .*hides.*JENKINS_JOB_NAME"),
+        (Reply(400), JenkinsBadAnswer, "400 from"),
+        (Reply(302, headers={"Location": "/login?from=%2Fci"}), JenkinsRefused, "login page, http://.*/login:"),
+        (Reply(302, headers={"Location": "https://127.0.0.1/ci/"}), JenkinsBadAnswer, "JENKINS_URL to the https"),
+        (Reply(301, headers={"Location": "/jenkins/"}), JenkinsBadAnswer, "set JENKINS_URL to the address"),
+        (Reply(body=b"<!DOCTYPE html><p>Hi"), JenkinsBadAnswer, "a web page .HTML. where a JSON"),
+        (Reply(body=b'<html><input name="j_username">'), JenkinsRefused, "login page"),
+        (Reply(body=b'{"allBuilds": [{"number"'), JenkinsBadAnswer, "broken JSON"),
+        (Reply(body=b""), JenkinsBadAnswer, "with nothing where"),
+        (Reply(body=b"[1]"), JenkinsBadAnswer, "JSON of another shape"),
+    ],
+)  # fmt: skip
+def test_what_cannot_get_better_is_explained_and_not_repeated(
+    stub: Stub, jenkins: Jenkins, reply: Reply, kind: type[JenkinsError], words: str
+) -> None:
+    stub.say(reply)
+    with pytest.raises(kind, match=words) as raised:
+        jenkins.builds("team/churn", start=0, stop=1)
+    assert len(stub.asked) == 1
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("reply", [Reply(429), Reply(500), Reply(503), Reply(hang_up=True)])
+def test_what_may_get_better_is_asked_again(stub: Stub, jenkins: Jenkins, reply: Reply) -> None:
+    stub.say(reply, reply, {"allBuilds": []})
+    assert jenkins.builds("team/churn", start=0, stop=1) == ()
+    assert len(stub.asked) == 3
+
+
+def test_patience_ends(stub: Stub, jenkins: Jenkins) -> None:
+    stub.say(Reply(503))
+    with pytest.raises(JenkinsUnavailable, match=r"503 from .*overloaded, starting or down"):
+        jenkins.builds("team/churn", start=0, stop=1)
+    assert len(stub.asked) == 4
+
+
+@pytest.mark.parametrize("after", ["0", "3600", "Wed, 21 Oct 2065 07:28:00 GMT", "soon"])
+def test_retry_after_is_honoured_within_bounds(stub: Stub, jenkins: Jenkins, after: str) -> None:
+    stub.say(Reply(429, headers={"Retry-After": after}), {"allBuilds": []})
+    assert jenkins.builds("team/churn", start=0, stop=1) == ()
+
+
+def test_no_server_at_all_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.01)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        with (
+            Jenkins(of(address)) as jenkins,
+            pytest.raises(JenkinsUnavailable, match=r"Connection refused.*JENKINS_URL"),
+        ):
+            jenkins.build("team/churn", 1)
+
+
+def test_a_server_that_says_nothing_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        with Jenkins(of(address)) as jenkins, pytest.raises(JenkinsUnavailable, match=r"no answer from .* in time"):
+            jenkins.build("team/churn", 1)
+
+
+def test_an_answer_without_end_is_left(stub: Stub, jenkins: Jenkins, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub.say(Reply(body=b" " * 100_000))
+    monkeypatch.setattr(client, "LARGEST_ANSWER", 1000)
+    with pytest.raises(JenkinsBadAnswer, match="more than"):
+        jenkins.build("team/churn", 1)
+
+
+def test_an_answer_that_trickles_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "READ_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def trickle() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                with contextlib.suppress(OSError):  # the client hangs up, which ends this
+                    while True:
+                        connection.sendall(b"1\r\n \r\n")
+
+        thread = threading.Thread(target=trickle, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        with Jenkins(of(address)) as jenkins, pytest.raises(JenkinsUnavailable, match="was not read in"):
+            jenkins.build("team/churn", 1)
+        thread.join(5)
+
+
+def test_a_server_that_speaks_no_http_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def banner() -> None:
+            for _ in range(4):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        thread = threading.Thread(target=banner, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        with Jenkins(of(address)) as jenkins, pytest.raises(JenkinsError, match="JENKINS_URL"):
+            jenkins.build("team/churn", 1)
+        thread.join(5)
+
+
+# --- TLS ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "jenkins")])
+    today = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(today - datetime.timedelta(days=1))
+        .not_valid_after(today + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "jenkins.pem"
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.fixture
+def tls_stub(certificate: Path) -> Iterator[Stub]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with stub_server(context) as stub:
+        yield stub
+
+
+def test_a_private_certificate_is_refused_with_the_setting_to_change(tls_stub: Stub) -> None:
+    tls_stub.say(a_build())
+    with Jenkins(of(tls_stub.url)) as jenkins, pytest.raises(JenkinsUnavailable, match="JENKINS_CA_BUNDLE"):
+        jenkins.build("team/churn", 7)
+    assert tls_stub.asked == []
+
+
+def test_a_private_certificate_is_accepted_with_its_ca(
+    tls_stub: Stub, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    tls_stub.say(a_build())
+    with Jenkins(of(tls_stub.url, ca_bundle=certificate)) as jenkins:
+        assert jenkins.build("team/churn", 7).number == 7
+
+
+def test_a_ca_bundle_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"JENKINS_CA_BUNDLE=.*there is no such file"):
+        Jenkins(of("https://ci.example.com", ca_bundle=tmp_path / "none.pem"))
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+def test_a_build_without_git_has_no_commit() -> None:
+    build = read(a_build({}, None, {"_class": "hudson.model.CauseAction"}, {"parameters": []}))
+    assert (build.commit, build.branch, build.repository, build.url) == (None, None, None, "http://j/7/")
+    assert read(a_build(actions=None)).commit is None
+
+
+def test_a_checkout_that_failed_has_no_commit() -> None:
+    assert read(a_build({"lastBuiltRevision": None, "remoteUrls": ["https://x/y"]})).commit is None
+    assert read(a_build({"lastBuiltRevision": {"SHA1": "not a hash"}})).commit is None
+
+
+LIBRARY = git(OTHER, "https://github.com/acme/jenkins-library.git", "main")
+PROJECT = git(SHA, "git@github.com:acme/Churn-Model.git")
+
+
+@pytest.mark.parametrize(
+    ("actions", "job", "project"),
+    [
+        pytest.param([LIBRARY, PROJECT], "train", None, id="the library comes first, as usual"),
+        pytest.param([PROJECT, LIBRARY], "train", None, id="the library is called a library"),
+        pytest.param([git(OTHER, "https://x/groovy"), PROJECT], "train", None, id="the project comes last"),
+        pytest.param(
+            [PROJECT, git(OTHER, "https://x/groovy")], "team/churn-model/main", None, id="called like the job"
+        ),
+        pytest.param(
+            [PROJECT, git(OTHER, "https://x/groovy")],
+            "train",
+            "https://github.com/acme/churn-model#training",
+            id="MLPROJECT_URI names it",
+        ),
+        pytest.param([PROJECT, git(OTHER, "https://x/groovy", name="shared")], "train", None, id="no SCM name"),
+        pytest.param(
+            [{"revision": {"hash": SHA}}, PROJECT, git(OTHER, "https://x/groovy")], "train", None, id="SCM revision"
+        ),
+        pytest.param([git(OTHER, "git@github.com:acme/churn-model"), PROJECT], "train", None, id="moved on"),
+        pytest.param([{"revision": {"pullHash": SHA.upper()}}], "train", None, id="an SCM revision and no checkout"),
+    ],
+)
+def test_the_projects_own_commit_is_found_among_several(actions: list[object], job: str, project: str | None) -> None:
+    assert read(a_build(*actions), job=job, project=project).commit == SHA
+
+
+@pytest.mark.parametrize(
+    ("name", "branch"),
+    [
+        ("refs/remotes/origin/main", "main"),
+        ("refs/remotes/upstream/feature/x", "feature/x"),
+        ("origin/main", "main"),
+        ("refs/heads/main", "main"),
+        ("feature/x", "feature/x"),
+        ("detached", None),
+        ("", None),
+        (7, None),
+    ],
+)
+def test_branches_lose_their_remote(name: object, branch: str | None) -> None:
+    assert branch_name(name) == branch
+
+
+@pytest.mark.parametrize(
+    "remote",
+    [
+        "https://github.com/acme/churn.git",
+        "https://user:token@github.com/Acme/churn/",
+        "git@github.com:acme/churn.git",
+        "ssh://git@github.com:22/acme/churn",
+        "https://github.com/acme/churn#sub/dir",
+    ],
+)
+def test_spellings_of_one_repository_agree(remote: str) -> None:
+    assert repository_key(remote) == "github.com/acme/churn"
+
+
+def test_a_remote_loses_its_credentials() -> None:
+    assert without_credentials("https://me:token@github.com/a/b") == "https://github.com/a/b"
+    assert without_credentials("git@github.com:a/b") == "git@github.com:a/b"
+
+
+def test_parameters_are_text_and_hidden_ones_left_out() -> None:
+    parameters = [
+        {"name": "fast", "value": True},
+        {"name": "alpha", "value": 0.5},
+        {"name": "text", "value": "a b"},
+        {"name": "password"},
+        {"name": "credentials", "value": None},
+        "odd",
+    ]
+    build = read(a_build({"parameters": parameters}))
+    assert build.parameters == {"fast": "true", "alpha": "0.5", "text": "a b"}
+
+
+def test_a_result_that_may_still_change_counts_as_running() -> None:
+    build = read(a_build(building=True, result="SUCCESS"))
+    assert not build.finished
+    assert not build.succeeded()
+
+
+def test_a_build_survives_being_recorded() -> None:
+    build = read(a_build(PROJECT, {"parameters": [{"name": "a", "value": 1}]}))
+    assert Build.from_json(json.loads(json.dumps(build.to_json()))) == build
+    with pytest.raises(ValueError, match="number"):
+        Build.from_json({"number": "?"})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"allBuilds": None},
+        {"allBuilds": {}},
+        {"jobs": "none"},
+        {"allBuilds": [{}]},
+        {"allBuilds": ["x"]},
+        {"allBuilds": [{"number": True, "timestamp": 1}]},
+        {"allBuilds": [a_build(timestamp="today")]},
+        {"allBuilds": [a_build(result=1)]},
+        {"allBuilds": [a_build(), a_build()]},
+        {"allBuilds": [], "nextBuildNumber": "8"},
+    ],
+)
+def test_json_of_another_shape_is_a_bad_answer(stub: Stub, jenkins: Jenkins, answer: object) -> None:
+    stub.say(answer)
+    with pytest.raises(JenkinsBadAnswer, match="JENKINS_URL"):
+        jenkins.heads("team/churn", newest=20, per_branch=2)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just(SHA),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["lastBuiltRevision", "SHA1", "branch", "name", "remoteUrls", "parameters", "value", "revision", "hash"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(actions=anything, project=st.none() | st.text(max_size=8))
+def test_odd_actions_never_break_a_build(actions: object, project: str | None) -> None:
+    odd = actions if isinstance(actions, list) else [actions]
+    assert read(a_build(*odd), project=project).number == 7
+
+
+# --- starting a build -----------------------------------------------------------------------------------
+
+
+def test_a_build_is_started_with_a_crumb_and_found_in_the_queue(stub: Stub, jenkins: Jenkins) -> None:
+    crumb = {"crumb": "c1", "crumbRequestField": "Jenkins-Crumb"}
+    queued = Reply(201, headers={"Location": "http://elsewhere/queue/item/31/"})
+    stub.say(crumb, queued, {"cancelled": False}, {"executable": {"number": 8}})
+    item = jenkins.start_build("team/churn", {"alpha": "0.5 & more"})
+    assert item == 31
+    method, path, headers, body = stub.asked[1]
+    assert (method, path) == ("POST", "/ci/job/team/job/churn/buildWithParameters")
+    assert headers["Jenkins-Crumb"] == "c1"
+    assert body == "alpha=0.5+%26+more"
+    assert jenkins.queued_build_number(item) is None
+    assert jenkins.queued_build_number(item) == 8
+
+
+def test_crumbs_may_be_switched_off(stub: Stub, jenkins: Jenkins) -> None:
+    stub.say(Reply(404), Reply(201, headers={"Location": "/queue/item/5/"}))
+    assert jenkins.start_build("team/churn") == 5
+    assert stub.asked[1][1] == "/ci/job/team/job/churn/build"
+
+
+def test_starting_a_build_is_never_repeated(stub: Stub, jenkins: Jenkins) -> None:
+    stub.say(Reply(404), Reply(503), Reply(201, headers={"Location": "/queue/item/5/"}))
+    with pytest.raises(JenkinsUnavailable):
+        jenkins.start_build("team/churn")
+    assert len(stub.asked) == 2
+
+
+def test_a_start_without_a_queue_item_is_a_bad_answer(stub: Stub, jenkins: Jenkins) -> None:
+    stub.say(Reply(404), Reply(201))
+    with pytest.raises(JenkinsBadAnswer, match="without a queue item"):
+        jenkins.start_build("team/churn")
+
+
+def test_a_cancelled_queue_item_is_told(stub: Stub, jenkins: Jenkins) -> None:
+    stub.say({"cancelled": True})
+    with pytest.raises(JenkinsNotFound, match="cancelled"):
+        jenkins.queued_build_number(31)
+
+
+# --- what the sensor costs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("multibranch", [False, True])
+def test_a_known_history_of_ten_thousand_builds_costs_one_request_under_50_kb(multibranch: bool) -> None:
+    model = Model(multibranch=multibranch)
+    if multibranch:
+        for branch in range(100):
+            for _ in range(100):
+                model.add(job=f"team/churn/feature%2Fbranch-{branch}")
+    else:
+        model.jobs = {model.job: Job()}
+        for _ in range(10_000):
+            model.add()
+    with (
+        served(model) as url,
+        Jenkins(JenkinsSettings(url=url, user="ci", token=SecretStr("t0ken"), job=model.job)) as jenkins,
+    ):
+        settled = tick(model, None, job=model.job)
+        while settled.unread:
+            settled = tick(model, settled.cursor, job=model.job)
+        model.requests = model.bytes_sent = 0
+        settled = tick(jenkins, settled.cursor, job=model.job)
+    assert (settled.register, settled.unread) == ((), False)
+    assert model.requests == 1
+    assert model.bytes_sent < 50_000
+
+
+def test_the_client_and_the_model_agree_on_a_build() -> None:
+    model = Model(jobs={"team/churn": Job()})
+    build = model.add()
+    assert read(build_json(build)) == build
+    assert (build.commit, build.repository) == (COMMIT, REMOTE)
+    with (
+        served(model) as url,
+        Jenkins(JenkinsSettings(url=url, user="ci", token=SecretStr("t0ken"), job=model.job)) as jenkins,
+    ):
+        assert jenkins.builds(model.job, start=0, stop=5) == (build,)

@@ -1,0 +1,220 @@
+"""The same promises against OpenSSH's own sshd, started here with a configuration and keys of its own."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+import psutil
+import pytest
+
+from orchestrator.errors import HostKeyMismatch, SshRefused
+from orchestrator.remote.outcome import Outcome
+from orchestrator.remote.training import RemoteTraining
+from orchestrator.resources.ssh import connection as ssh_module
+from orchestrator.resources.ssh.connection import Ssh
+from orchestrator.settings.groups import SshSettings
+from orchestrator_tests.support.gate import PASS_IN_SHELL, Gate
+from orchestrator_tests.support.waiting import until
+
+pytestmark = pytest.mark.services
+
+KEY_KINDS = {"rsa": ["-b", "2048", "-m", "PEM"], "ed25519": [], "ecdsa": []}
+
+
+class Sshd:
+    """An sshd on a loopback port, for the user that runs the tests."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.user = pwd.getpwuid(os.getuid()).pw_name
+        self.home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+        for kind in KEY_KINDS:
+            self.generate(f"host_{kind}", kind)
+        self.keys = {kind: self.generate(f"login_{kind}", kind) for kind in KEY_KINDS}
+        authorized = directory / "authorized_keys"
+        authorized.write_text("".join(key.with_suffix(".pub").read_text() for key in self.keys.values()))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.config = directory / "sshd_config"
+        self.config.write_text(
+            "\n".join(
+                [
+                    f"Port {self.port}",
+                    "ListenAddress 127.0.0.1",
+                    *(f"HostKey {directory}/host_{kind}" for kind in KEY_KINDS),
+                    f"AuthorizedKeysFile {authorized}",
+                    f"PidFile {directory}/pid",
+                    "UsePAM no",
+                    "StrictModes no",
+                    "PermitRootLogin prohibit-password",
+                    "PasswordAuthentication no",
+                    "KbdInteractiveAuthentication no",
+                ]
+            )
+        )
+
+    def __enter__(self) -> Self:
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)  # where sshd locks up what is not logged in yet
+        sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin") or "sshd"
+        self._log = (self.directory / "log").open("wb")
+        self._process = psutil.Popen([sshd, "-D", "-e", "-f", self.config], stderr=self._log)
+        until(self._listens)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sessions = self._process.children(recursive=True)
+        self._process.terminate()
+        self._process.wait(60)
+        for process in sessions:
+            if process.is_running() and process.name() == "sshd":
+                process.kill()
+        self._log.close()
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def generate(self, name: str, kind: str) -> Path:
+        path = self.directory / name
+        command = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path), *KEY_KINDS[kind]]
+        subprocess.run(command, check=True)
+        return path
+
+    def connection(self, *, kind: str = "ed25519", host: str = "ed25519", key_path: Path | None = None) -> Ssh:
+        settings = SshSettings(user=self.user, port=self.port, key_path=key_path or self.keys[kind])
+        return Ssh(settings, address="127.0.0.1", host_key=(self.directory / f"host_{host}.pub").read_text())
+
+    def session_processes(self) -> list[psutil.Process]:
+        """The sshd processes that serve a connection each."""
+        return [process for process in self._process.children(recursive=True) if process.name() == "sshd"]
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with Sshd(tmp_path_factory.mktemp("sshd")) as sshd:
+        yield sshd
+
+
+class Run:
+    """A training whose directory is removed from the home of the user that runs the tests."""
+
+    def __init__(self, sshd: Sshd) -> None:
+        self.run_id = f"test-{uuid.uuid4().hex}"
+        self.directory = sshd.home / ".orchestrator" / self.run_id
+        self.ssh = sshd.connection()
+        self.training = RemoteTraining(self.ssh, self.run_id, silence_seconds=10)
+        self.said: list[str] = []
+        self.events: list[str] = []
+
+    def start(self, *argv: str, seconds: float = 60, **environment: str) -> bool:
+        deadline = datetime.now(UTC) + timedelta(seconds=seconds)
+        return self.training.start(argv, environment=environment, deadline=deadline)
+
+    def follow(self) -> Outcome:
+        return self.training.follow(self.said.append, on_event=self.events.append)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.said)
+
+
+@pytest.fixture
+def run(sshd: Sshd) -> Iterator[Run]:
+    run = Run(sshd)
+    with run.ssh:
+        yield run
+        run.training.stop(grace_seconds=0)
+    shutil.rmtree(run.directory)
+    if not list(run.directory.parent.iterdir()):
+        run.directory.parent.rmdir()
+
+
+@pytest.mark.parametrize("host", KEY_KINDS)
+@pytest.mark.parametrize("kind", KEY_KINDS)
+def test_each_kind_of_key_logs_in_and_each_kind_of_host_key_is_verified(sshd: Sshd, kind: str, host: str) -> None:
+    with sshd.connection(kind=kind, host=host) as ssh:
+        ssh.connect(deadline_seconds=10)
+        answer = ssh.run(["sh", "-c", 'cat; echo "$1" >&2; exit 3', "sh", "a  'b'\n$(id)"], stdin=b"x" * 300_000)
+    assert (answer.exit_status, len(answer.stdout), answer.stderr) == (3, 300_000, b"a  'b'\n$(id)\n")
+
+
+def test_another_host_key_is_refused(sshd: Sshd) -> None:
+    other = sshd.generate("another", "ed25519").with_suffix(".pub").read_text()
+    settings = SshSettings(user=sshd.user, port=sshd.port, key_path=sshd.keys["rsa"])
+    with Ssh(settings, address="127.0.0.1", host_key=other) as ssh, pytest.raises(HostKeyMismatch):
+        ssh.connect(deadline_seconds=10)
+
+
+def test_a_stranger_is_refused(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh_module, "LOGIN_SECONDS", 0.5)
+    with sshd.connection(key_path=sshd.generate("stranger", "ed25519")) as ssh, pytest.raises(SshRefused):
+        ssh.connect(deadline_seconds=10)
+
+
+def test_arguments_environment_and_exit_status_come_through(run: Run) -> None:
+    nasty = ["it's", '"', "$(id)", "`id`", "line\nline", "", "-n", "é→😀"]
+    show = "import sys, os; sys.stdout.write(ascii([sys.argv[1:], os.environ['A']])); sys.exit(7)"
+    run.start(sys.executable, "-c", show, *nasty, A="$(id)\n'")
+    outcome = run.follow()
+    assert (outcome.kind, outcome.status) == ("exited", 7)
+    assert run.text == ascii([nasty, "$(id)\n'"])
+
+
+def test_a_killed_sshd_session_changes_nothing_but_a_log_line(sshd: Sshd, run: Run, gate: Gate) -> None:
+    script = f"echo before; {PASS_IN_SHELL}; echo after; exit 5"
+
+    def write(text: str) -> None:
+        run.said.append(text)
+        if text == "before\n":
+            for process in sshd.session_processes():
+                process.kill()
+
+    def on_event(text: str) -> None:
+        run.events.append(text)
+        if "connected again" in text:
+            gate.open()
+
+    run.start("sh", "-c", script, GATE=str(gate))
+    outcome = run.training.follow(write, on_event=on_event)
+    assert (outcome.kind, outcome.status) == ("exited", 5)
+    assert run.text == "before\nafter\n"
+    assert len(run.events) == 2
+
+
+def test_the_deadline_ends_grandchildren_too(run: Run) -> None:
+    run.start("sh", "-c", f"{sys.executable} -c 'import signal; signal.alarm(300); signal.pause()' & wait", seconds=1)
+    assert run.follow().kind == "deadline"
+    mark = f"{run.directory}/"
+    alive = [
+        process
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("ORCHESTRATOR_TRAINING") == mark
+    ]
+    assert not alive
+
+
+def test_much_output_comes_whole(run: Run) -> None:
+    run.start("sh", "-c", "seq 1 500000")
+    assert run.follow().succeeded
+    assert run.text == "".join(f"{number}\n" for number in range(1, 500_001))
+
+
+def test_started_twice_it_runs_once(sshd: Sshd, run: Run) -> None:
+    assert run.start("sh", "-c", "echo once") is True
+    with sshd.connection() as ssh:
+        again = RemoteTraining(ssh, run.run_id)
+        assert not again.start(["echo", "twice"], environment={}, deadline=datetime.now(UTC))
+    assert run.follow().succeeded
+    assert run.text == "once\n"

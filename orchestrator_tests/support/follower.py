@@ -1,0 +1,107 @@
+"""A training on a test host, with all that is told of it; and a look at its processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import psutil
+
+from orchestrator.remote.outcome import Outcome
+from orchestrator.remote.training import RemoteTraining
+from orchestrator.resources.ssh.connection import Ssh
+from orchestrator_tests.support.gate import PASS_IN_SHELL
+from orchestrator_tests.support.ssh_server import SshHost
+
+SILENCE = 4.0
+
+
+class Follower:
+    """One training on the host, with all that it says."""
+
+    def __init__(self, host: SshHost, *, run_id: str = "", ssh: Ssh | None = None) -> None:
+        self.run_id = run_id or uuid.uuid4().hex
+        self.directory = host.home / ".orchestrator" / self.run_id
+        self.ssh = ssh or Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key)
+        self.training = RemoteTraining(self.ssh, self.run_id, silence_seconds=SILENCE)
+        self.said: list[str] = []
+        self.events: list[str] = []
+        self.checks = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.said)
+
+    def start(self, *argv: str, seconds: float = 60, **environment: str) -> bool:
+        deadline = datetime.now(UTC) + timedelta(seconds=seconds)
+        return self.training.start(argv, environment=environment, deadline=deadline)
+
+    def check(self) -> None:
+        self.checks += 1
+
+    def follow(self, offset: int = 0) -> Outcome:
+        return self.training.follow(self.said.append, on_event=self.events.append, check=self.check, offset=offset)
+
+    def following(self) -> Future:
+        return Future(self)
+
+
+class Future(threading.Thread):
+    """`follow` in a thread of its own."""
+
+    def __init__(self, follower: Follower) -> None:
+        super().__init__(daemon=True)
+        self._follower = follower
+        self.start()
+
+    def run(self) -> None:
+        self._outcome = self._follower.follow()
+
+    def result(self) -> Outcome:
+        self.join(120)
+        assert not self.is_alive()
+        return self._outcome
+
+
+def told(follower: Follower, events: int) -> bool:
+    return len(follower.events) == events
+
+
+def of_training(follower: Follower) -> list[psutil.Process]:
+    """The processes that bear the training's mark."""
+    mark = f"{follower.directory}/"
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("ORCHESTRATOR_TRAINING") == mark and process.status() != "zombie":
+                found.append(process)
+        except psutil.Error:
+            continue  # it ended meanwhile
+    return found
+
+
+def of_session(follower: Follower) -> list[int]:
+    """The processes of the training's session, whether they bear its mark or not."""
+    session = int((follower.directory / "child").readlink().name)
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session and process.status() != "zombie":
+                found.append(process.pid)
+        except (psutil.Error, ProcessLookupError):
+            continue  # it ended meanwhile
+    return found
+
+
+def supervisor_of(follower: Follower) -> psutil.Process:
+    return psutil.Process(int((follower.directory / "pid").readlink().name.split()[0]))
+
+
+def shell(*lines: str) -> Sequence[str]:
+    return ("sh", "-c", "\n".join(lines))
+
+
+GATED = shell("echo before", PASS_IN_SHELL, "echo after", "exit 5")
