@@ -1,0 +1,127 @@
+"""Every name that others rely on: users, outside tools, earlier versions of ourselves. Imports nothing.
+
+A string that two files share stands here. Those in `DagsterTag` are Dagster's own; a test compares them with Dagster's.
+"""
+
+JENKINS_BUILD = "jenkins_build"
+"""The external asset `P/jenkins_build` of a pipeline P, reported by its sensor."""
+
+TRAINED_MODEL = "trained_model"
+"""The asset `P/trained_model` of a pipeline P."""
+
+JANITOR = "janitor"
+"""The sensor that ends what was left behind, and the external asset that tells of it."""
+
+INSTANCE_POOL = "training_instances"
+"""Dagster's concurrency pool of the runs that hold an instance; its limit can be changed while they run."""
+
+
+def builds(pipeline: str) -> str:
+    """The partitions of a pipeline, one per build."""
+    return f"{pipeline}_builds"
+
+
+def jenkins_sensor(pipeline: str) -> str:
+    """The sensor that turns each green build into a partition and a run."""
+    return f"{pipeline}_jenkins_sensor"
+
+
+def training_job(pipeline: str) -> str:
+    """The job that the sensor launches."""
+    return f"{pipeline}_training"
+
+
+class Step:
+    """The ops of `P/trained_model`, in order."""
+
+    RESOLVE = "resolve"
+    PROVISION = "provision"
+    TRAIN = "train"
+    TERMINATE = "terminate"
+    RECORD = "record"
+    ALL = (RESOLVE, PROVISION, TRAIN, TERMINATE, RECORD)
+
+
+class ResourceKey:
+    """Dagster's keys of what all pipelines share. `ssh` and `mlflow` without a prefix are often somebody else's."""
+
+    JENKINS = "orchestrator_jenkins"
+    EC2 = "orchestrator_ec2"
+    SSH = "orchestrator_ssh"
+    MLFLOW = "orchestrator_mlflow"
+    ATTEMPTS = "orchestrator_attempts"
+
+
+class Ec2Tag:
+    """Tags of instances and volumes."""
+
+    NAME = "Name"
+    DEPLOYMENT = "orchestrator:deployment"
+    PIPELINE = "orchestrator:pipeline"
+    PARTITION = "orchestrator:partition"
+    DAGSTER_RUN = "orchestrator:dagster-run"
+    MLFLOW_RUN = "orchestrator:mlflow-run"
+    EXPIRES_AT = "orchestrator:expires-at"
+    """When the machine powers itself off; ISO 8601, UTC. (Not when the lease ends.)"""
+    HOST_KEY = "orchestrator:host-key"
+    LEASE_UNTIL = "orchestrator:lease-until"
+
+
+class MlflowTag:
+    """Tags of MLflow runs; those named `mlflow.…` are MLflow's own.
+
+    https://mlflow.org/docs/latest/ml/tracking/tracking-api/#system-tags
+    """
+
+    DEPLOYMENT = "orchestrator.deployment"
+    PIPELINE = "orchestrator.pipeline"
+    PARTITION = "orchestrator.partition"
+    PARAMETERS = "orchestrator.parameters"
+    REASON = "orchestrator.reason"
+    DAGSTER_RUN = "dagster_run_id"
+    DAGSTER_ROOT_RUN = "dagster_root_run_id"
+    JENKINS_JOB = "jenkins.job"
+    JENKINS_BUILD = "jenkins.build"
+    JENKINS_TIMESTAMP = "jenkins.timestamp"
+    JENKINS_URL = "jenkins.url"
+    INSTANCE_ID = "ec2.instance_id"
+    INSTANCE_TYPE = "ec2.instance_type"
+    MARKET = "ec2.market"
+    MINUTES = "ec2.minutes"
+    USD = "ec2.usd"
+    SOURCE_TYPE = "mlflow.source.type"
+    SOURCE_NAME = "mlflow.source.name"
+    SOURCE_COMMIT = "mlflow.source.git.commit"
+    SOURCE_REPOSITORY = "mlflow.source.git.repoURL"
+    SOURCE_BRANCH = "mlflow.source.git.branch"
+    GIT_REPOSITORY = "mlflow.gitRepoURL"
+    ENTRY_POINT = "mlflow.project.entryPoint"
+    BACKEND = "mlflow.project.backend"
+
+
+class RunTag:
+    """Our own tags of Dagster runs."""
+
+    LEASE_UNTIL = "orchestrator/lease-until"
+    TRAINED = "orchestrator/trained"
+    RETRIES_ASKED = "orchestrator/retries-asked"
+    JENKINS_JOB = "jenkins/job"
+    JENKINS_BUILD = "jenkins/build"
+    JENKINS_COMMIT = "jenkins/commit"
+
+
+class DagsterTag:
+    """Dagster's tags of its runs.
+
+    https://github.com/dagster-io/dagster/blob/1.13.27/python_modules/dagster/dagster/_core/storage/tags.py
+    """
+
+    PARTITION = "dagster/partition"
+    PRIORITY = "dagster/priority"
+    BACKFILL = "dagster/backfill"
+    ROOT_RUN = "dagster/root_run_id"
+    WILL_RETRY = "dagster/will_retry"
+    AUTO_RETRY_RUN = "dagster/auto_retry_run_id"
+    FAILURE_REASON = "dagster/failure_reason"
+    RETRY_STRATEGY = "dagster/retry_strategy"
+    RETRY_ON_OP_FAILURE = "dagster/retry_on_asset_or_op_failure"
