@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import dagster as dg
 from dagster._core.storage.tags import PRIORITY_TAG
 
+from orchestrator import names
 from orchestrator.errors import OrchestratorError
 from orchestrator.janitor.clients import Systems
 from orchestrator.janitor.dagster_runs import ASKED_TAG
 from orchestrator.janitor.rules import Action, CloseRun, EndRun, RetryRun, Terminate
-from orchestrator.pipeline.training.lease import TRAINED_TAG
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ class Hands:
 
     def _trained_itself(self, run: dg.DagsterRun) -> str | None:
         """The MLflow run that it filled; a new run has its parent's tag, which may be of another training."""
-        trained = run.tags.get(TRAINED_TAG)
+        trained = run.tags.get(names.RunTag.TRAINED)
         if trained is None or run.parent_run_id is None:
             return trained
         parent = self._instance.get_run_by_id(run.parent_run_id)
-        return trained if parent and parent.tags.get(TRAINED_TAG) != trained else None
+        return trained if parent and parent.tags.get(names.RunTag.TRAINED) != trained else None
 
     def _close_run(self, action: CloseRun) -> bool:
         mlflow = self._systems.mlflow(action.run.pipeline)

@@ -10,10 +10,10 @@ from dagster._core.events import RunFailureReason
 from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
+from orchestrator import names
 from orchestrator.janitor.clients import Sight, settings_of
 from orchestrator.janitor.rules import RETRY_DECIDED
 from orchestrator.janitor.snapshot import FINISHED, OpenRun, TrainingRun
-from orchestrator.pipeline.training.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.ec2.instance import tag_value
 
@@ -142,11 +142,11 @@ class DagsterRuns:
             created_at=record.create_timestamp,
             started_at=_moment(record.start_time),
             ended_at=_moment(record.end_time),
-            lease_until=_parsed(run.tags.get(RUN_TAG, "")),
+            lease_until=_parsed(run.tags.get(names.RunTag.LEASE_UNTIL, "")),
             will_retry=None if decided is None else decided == "true",
             retry=run.tags.get(_RETRY_TAG),
             retry_failed=self._retry_failed(record),
-            trained=run.tags.get(TRAINED_TAG),
+            trained=run.tags.get(names.RunTag.TRAINED),
             foreign=self._elsewhere(run) or (pipelines is not None and pipelines.isdisjoint(self._own)),
         )
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
+from orchestrator import names
 from orchestrator.operate.serve import project_file
-from orchestrator.pipeline.training.lease import TRAINED_TAG
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.dagster_runs import OVER
 from orchestrator_sandbox.processes.child import ChildProcess
@@ -172,7 +172,7 @@ def _keep_running(command: Sequence[str]) -> None:
 def _attempt(run: dict[str, Any]) -> Attempt:
     tags = {tag["key"]: tag["value"] for tag in run["tags"]}
     steps = (step for step in run.get("stepStats", ()) if step["status"] in (None, "IN_PROGRESS"))
-    names = (str(step["stepKey"]).rpartition(".")[2] for step in steps)
+    step_names = (str(step["stepKey"]).rpartition(".")[2] for step in steps)
     undecided = time.time() - (run["endTime"] or 0) < DECISION_SECONDS
     announced = tags.get("dagster/will_retry") == "true"
     settled = "dagster/auto_retry_run_id" in tags or tags.get("dagster/failure_reason") == "STEP_FAILURE"
@@ -180,8 +180,8 @@ def _attempt(run: dict[str, Any]) -> Attempt:
         id=run["runId"],
         partition=tags.get("dagster/partition", ""),
         status=run["status"],
-        step=None if run["status"] in OVER else next(names, None),
-        trained=tags.get(TRAINED_TAG),
+        step=None if run["status"] in OVER else next(step_names, None),
+        trained=tags.get(names.RunTag.TRAINED),
         retry_due=run["status"] == "FAILURE" and not settled and (announced or undecided),
     )
 

@@ -16,11 +16,11 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import PRIORITY_TAG
 
+from orchestrator import names
 from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.janitor.dagster_runs import ASKED_TAG, MOST_ASKED
 from orchestrator.janitor.rules import decide
 from orchestrator.janitor.sensor import GAP, KEY, Watch, janitor, janitor_spec
-from orchestrator.pipeline.training.lease import RUN_TAG, TRAINED_TAG
 from orchestrator.resources.ec2.client import Ec2
 from orchestrator.resources.ec2.instance import DAGSTER_RUN_TAG, DEPLOYMENT_TAG, PARTITION_TAG, PIPELINE_TAG
 from orchestrator.resources.mlflow.client import REASON_TAG, Mlflow
@@ -166,7 +166,7 @@ def site(
 
 
 def expired() -> dict[str, str]:
-    return {"dagster/partition": "7", RUN_TAG: (datetime.now(UTC) - timedelta(seconds=1)).isoformat()}
+    return {"dagster/partition": "7", names.RunTag.LEASE_UNTIL: (datetime.now(UTC) - timedelta(seconds=1)).isoformat()}
 
 
 def from_the_asset_page(pipeline: str) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def test_the_retry_of_a_dead_run_comes_before_the_rest_of_its_backfill(
 
 
 def test_a_dead_run_that_has_trained_says_which_mlflow_run_holds_its_model(site: Site) -> None:
-    run = site.run("STARTED", tags={**expired(), TRAINED_TAG: "m-7"})
+    run = site.run("STARTED", tags={**expired(), names.RunTag.TRAINED: "m-7"})
     long_ago(site, run)
     site.tick(later=timedelta(minutes=1))
     assert "MLflow run m-7 holds its model" in failures(site, run)[-1]
@@ -250,8 +250,10 @@ def test_a_dead_run_that_has_trained_says_which_mlflow_run_holds_its_model(site:
 def test_a_dead_run_does_not_claim_the_model_of_the_run_that_it_was_copied_from(
     site: Site, trained: str, told: bool
 ) -> None:
-    parent = site.run("CANCELED", tags={"dagster/partition": "7", TRAINED_TAG: "m-6"})
-    run = site.run("STARTED", parent_run_id=parent, root_run_id=parent, tags={**expired(), TRAINED_TAG: trained})
+    parent = site.run("CANCELED", tags={"dagster/partition": "7", names.RunTag.TRAINED: "m-6"})
+    run = site.run(
+        "STARTED", parent_run_id=parent, root_run_id=parent, tags={**expired(), names.RunTag.TRAINED: trained}
+    )
     long_ago(site, run)
     site.tick(later=timedelta(minutes=1))
     assert ("holds its model" in failures(site, run)[-1]) is told

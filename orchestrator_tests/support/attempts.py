@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.pipeline.training.attempt import Attempt
-from orchestrator.pipeline.training.plan import TrainingConfig, make_plan
+from orchestrator.pipeline.training.config import TrainingConfig
+from orchestrator.pipeline.training.plan import make_plan
 from orchestrator.resources.ec2.client import Ec2, Instance
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow.client import Mlflow
@@ -149,7 +149,6 @@ class World:
             mlflow=Mlflow(read.mlflow, patience_seconds=1),
             connect=connect,
             run=run,
-            log=logging.getLogger("attempt"),
             write=write,
         )
 

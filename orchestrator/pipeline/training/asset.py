@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from orchestrator import names
 from orchestrator.errors import OrchestratorError
+from orchestrator.names import INSTANCE_POOL, Step
 from orchestrator.pipeline.builds.sensor import builds_partitions, find_build
 from orchestrator.pipeline.training.attempt import Attempt
+from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.pipeline.training.metadata import training_metadata
-from orchestrator.pipeline.training.plan import TrainingConfig, make_plan
+from orchestrator.pipeline.training.plan import make_plan
 from orchestrator.pipeline.training.run_history import ThisRun
 from orchestrator.pipeline.training.run_scope import TrainingAttempts
 from orchestrator.resources.ec2.client import Ec2Resource, Instance
@@ -19,11 +22,6 @@ from orchestrator.resources.jenkins.client import JenkinsResource
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator.resources.ssh.connection import Ssh, SshResource
 from orchestrator.settings.source import SETTINGS_METADATA, PipelineSettings, Settings
-
-POOL = "training_instances"
-"""Dagster's concurrency pool of runs that hold an instance; its limit can be changed while it runs."""
-
-STEPS = ("resolve", "provision", "train", "terminate", "record")
 
 
 @contextmanager
@@ -82,11 +80,10 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
                 mlflow=mlflow.connect(settings),
                 connect=connect,
                 run=ThisRun(context),
-                log=context.log,
                 write=_write_to_run_log,
             )
 
-        return attempts.of(name, make).tell(context.log)
+        return attempts.of(name, make)
 
     needed = {"attempts", "jenkins", "ec2", "ssh", "mlflow"}
 
@@ -111,21 +108,28 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
 
         return run_step
 
-    resolve = step("resolve", "Ask Jenkins what the build tested; check all settings before money is spent.", _resolve)
-    provision = step("provision", "Find or launch this build's EC2 instance, and wait for it.", _provision, pool=POOL)
-    train = step("train", "Run `mlflow run` on the instance and follow it to its end.", _train, pool=POOL)
-    terminate = step("terminate", "Give the instance back.", _terminate)
-    record = step("record", "Record what MLflow holds on the asset.", _record)
+    resolve = step(
+        Step.RESOLVE, "Ask Jenkins what the build tested; check all settings before money is spent.", _resolve
+    )
+    provision = step(
+        Step.PROVISION,
+        "Find or launch this build's EC2 instance, and wait for it.",
+        _provision,
+        pool=INSTANCE_POOL,
+    )
+    train = step(Step.TRAIN, "Run `mlflow run` on the instance and follow it to its end.", _train, pool=INSTANCE_POOL)
+    terminate = step(Step.TERMINATE, "Give the instance back.", _terminate)
+    record = step(Step.RECORD, "Record what MLflow holds on the asset.", _record)
 
     @dg.graph_asset(
-        name="trained_model",
+        name=names.TRAINED_MODEL,
         key_prefix=[name],
         group_name=group or name,
         partitions_def=builds_partitions(name),
-        ins={"build": dg.AssetIn(key=[name, "jenkins_build"], dagster_type=dg.Nothing)},
+        ins={"build": dg.AssetIn(key=[name, names.JENKINS_BUILD], dagster_type=dg.Nothing)},
         # Every step gets it, because a re-execution may begin at any step.
         config=dg.ConfigMapping(
-            config_fn=lambda given: {step_name: {"config": given} for step_name in STEPS},
+            config_fn=lambda given: {step_name: {"config": given} for step_name in Step.ALL},
             config_schema=TrainingConfig.to_config_schema(),
         ),
         # From this the janitor, which is shared, knows where the pipeline's machines and MLflow runs are.
@@ -134,11 +138,11 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
         kinds={"mlflow", "ec2"},
     )
     def asset(build: None) -> object:
-        resolved = resolve.alias("resolve")(build)
-        ready = provision.alias("provision")(resolved)
-        trained = train.alias("train")(ready)
-        terminated = terminate.alias("terminate")(trained)
-        return record.alias("record")(terminated)
+        resolved = resolve.alias(Step.RESOLVE)(build)
+        ready = provision.alias(Step.PROVISION)(resolved)
+        trained = train.alias(Step.TRAIN)(ready)
+        terminated = terminate.alias(Step.TERMINATE)(trained)
+        return record.alias(Step.RECORD)(terminated)
 
     return asset
 
@@ -183,19 +187,6 @@ def _terminate(context: dg.OpExecutionContext, attempt: Attempt) -> None:
 
 def _record(context: dg.OpExecutionContext, attempt: Attempt) -> None:
     finished = attempt.finished()
-    usage = finished.usage
-    context.add_output_metadata(
-        training_metadata(
-            run=finished.run,
-            run_url=finished.url,
-            histories=finished.histories,
-            build=attempt.plan.build,
-            instance_id=usage.instance_id if usage else None,
-            instance_type=usage.instance_type if usage else None,
-            market=usage.market if usage else None,
-            minutes=usage.minutes if usage else None,
-            usd=usage.usd if usage else None,
-        )
-    )
+    context.add_output_metadata(training_metadata(finished, attempt.plan.build))
     # The run is the version of the model: a new training is new data, a re-recorded one is not.
     context.set_data_version(context.assets_def.key, dg.DataVersion(finished.run.id))

@@ -7,14 +7,15 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 from orchestrator.errors import BuildBusy, Ec2Error, InstanceLost, OrchestratorError
 from orchestrator.pipeline.training import lease
+from orchestrator.pipeline.training.environment import training_environment
+from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.mlflow_run import TrackedRun
 from orchestrator.pipeline.training.on_instance import GRACE, OnInstance
-from orchestrator.pipeline.training.outcome import FinishedTraining, Usage
-from orchestrator.pipeline.training.plan import Plan, training_environment
+from orchestrator.pipeline.training.plan import Plan
 from orchestrator.resources.ec2.client import Ec2, Instance, Lease
 from orchestrator.resources.ec2.instance import LEASE_UNTIL_TAG, timestamp
 from orchestrator.resources.mlflow.client import Mlflow
@@ -24,6 +25,8 @@ from orchestrator.resources.ssh.login_key import private_key
 from orchestrator.settings.source import PipelineSettings, Settings
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class DagsterRun(Protocol):
@@ -54,7 +57,6 @@ class Attempt:
         mlflow: the runs.
         connect: makes the SSH client of an instance.
         run: the Dagster run that this attempt is.
-        log: where progress is told.
         write: takes the training's output as it comes, masked.
 
     Attributes:
@@ -71,7 +73,6 @@ class Attempt:
         mlflow: Mlflow,
         connect: Callable[[Instance], Ssh],
         run: DagsterRun,
-        log: logging.Logger,
         write: Callable[[str], None],
     ) -> None:
         self.plan = plan
@@ -81,7 +82,6 @@ class Attempt:
         self._hasty = ec2.hasty()
         self._connect = connect
         self._run = run
-        self._log = log
         self._write = write
         self._environment = training_environment(settings, read)
         self._tracked = TrackedRun(
@@ -92,7 +92,7 @@ class Attempt:
             dagster_run=run.run_id,
             root_run=run.root_run_id,
             trained=run.trained_before,
-            log=log,
+            log=_log,
         )
         self._instance: Instance | None = None
         self._usage: Usage | None = None
@@ -102,12 +102,7 @@ class Attempt:
         self._launches = 0
         self._losses = 0
         self._lease = ExitStack()
-        self._lease.enter_context(lease.renewed(self.renew_lease, log=log))
-
-    def tell(self, log: logging.Logger) -> Self:
-        """Tell progress there from now on: each step has a log of its own."""
-        self._log = self._tracked.log = log
-        return self
+        self._lease.enter_context(lease.renewed(self.renew_lease))
 
     def check(self) -> Plan:
         """Find out what would make this training fail later, while it costs nothing.
@@ -118,9 +113,9 @@ class Attempt:
         private_key(self._read.ssh)
         require_known_hosts(self._read.ssh)
         experiment = self._tracked.require_experiment()
-        self._log.info(
-            f"build {self.plan.partition} of {self.plan.build.job}: {self.plan.project_uri} at {self.plan.version}, "
-            f"into MLflow experiment {experiment!r}"
+        _log.info(
+            f"Training build {self.plan.partition} of {self.plan.build.job}: {self.plan.project_uri} at "
+            f"{self.plan.version}, into MLflow experiment {experiment!r}"
         )
         return self.plan
 
@@ -152,7 +147,7 @@ class Attempt:
     def _ready_instance(self) -> Instance:
         if self._instance is None or not self._ready:
             instance = self._instance or self._adopt() or self._launch()
-            self._instance = self._ec2.wait_until_ready(instance, on_progress=self._log.info)
+            self._instance = self._ec2.wait_until_ready(instance, on_progress=_log.info)
             self._ready = True
         return self._instance
 
@@ -166,10 +161,10 @@ class Attempt:
             self._open = False
             raise self._busy(owner)
         if not found.mlflow_run or not self._tracked.adopt(found.mlflow_run):
-            self._log.info(f"{found.id} is left from an attempt that is over; terminating it")
+            _log.info(f"Terminating instance {found.id}, which is left from an attempt that is over")
             self._ec2.terminate(found.id)
             return None
-        self._log.info(f"adopting {found.id} and MLflow run {found.mlflow_run} of run {owner}, which is over")
+        _log.info(f"Adopting instance {found.id} and MLflow run {found.mlflow_run} of run {owner}, which is over")
         self._ec2.take_over(found.id, self._new_lease(found.mlflow_run, expires_at=found.expires_at))
         self._instance = self._ec2.describe(found.id)
         return self._instance
@@ -186,9 +181,9 @@ class Attempt:
             self._new_lease(mlflow_run, expires_at=None),
             attempt=f"{self._run.run_id}-{self._launches}",
             instance_type=self.plan.instance_type,
-            on_progress=self._log.info,
+            on_progress=_log.info,
         )
-        self._log.info(f"launched {self._instance.id} ({self._instance.type}, {self._instance.market})")
+        _log.info(f"Launched instance {self._instance.id} ({self._instance.type}, {self._instance.market})")
         self._tracked.launched(self._instance)
         return self._instance
 
@@ -242,7 +237,7 @@ class Attempt:
                 self._losses += 1
                 if self._losses > self._read.project.instance_losses:
                     raise
-                self._log.warning(f"{loss}; beginning anew on another instance")
+                _log.warning(f"Beginning anew on another instance: {loss}")
                 if self._instance is not None:
                     self._ec2.terminate(self._instance.id)  # one that was only stopped still costs money
                 self._tracked.drop(str(loss))
@@ -258,12 +253,11 @@ class Attempt:
             deadline=self._new_lease(mlflow_run, expires_at=instance.expires_at).expires_at - GRACE,
             environment=self._environment,
             ec2=self._hasty,
-            log=self._log,
             write=self._write,
         )
         with self._connect(instance) as ssh:
             training.train(ssh)
-        self._log.info("the training exited with status 0")
+        _log.info("Training exited with status 0")
         self._trained = True
         self._run.trained(mlflow_run)
         return mlflow_run
@@ -300,7 +294,7 @@ class Attempt:
         state = self._ec2.terminate(instance.id) or "gone"
         self._instance, self._open = None, False
         self._usage = self._use_of(instance)
-        self._log.info(f"{instance.id} is {state} after {self._usage.minutes:.1f} minutes")
+        _log.info(f"Terminated instance {instance.id} after {self._usage.minutes:.1f} min ({state})")
         self._tracked.used(self._usage)
         return self._usage
 
@@ -333,13 +327,13 @@ class Attempt:
         try:
             found = self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition) or self._instance
             if found is not None and self._is_anothers(found):
-                self._log.warning(f"{found.id} belongs to run {found.dagster_run} now; leaving it alone")
+                _log.warning(f"Leaving instance {found.id} to run {found.dagster_run}, which it belongs to now")
                 self._open = False
                 return
             if found is not None:
-                self._log.info(f"{found.id} is {self._ec2.terminate(found.id) or 'gone'}")
+                _log.info(f"Terminated instance {found.id} ({self._ec2.terminate(found.id) or 'gone'})")
         except Ec2Error as away:  # it must not hide what went wrong first
-            self._log.warning(f"the janitor will end what is left of this build's instance: {away}")
+            _log.warning(f"Leaving what is left of this build's instance to the janitor: {away}")
         self._instance, self._open = None, False
         if self._trained:
             self._tracked.close("FINISHED", reason="the training process exited 0")

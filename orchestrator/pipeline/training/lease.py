@@ -15,16 +15,12 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+_log = logging.getLogger(__name__)
+
 LEASE = timedelta(seconds=100)
 """How long a lease lasts: two renewals may fail, and what a dead attempt left is looked after within 3 minutes."""
 
 RENEW_SECONDS = 30.0
-
-RUN_TAG = "orchestrator/lease-until"
-"""The tag of the Dagster run; ISO 8601, UTC."""
-
-TRAINED_TAG = "orchestrator/trained"
-"""The tag of a Dagster run that saw the training process exit 0: the ID of the MLflow run that it filled."""
 
 
 _tagging = threading.Lock()
@@ -45,12 +41,11 @@ def until(now: datetime | None = None) -> datetime:
 
 
 @contextmanager
-def renewed(renew: Callable[[], None], *, log: logging.Logger, every_seconds: float = RENEW_SECONDS) -> Iterator[None]:
+def renewed(renew: Callable[[], None], *, every_seconds: float = RENEW_SECONDS) -> Iterator[None]:
     """Renew a lease now and again, in a thread, for as long as the context is open.
 
     Args:
         renew: writes the new end of the lease; what it cannot write this time, it writes the next time.
-        log: takes a warning when that failed.
         every_seconds: between two renewals.
     """
     ended = threading.Event()
@@ -60,7 +55,7 @@ def renewed(renew: Callable[[], None], *, log: logging.Logger, every_seconds: fl
             try:
                 renew()
             except Exception as error:  # noqa: BLE001 - whatever it is, the next renewal may succeed; else it expires
-                log.warning(f"the lease could not be renewed: {error}")
+                _log.warning(f"Lease not renewed, trying again in {every_seconds:g} s: {error}")
             if ended.wait(every_seconds):
                 return
 

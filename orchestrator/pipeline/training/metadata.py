@@ -13,6 +13,7 @@ import dagster as dg
 from orchestrator.pipeline.training.curves import SYSTEM, Curves, as_markdown, learning_curves
 
 if TYPE_CHECKING:
+    from orchestrator.pipeline.training.finished import FinishedTraining
     from orchestrator.resources.jenkins.answers import Build
     from orchestrator.resources.mlflow.answers import Run
 
@@ -25,44 +26,27 @@ MAX_TEXT = 500
 Metadata = dict[str, dg.MetadataValue]
 
 
-def training_metadata(
-    *,
-    run: Run,
-    run_url: str,
-    histories: Curves,
-    build: Build,
-    instance_id: str | None = None,
-    instance_type: str | None = None,
-    market: str | None = None,
-    minutes: float | None = None,
-    usd: float | None = None,
-) -> Metadata:
+def training_metadata(finished: FinishedTraining, build: Build) -> Metadata:
     """The metadata of one materialisation of `P/trained_model`; what is unknown is left out.
 
     Each metric is a float named `metrics/<name>`, which Dagster plots over the partitions.
 
     Args:
-        run: the MLflow run.
-        run_url: its page.
-        histories: metric → all its points, for the picture; see `curves.curve_metrics`.
+        finished: what MLflow holds of it, and what its instance was and cost.
         build: the Jenkins build that was trained.
-        instance_id: the EC2 instance.
-        instance_type: such as `t3.medium`.
-        market: `spot` or `on-demand`.
-        minutes: how long the instance was used.
-        usd: what that cost, in US dollars.
     """
+    run, usage = finished.run, finished.usage
     known: dict[str, dg.MetadataValue | None] = {
-        "MLflow run": dg.MetadataValue.url(run_url),
+        "MLflow run": dg.MetadataValue.url(finished.url),
         "MLflow run ID": dg.MetadataValue.text(run.id),
         "Jenkins build": dg.MetadataValue.url(build.url),
         "commit": _commit(build.repository, build.commit),
-        "learning curves": _picture(histories),
-        "instance": _text(instance_id),
-        "instance type": _text(instance_type),
-        "market": _text(market),
-        "training minutes": _number(minutes),
-        "cost in USD": _number(usd),
+        "learning curves": _picture(finished.histories),
+        "instance": _text(usage.instance_id if usage else None),
+        "instance type": _text(usage.instance_type if usage else None),
+        "market": _text(usage.market if usage else None),
+        "training minutes": _number(usage.minutes if usage else None),
+        "cost in USD": _number(usage.usd if usage else None),
         "metrics": _metrics_table(run),
         "parameters": _parameters_table(run.params),
         **{f"metrics/{key}": _number(run.metrics[key]) for key in _important_first(run.metrics)[:MAX_PLOTTED]},
@@ -131,13 +115,13 @@ def _parameters_table(params: Mapping[str, str]) -> dg.MetadataValue | None:
 def _table(rows: Sequence[Mapping[str, str | float | int]], columns: Mapping[str, str]) -> dg.MetadataValue | None:
     if not rows:
         return None
-    shown = [dg.TableRecord(dict(row)) for row in rows[:MAX_ROWS]]
-    if left := len(rows) - len(shown):
+    records = [dg.TableRecord(dict(row)) for row in rows[:MAX_ROWS]]
+    if remaining := len(rows) - len(records):
         # Dagster wants the same fields in every record.
         first, *others = columns
-        shown.append(dg.TableRecord({first: f"… and {left} more, see MLflow", **dict.fromkeys(others)}))
+        records.append(dg.TableRecord({first: f"… and {remaining} more, see MLflow", **dict.fromkeys(others)}))
     return dg.MetadataValue.table(
-        records=shown,
+        records=records,
         schema=dg.TableSchema(columns=[dg.TableColumn(name, kind) for name, kind in columns.items()]),
     )
 

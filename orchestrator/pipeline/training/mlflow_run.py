@@ -6,7 +6,7 @@ import logging
 
 from orchestrator.errors import MlflowError, MlflowNotFound, MlflowUnavailable, TrainingFailed, TrainingLost
 from orchestrator.pipeline.training.curves import curve_metrics
-from orchestrator.pipeline.training.outcome import FinishedTraining, Usage
+from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.plan import Plan
 from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.mlflow.client import FinalStatus, Mlflow, Run

@@ -16,14 +16,18 @@ from orchestrator.errors import (
     SshUnreachable,
     TrainingTimedOut,
 )
-from orchestrator.pipeline.training.outcome import failure
-from orchestrator.pipeline.training.plan import Plan, secrets_in
+from orchestrator.pipeline.training.command import mlflow_run_command
+from orchestrator.pipeline.training.environment import secrets_in
+from orchestrator.pipeline.training.failure import failure
+from orchestrator.pipeline.training.plan import Plan
 from orchestrator.remote.masking import Masker
 from orchestrator.remote.outcome import Outcome
 from orchestrator.remote.training import RemoteTraining
 from orchestrator.resources.ec2.client import Ec2, Instance
 from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.source import PipelineSettings
+
+_log = logging.getLogger(__name__)
 
 GRACE = timedelta(minutes=1)
 """Between the training's deadline and the machine's own: the time to fetch the last output and say why."""
@@ -44,7 +48,6 @@ class OnInstance:
         deadline: when it is ended.
         environment: the variables that it gets.
         ec2: asked whether the instance is still there; with little patience, for we ask again.
-        log: where progress is told.
         write: takes the training's output as it comes, masked.
     """
 
@@ -55,7 +58,6 @@ class OnInstance:
     deadline: datetime
     environment: Mapping[str, str]
     ec2: Ec2
-    log: logging.Logger
     write: Callable[[str], None]
 
     def train(self, ssh: Ssh) -> None:
@@ -73,9 +75,7 @@ class OnInstance:
         masker = Masker(secrets_in(self.environment, self.read))
         try:
             self._start(ssh, remote)
-            outcome = remote.follow(
-                lambda text: self.write(masker.feed(text)), on_event=self.log.warning, check=self.check
-            )
+            outcome = remote.follow(lambda text: self.write(masker.feed(text)), on_event=_log.warning, check=self.check)
         except SshError:
             self.check()  # a machine that shuts down refuses logins and kills commands; its address gets a new owner
             raise
@@ -101,18 +101,18 @@ class OnInstance:
         except InstanceLost:
             raise
         except Ec2Error as error:  # AWS does not answer either: that says nothing of the instance
-            self.log.warning(str(error))
+            _log.warning(str(error))
 
     def _start(self, ssh: Ssh, remote: RemoteTraining) -> None:
         """Start the training, or find it started; keep trying while the instance is there."""
-        command = self.plan.command(self.read, mlflow_run=self.mlflow_run)
+        command = mlflow_run_command(self.plan, self.read, mlflow_run=self.mlflow_run)
         give_up = time.monotonic() + self.read.machine.ready_minutes * 60
         while True:
             try:
                 if not ssh.connected:
                     ssh.connect(deadline_seconds=CONNECT_SECONDS)
                 if not remote.start(command, environment=self.environment, deadline=self.deadline, check=self.check):
-                    self.log.info("the training is under way already; following it")
+                    _log.info("Following the training, which is under way already")
                 return
             except SshUnreachable:
                 self.check()

@@ -5,38 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import unquote
 
-import dagster as dg
-from pydantic import Field
-
+from orchestrator import names
 from orchestrator.errors import BuildUnusable, SettingsError
-from orchestrator.remote.job import UNUSABLE, can_be_given, is_variable
+from orchestrator.pipeline.training.config import TrainingConfig
+from orchestrator.remote.job import UNUSABLE, can_be_given
 from orchestrator.resources.jenkins.answers import Build
-from orchestrator.settings.groups import LONGEST_MINUTES
-from orchestrator.settings.source import PipelineSettings, Settings
-
-
-class TrainingConfig(dg.Config):
-    """What the launchpad can change for one run; everything left out is as the settings say."""
-
-    entry_point: str | None = Field(default=None, description="entry point, instead of MLPROJECT_ENTRY_POINT")
-    parameters: dict[str, str] = Field(
-        default={}, description="parameters of the entry point, on top of MLPROJECT_PARAMETERS"
-    )
-    version: str | None = Field(
-        default=None, description="Git commit, tag or branch, instead of the build's own commit"
-    )
-    instance_type: str | None = Field(default=None, description="EC2 instance type, instead of INSTANCE_TYPE")
-    max_minutes: float | None = Field(
-        default=None,
-        gt=0,
-        le=LONGEST_MINUTES,
-        allow_inf_nan=False,
-        description="deadline in minutes, instead of MAX_TRAINING_MINUTES",
-    )
+from orchestrator.settings.source import PipelineSettings
 
 
 @dataclass(frozen=True)
@@ -74,14 +51,14 @@ class Plan:
         """The MLflow tags by which an attempt knows the run of an earlier one: same build, same request."""
         parameters = sorted(self.parameters.items())  # as a digest: a tag holds 5000 bytes at most
         return {
-            "orchestrator.pipeline": self.pipeline,
-            "orchestrator.partition": self.partition,
-            "jenkins.job": self.build.job,
-            "jenkins.build": str(self.build.number),
-            "jenkins.timestamp": str(self.build.timestamp),
-            "mlflow.source.git.commit": self.version,
-            "mlflow.project.entryPoint": self.entry_point,
-            "orchestrator.parameters": hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:16],
+            names.MlflowTag.PIPELINE: self.pipeline,
+            names.MlflowTag.PARTITION: self.partition,
+            names.MlflowTag.JENKINS_JOB: self.build.job,
+            names.MlflowTag.JENKINS_BUILD: str(self.build.number),
+            names.MlflowTag.JENKINS_TIMESTAMP: str(self.build.timestamp),
+            names.MlflowTag.SOURCE_COMMIT: self.version,
+            names.MlflowTag.ENTRY_POINT: self.entry_point,
+            names.MlflowTag.PARAMETERS: hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:16],
         }
 
     def tags(self, *, deployment: str, dagster_run: str, root_run: str) -> dict[str, str]:
@@ -92,38 +69,19 @@ class Plan:
         repository = self.project_uri.partition("#")[0]
         tags = {
             **self.identity(),
-            "orchestrator.deployment": deployment,
-            "dagster_run_id": dagster_run,
-            "dagster_root_run_id": root_run,
-            "jenkins.url": self.build.url,
-            "mlflow.source.type": "PROJECT",
-            "mlflow.source.name": self.project_uri,
-            "mlflow.source.git.repoURL": repository,
-            "mlflow.gitRepoURL": repository,
-            "mlflow.project.backend": "local",
+            names.MlflowTag.DEPLOYMENT: deployment,
+            names.MlflowTag.DAGSTER_RUN: dagster_run,
+            names.MlflowTag.DAGSTER_ROOT_RUN: root_run,
+            names.MlflowTag.JENKINS_URL: self.build.url,
+            names.MlflowTag.SOURCE_TYPE: "PROJECT",
+            names.MlflowTag.SOURCE_NAME: self.project_uri,
+            names.MlflowTag.SOURCE_REPOSITORY: repository,
+            names.MlflowTag.GIT_REPOSITORY: repository,
+            names.MlflowTag.BACKEND: "local",
         }
         if self.build.branch:
-            tags["mlflow.source.git.branch"] = self.build.branch
+            tags[names.MlflowTag.SOURCE_BRANCH] = self.build.branch
         return tags
-
-    def command(self, settings: PipelineSettings, *, mlflow_run: str) -> list[str]:
-        """The argument list of `mlflow run`; no shell ever reads it.
-
-        Source: https://mlflow.org/docs/latest/api_reference/cli.html#mlflow-run
-        """
-        project = settings.project
-        command = [project.mlflow_command, "run", self.project_uri, "--version", self.version]
-        command += ["--entry-point", self.entry_point, "--run-id", mlflow_run]
-        command += ["--experiment-id", settings.mlflow.experiment_id]
-        if project.env_manager:
-            command += ["--env-manager", project.env_manager]
-        if project.build_image:
-            command.append("--build-image")
-        for name, value in project.docker_args.items():
-            command += ["--docker-args", f"{name}={value}" if value else name]
-        for name, value in self.parameters.items():
-            command += ["--param-list", f"{name}={value}"]
-        return command
 
 
 def make_plan(
@@ -193,51 +151,3 @@ def _require_texts(plan: Plan, settings: PipelineSettings) -> None:
     if bad := [what for what, text in texts.items() if not can_be_given(text)]:
         # As repr() has it: the name itself may be what cannot be printed.
         raise SettingsError(f"{repr(bad[0])[1:-1]} holds {UNUSABLE}; correct it in the settings or in the launchpad")
-
-
-def training_environment(settings: Settings, read: PipelineSettings) -> dict[str, str]:
-    """The variables that the training process gets: where MLflow is, and what TRAINING_ENV names.
-
-    Raises:
-        SettingsError: TRAINING_ENV names a variable that is not set, or one that no process can be given.
-    """
-    names: Sequence[str] = read.project.training_env
-    if bad := [name for name in names if not is_variable(name)]:
-        raise SettingsError(
-            f"TRAINING_ENV names {bad[0]!r}, which cannot be the name of a variable: those have letters, digits and "
-            "underscores only, and begin with no digit"
-        )
-    values = {name: settings.lookup(name) for name in names}
-    if missing := [name for name, value in values.items() if value is None]:
-        raise SettingsError(
-            f"TRAINING_ENV names {', '.join(missing)}, which the environment does not hold; set it or take it out"
-        )
-    mlflow = read.mlflow
-    environment = {
-        "MLFLOW_TRACKING_URI": mlflow.uri_on_instance or mlflow.tracking_uri,
-        "MLFLOW_TRACKING_USERNAME": mlflow.username,
-        "MLFLOW_TRACKING_PASSWORD": mlflow.password.get_secret_value() if mlflow.password else None,
-        "MLFLOW_TRACKING_TOKEN": mlflow.token.get_secret_value() if mlflow.token else None,
-        "PYTHONUNBUFFERED": "1",  # else Python holds a piped log back, and nothing is live
-        **values,
-    }
-    given = {name: value for name, value in environment.items() if value is not None}
-    if bad := [name for name, value in given.items() if not can_be_given(value)]:
-        raise SettingsError(f"{bad[0]} holds {UNUSABLE}; set it anew")
-    return given
-
-
-def secrets_in(environment: Mapping[str, str], read: PipelineSettings) -> list[str]:
-    """What must not be shown: all that TRAINING_ENV hands over, MLflow's credentials, passwords in addresses.
-
-    Args:
-        environment: of the training.
-        read: the settings that it was made of.
-    """
-    names = {*read.project.training_env, "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}
-    secrets = [value for name, value in environment.items() if name in names]
-    for address in (*environment.values(), read.mlflow.tracking_uri):
-        # urlsplit() would refuse some addresses, and a refusal masks nothing.
-        if login := re.match(r"\s*[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#@:]*:([^/?#]*)@", address):
-            secrets += [login[1], unquote(login[1])]  # MLflow prints the one, other programs the other
-    return secrets

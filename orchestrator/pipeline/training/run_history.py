@@ -8,7 +8,8 @@ import dagster as dg
 import tenacity
 from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
-from orchestrator.pipeline.training.lease import TRAINED_TAG, tag_run
+from orchestrator import names
+from orchestrator.pipeline.training.lease import tag_run
 
 PATIENCE_SECONDS = 75.0
 """How long Dagster's database may be away when a training ends."""
@@ -33,8 +34,8 @@ class ThisRun:
         # Dagster copies a run's tags to the one that tries it again, so what a success before them has trained is in
         # the tags of all of these, unless one has trained itself. This run has just begun: its own tag is a copy.
         success = self._parent(tried[-1])
-        copied = success.tags.get(TRAINED_TAG) if success else None
-        trained = (run.tags.get(TRAINED_TAG) for run in (*self._siblings(context.run), *tried[1:]))
+        copied = success.tags.get(names.RunTag.TRAINED) if success else None
+        trained = (run.tags.get(names.RunTag.TRAINED) for run in (*self._siblings(context.run), *tried[1:]))
         self.trained_before = next((mlflow_run for mlflow_run in trained if mlflow_run not in (None, copied)), None)
 
     def _siblings(self, run: dg.DagsterRun) -> Iterator[dg.DagsterRun]:
@@ -67,7 +68,7 @@ class ThisRun:
             reraise=True,
         ):
             with attempt:
-                tag_run(self._instance, self.run_id, {TRAINED_TAG: mlflow_run})
+                tag_run(self._instance, self.run_id, {names.RunTag.TRAINED: mlflow_run})
 
     def is_live(self, run_id: str) -> bool | None:
         """Whether this run is queued, starting or under way; None when Dagster does not know it."""

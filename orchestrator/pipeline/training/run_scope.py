@@ -1,7 +1,6 @@
 """What lives as long as one Dagster run: its attempts, its lease, and who notices its cancel."""
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of resources as objects.
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +9,11 @@ from typing import Self
 import dagster as dg
 from pydantic import PrivateAttr
 
+from orchestrator import names
 from orchestrator.pipeline.training import lease
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.cancellation import Cancellation
-from orchestrator.pipeline.training.lease import RUN_TAG
 from orchestrator.resources.ec2.instance import timestamp
-
-log = logging.getLogger(__name__)
 
 
 class TrainingAttempts(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -49,10 +46,10 @@ class TrainingAttempts(dg.ConfigurableResource):  # type: ignore[type-arg]
         cancellation = Cancellation(status=status, ending=ending)
 
         def renew() -> None:
-            lease.tag_run(instance, run.run_id, {RUN_TAG: timestamp(lease.until())})
+            lease.tag_run(instance, run.run_id, {names.RunTag.LEASE_UNTIL: timestamp(lease.until())})
             cancellation.look()
 
-        with lease.renewed(renew, log=log, every_seconds=lease.RENEW_SECONDS):
+        with lease.renewed(renew, every_seconds=lease.RENEW_SECONDS):
             try:
                 yield self
             finally:

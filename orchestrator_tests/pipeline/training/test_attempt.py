@@ -19,7 +19,7 @@ from orchestrator.errors import (
     TrainingTimedOut,
 )
 from orchestrator.pipeline.training.attempt import Attempt
-from orchestrator.pipeline.training.plan import TrainingConfig
+from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.ec2.instance import LEASE_UNTIL_TAG, timestamp
 from orchestrator_tests.support.attempts import ThisRun, World

@@ -12,10 +12,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from orchestrator import names
 from orchestrator.errors import TrainingFailed
 from orchestrator.pipeline.training import lease
 from orchestrator.pipeline.training import mlflow_run as tracking
-from orchestrator.pipeline.training.asset import STEPS
 from orchestrator.pipeline.training.cancellation import Cancellation
 from orchestrator.resources.ec2.client import Ec2, Pace
 from orchestrator.resources.jenkins.answers import Build
@@ -101,7 +101,7 @@ def test_a_run_that_is_cancelled_in_this_step_ends_as_canceled_and_leaves_no_ins
     (run,) = dagster.get_runs()
     steps = {one.step_key.rpartition(".")[2] for one in dagster.get_run_step_stats(run.run_id)}
     assert run.status == dg.DagsterRunStatus.CANCELED
-    assert max(steps, key=STEPS.index) == step
+    assert max(steps, key=names.Step.ALL.index) == step
     assert world.ec2.find(pipeline="churn", partition="40") is None
     tags = {"dagster_run_id": run.run_id}
     left = [one.status for one in world.mlflow.find_runs(world.environment["MLFLOW_EXPERIMENT_ID"], tags=tags)]

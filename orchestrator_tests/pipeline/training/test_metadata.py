@@ -17,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from orchestrator.pipeline.training.curves import MAX_PANELS, as_markdown, curve_metrics, learning_curves, panels
+from orchestrator.pipeline.training.curves import (
+    MAX_PANELS,
+    Curves,
+    as_markdown,
+    curve_metrics,
+    learning_curves,
+    panels,
+)
+from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.metadata import MAX_PLOTTED, MAX_ROWS, commit_url, training_metadata
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow.answers import MetricPoint, Run
@@ -56,10 +64,11 @@ def trained(metrics: dict[str, float], params: dict[str, str] | None = None, ste
     )
 
 
-def metadata(run: Run, **more: Any) -> dict[str, dg.MetadataValue]:
+def metadata(
+    run: Run, *, build: Build = BUILD, usage: Usage | None = None, histories: Curves | None = None
+) -> dict[str, dg.MetadataValue]:
     page = "http://mlflow.example.com/#/experiments/3/runs/a1b2"
-    fields: dict[str, Any] = {"run": run, "run_url": page, "histories": {}, "build": BUILD}
-    return training_metadata(**(fields | more))
+    return training_metadata(FinishedTraining(run=run, url=page, histories=histories or {}, usage=usage), build)
 
 
 def table(value: dg.MetadataValue) -> list[dict[str, Any]]:
@@ -81,9 +90,8 @@ class TestMetadata:
         assert shown["MLflow run ID"] == dg.MetadataValue.text("a1b2")
 
     def test_machine_time_and_cost_are_told(self) -> None:
-        shown = metadata(
-            trained({}), instance_id="i-1", instance_type="t3.medium", market="spot", minutes=12.5, usd=0.01
-        )
+        usage = Usage(instance_id="i-1", instance_type="t3.medium", market="spot", minutes=12.5, usd=0.01)
+        shown = metadata(trained({}), usage=usage)
         assert {key: shown[key].value for key in ("instance", "instance type", "market")} == {
             "instance": "i-1",
             "instance type": "t3.medium",

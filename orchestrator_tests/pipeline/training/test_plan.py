@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.errors import SettingsError
-from orchestrator.pipeline.training.plan import Plan, TrainingConfig, make_plan, secrets_in, training_environment
+from orchestrator.pipeline.training.command import mlflow_run_command
+from orchestrator.pipeline.training.config import TrainingConfig
+from orchestrator.pipeline.training.environment import secrets_in, training_environment
+from orchestrator.pipeline.training.plan import Plan, make_plan
 from orchestrator.remote.job import job_file
 from orchestrator.remote.masking import Masker
 from orchestrator.resources.jenkins.answers import Build
@@ -174,7 +177,7 @@ def test_whatever_is_planned_can_be_sent(
         planned, variables = plan(config, **changed), environment(**changed)
     except SettingsError:
         return
-    command = planned.command(PipelineSettings.read(settings(**changed)), mlflow_run="1")
+    command = mlflow_run_command(planned, PipelineSettings.read(settings(**changed)), mlflow_run="1")
     assert job_file(command, variables).endswith(b"\n")
 
 

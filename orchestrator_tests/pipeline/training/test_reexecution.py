@@ -13,13 +13,12 @@ import dagster as dg
 import pytest
 import requests
 
+from orchestrator import names
 from orchestrator.definitions import shared
 from orchestrator.errors import BuildBusy, MlflowNotFound
 from orchestrator.pipeline.builds.sensor import jenkins_build_key
 from orchestrator.pipeline.component import TrainingPipeline
-from orchestrator.pipeline.training.asset import STEPS
 from orchestrator.pipeline.training.attempt import Attempt
-from orchestrator.pipeline.training.lease import TRAINED_TAG
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator_sandbox.chaos.proxy import Proxy, Request, Weather
 from orchestrator_tests.pipeline.training.test_asset import JOB, MODEL, dagster
@@ -187,7 +186,7 @@ class Runs:
     def steps(self, run: dg.DagsterRun) -> list[str]:
         """The steps that it began, in order."""
         begun = {stats.step_key.rpartition(".")[2] for stats in self.dagster.get_run_step_stats(run.run_id)}
-        return sorted(begun, key=STEPS.index)
+        return sorted(begun, key=names.Step.ALL.index)
 
     def failure(self, run: dg.DagsterRun) -> str:
         """What the step said that failed."""
@@ -222,7 +221,7 @@ def launched(number: int) -> list[str]:
 
 @pytest.mark.parametrize(
     ("number", "from_failure", "steps"),
-    [(311, True, ["record"]), (312, False, list(STEPS))],
+    [(311, True, ["record"]), (312, False, list(names.Step.ALL))],
     ids=["from failure", "all steps"],
 )
 def test_in_dagster_a_run_that_could_not_record_is_executed_again_without_another_training(
@@ -247,8 +246,8 @@ def test_in_dagster_a_run_that_could_not_record_is_executed_again_without_anothe
         with mlflow_proxy.held(goes_away):
             first = runs.first(world, number)
     assert first.status == dg.DagsterRunStatus.FAILURE
-    assert runs.steps(first) == list(STEPS)
-    trained = first.tags[TRAINED_TAG]
+    assert runs.steps(first) == list(names.Step.ALL)
+    trained = first.tags[names.RunTag.TRAINED]
     assert f"is trained, but could not be recorded from MLflow run {trained}" in runs.failure(first)
     [instance] = launched(number)
 
@@ -279,7 +278,7 @@ def test_in_dagster_a_run_whose_training_failed_is_executed_again_from_there_and
     first = runs.first(world, 313)
     assert first.status == dg.DagsterRunStatus.FAILURE
     assert "exited with status 4" in runs.failure(first)
-    assert TRAINED_TAG not in first.tags
+    assert names.RunTag.TRAINED not in first.tags
     [failed] = world.mlflow.find_runs(world.environment["MLFLOW_EXPERIMENT_ID"], tags={"dagster_run_id": first.run_id})
     assert failed.status == "FAILED"
 
@@ -287,7 +286,7 @@ def test_in_dagster_a_run_whose_training_failed_is_executed_again_from_there_and
     assert second.status == dg.DagsterRunStatus.SUCCESS
     assert runs.steps(second) == ["train", "terminate", "record"]
     trained = world.mlflow.run(runs.recorded(313))
-    assert trained.id == second.tags[TRAINED_TAG] != failed.id
+    assert trained.id == second.tags[names.RunTag.TRAINED] != failed.id
     assert trained.status == "FINISHED"
     assert trained.tags["dagster_run_id"] == second.run_id
     assert trained.tags["dagster_root_run_id"] == first.run_id

@@ -11,7 +11,7 @@ import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
-from orchestrator.pipeline.training.lease import TRAINED_TAG
+from orchestrator import names
 from orchestrator.pipeline.training.run_history import ThisRun
 
 MODEL = dg.AssetKey(["tiny", "trained_model"])
@@ -130,9 +130,9 @@ def test_a_retry_of_runs_that_never_saw_a_training_end_knows_of_none(dagster: dg
 def test_executing_a_success_again_is_a_training_of_its_own_whatever_tags_dagster_copies(
     dagster: dg.DagsterInstance,
 ) -> None:
-    success = new_run(dagster, status=SUCCESS, tags={TRAINED_TAG: "mlflow-1"})
+    success = new_run(dagster, status=SUCCESS, tags={names.RunTag.TRAINED: "mlflow-1"})
     again = new_run(dagster, tries=success)
-    assert again.tags[TRAINED_TAG] == "mlflow-1"
+    assert again.tags[names.RunTag.TRAINED] == "mlflow-1"
     assert again.root_run_id == success.run_id
     this = seen_from(dagster, again)
     assert (this.root_run_id, this.trained_before) == (again.run_id, None)
@@ -141,7 +141,7 @@ def test_executing_a_success_again_is_a_training_of_its_own_whatever_tags_dagste
 def test_a_retry_of_a_second_training_does_not_take_the_first_ones_model_for_its_own(
     dagster: dg.DagsterInstance,
 ) -> None:
-    success = new_run(dagster, status=SUCCESS, tags={TRAINED_TAG: "mlflow-1"})
+    success = new_run(dagster, status=SUCCESS, tags={names.RunTag.TRAINED: "mlflow-1"})
     again = new_run(dagster, tries=success, status=FAILURE)
     retry = new_run(dagster, tries=again)
     this = seen_from(dagster, retry)
@@ -179,7 +179,7 @@ def test_that_a_training_exited_0_is_kept_when_the_database_is_away_for_a_moment
 
     monkeypatch.setattr(dagster, "add_run_tags", add_run_tags)
     this.trained("mlflow-1")
-    assert dagster_tags(dagster, run)[TRAINED_TAG] == "mlflow-1"
+    assert dagster_tags(dagster, run)[names.RunTag.TRAINED] == "mlflow-1"
 
 
 def test_a_run_is_live_until_it_ends_and_nobody_knows_of_one_that_dagster_never_had(

@@ -1,0 +1,28 @@
+"""What the launchpad can change for one run."""
+
+from __future__ import annotations
+
+import dagster as dg
+from pydantic import Field
+
+from orchestrator.settings.groups import LONGEST_MINUTES
+
+
+class TrainingConfig(dg.Config):
+    """What the launchpad can change for one run; everything left out is as the settings say."""
+
+    entry_point: str | None = Field(default=None, description="entry point, instead of MLPROJECT_ENTRY_POINT")
+    parameters: dict[str, str] = Field(
+        default={}, description="parameters of the entry point, on top of MLPROJECT_PARAMETERS"
+    )
+    version: str | None = Field(
+        default=None, description="Git commit, tag or branch, instead of the build's own commit"
+    )
+    instance_type: str | None = Field(default=None, description="EC2 instance type, instead of INSTANCE_TYPE")
+    max_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        le=LONGEST_MINUTES,
+        allow_inf_nan=False,
+        description="deadline in minutes, instead of MAX_TRAINING_MINUTES",
+    )

@@ -1,0 +1,65 @@
+"""What a training that ended well has left, and what its instance was and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.names import MlflowTag
+from orchestrator.resources.mlflow.answers import MetricPoint, Run
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the instance was, and what it cost.
+
+    Attributes:
+        minutes: from launch to termination.
+        usd: price of these minutes; None when the hourly price is unknown.
+    """
+
+    instance_id: str
+    instance_type: str
+    market: str
+    minutes: float
+    usd: float | None
+
+    def tags(self) -> dict[str, str]:
+        """As MLflow tags, from which a later attempt reads it back."""
+        tags = {
+            MlflowTag.INSTANCE_ID: self.instance_id,
+            MlflowTag.INSTANCE_TYPE: self.instance_type,
+            MlflowTag.MARKET: self.market,
+            MlflowTag.MINUTES: f"{self.minutes:.3f}",
+        }
+        return tags if self.usd is None else {**tags, MlflowTag.USD: f"{self.usd:.6f}"}
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> Usage | None:
+        """Read `tags` back; None when the run has none."""
+        if MlflowTag.MINUTES not in tags:
+            return None
+        return cls(
+            instance_id=tags[MlflowTag.INSTANCE_ID],
+            instance_type=tags[MlflowTag.INSTANCE_TYPE],
+            market=tags[MlflowTag.MARKET],
+            minutes=float(tags[MlflowTag.MINUTES]),
+            usd=float(tags[MlflowTag.USD]) if MlflowTag.USD in tags else None,
+        )
+
+
+@dataclass(frozen=True)
+class FinishedTraining:
+    """What MLflow holds of a training that ended well.
+
+    Attributes:
+        run: the MLflow run.
+        url: its page.
+        histories: metric → all its points.
+        usage: what the instance was and cost; None when that was never written.
+    """
+
+    run: Run
+    url: str
+    histories: Mapping[str, Sequence[MetricPoint]]
+    usage: Usage | None
