@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from orchestrator import names
 from orchestrator.janitor.sensor import janitor, janitor_spec
 from orchestrator.pipeline.training.run_scope import TrainingAttempts
 from orchestrator.resources.ec2.client import Ec2Resource
@@ -20,11 +21,11 @@ def shared() -> dg.Definitions:
         assets=[janitor_spec],
         sensors=[janitor],
         resources={
-            "jenkins": JenkinsResource(),
-            "ec2": Ec2Resource(),
-            "ssh": SshResource(),
-            "mlflow": MlflowResource(),
-            "attempts": TrainingAttempts(),
+            names.ResourceKey.JENKINS: JenkinsResource(),
+            names.ResourceKey.EC2: Ec2Resource(),
+            names.ResourceKey.SSH: SshResource(),
+            names.ResourceKey.MLFLOW: MlflowResource(),
+            names.ResourceKey.ATTEMPTS: TrainingAttempts(),
         },
         # Steps wait for other machines: one process does, and a cancel reaches whichever step runs.
         executor=dg.in_process_executor,

@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from orchestrator import names
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline.component import TrainingPipeline
 
@@ -64,7 +65,14 @@ def test_two_pipelines_live_in_one_code_location() -> None:
         ),
         dg.Definitions(
             resources={
-                key: dg.ResourceDefinition.none_resource() for key in ("attempts", "jenkins", "ec2", "ssh", "mlflow")
+                key: dg.ResourceDefinition.none_resource()
+                for key in (
+                    names.ResourceKey.ATTEMPTS,
+                    names.ResourceKey.JENKINS,
+                    names.ResourceKey.EC2,
+                    names.ResourceKey.SSH,
+                    names.ResourceKey.MLFLOW,
+                )
             }
         ),
     )

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import dagster as dg
 from pydantic import ValidationError
 
+from orchestrator import names
 from orchestrator.errors import BuildUnusable, JenkinsBadAnswer, JenkinsNotFound, JenkinsUnavailable, SettingsError
 from orchestrator.pipeline.builds.cursor import Cursor
 from orchestrator.pipeline.builds.discovery import Limits, Settled, tick
@@ -82,10 +83,12 @@ def jenkins_sensor(
         name=f"{name}_jenkins_sensor",
         target=job,
         minimum_interval_seconds=interval_seconds,
+        required_resource_keys={names.ResourceKey.JENKINS},
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Trains every build of JENKINS_JOB_NAME that succeeds; registers past ones for backfill.",
     )
-    def evaluate(context: dg.SensorEvaluationContext, jenkins: JenkinsResource) -> dg.SensorResult:
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        jenkins: JenkinsResource = getattr(context.resources, names.ResourceKey.JENKINS)
         read = settings.read(JenkinsSettings)
         before = _cursor(context)
         with jenkins.connect(settings) as server:

@@ -51,11 +51,11 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
 
     def attempt_of(context: dg.OpExecutionContext, config: TrainingConfig) -> Attempt:
         resources = context.resources
-        attempts: TrainingAttempts = resources.attempts
-        jenkins: JenkinsResource = resources.jenkins
-        ec2: Ec2Resource = resources.ec2
-        ssh: SshResource = resources.ssh
-        mlflow: MlflowResource = resources.mlflow
+        attempts: TrainingAttempts = getattr(resources, names.ResourceKey.ATTEMPTS)
+        jenkins: JenkinsResource = getattr(resources, names.ResourceKey.JENKINS)
+        ec2: Ec2Resource = getattr(resources, names.ResourceKey.EC2)
+        ssh: SshResource = getattr(resources, names.ResourceKey.SSH)
+        mlflow: MlflowResource = getattr(resources, names.ResourceKey.MLFLOW)
 
         def connect(instance: Instance) -> Ssh:
             return ssh.connect(settings, address=instance.address or "", host_key=instance.host_key)
@@ -85,7 +85,13 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
 
         return attempts.of(name, make)
 
-    needed = {"attempts", "jenkins", "ec2", "ssh", "mlflow"}
+    needed = {
+        names.ResourceKey.ATTEMPTS,
+        names.ResourceKey.JENKINS,
+        names.ResourceKey.EC2,
+        names.ResourceKey.SSH,
+        names.ResourceKey.MLFLOW,
+    }
 
     def step(
         step_name: str,

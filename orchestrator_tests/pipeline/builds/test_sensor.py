@@ -12,6 +12,7 @@ import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 from pydantic import SecretStr
 
+from orchestrator import names
 from orchestrator.errors import (
     BuildUnusable,
     JenkinsBadAnswer,
@@ -87,7 +88,7 @@ class Daemon:
             assets=[jenkins_build_spec("churn"), trained_model],
             jobs=[job],
             sensors=[self.sensor],
-            resources={"jenkins": JenkinsResource()},
+            resources={names.ResourceKey.JENKINS: JenkinsResource()},
         )
 
     def evaluate(self) -> SensorExecutionData:
@@ -98,7 +99,7 @@ class Daemon:
             repository_def=repository,
             instance_ref=self.instance.get_ref(),
             sensor_name="churn_jenkins_sensor",
-            resources={"jenkins": JenkinsResource()},
+            resources={names.ResourceKey.JENKINS: JenkinsResource()},
         ) as context:
             return repository.get_sensor_def("churn_jenkins_sensor").evaluate_tick(context)
 

@@ -144,7 +144,7 @@ def test_what_is_recorded_when_the_tag_of_the_dead_run_was_lost_is_the_finished_
 def training_job() -> dg.JobDefinition:
     """The pipeline's job; its MLflow client waits for no longer than MLFLOW_PATIENCE_MINUTES says."""
     pipeline = TrainingPipeline(name="churn").build_defs(dg.ComponentTree.for_test().load_context)
-    resources = {**(shared().resources or {}), "mlflow": MlflowResource(patience_seconds=0)}
+    resources = {**(shared().resources or {}), names.ResourceKey.MLFLOW: MlflowResource(patience_seconds=0)}
     return dg.Definitions.merge(pipeline, dg.Definitions(resources=resources)).resolve_job_def(JOB)
 
 
