@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -31,6 +32,27 @@ def test_a_seed_gives_the_same_plan_again() -> None:
     assert first(100) == first(100)
     assert first(20, seed=8) != first(20)
     assert [fault.index for fault in first(20)] == list(range(20))
+
+
+def described(fault: Fault) -> str:
+    return f"{fault} after {fault.after:g} s, {fault.times} calls, {fault.seconds:g} s"
+
+
+def test_a_seed_of_an_earlier_version_still_plans_the_same_campaign() -> None:
+    """Reports and bug reports name faults as SEED/INDEX."""
+    lines = [described(fault) for fault in first(200, seed=189093)]
+    assert lines[:8] == [
+        "#0 daemon killed in idle after 0.2 s, 4 calls, 3 s",
+        "#1 sshd away in train for 60 s after 1.76 s, 1 calls, 60 s",
+        "#2 cancelled in the UI in provision after 0.11 s, 1 calls, 60 s",
+        "#3 run worker killed in train after 3.76 s, 2 calls, 3 s",
+        "#4 AWS has no capacity in resolve after 0.01 s, 6 calls, 60 s",
+        "#5 instance terminated in train after 1.51 s, 3 calls, 20 s",
+        "#6 Jenkins talks HTML in idle for 60 s after 0.02 s, 1 calls, 60 s",
+        "#7 MLflow talks HTML in terminate for 60 s after 0.13 s, 3 calls, 60 s",
+    ]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert digest == "e8374d6317cef5296d0648976895c3e020ca5ddb40bc0ccd8d90cdd4fd895439"
 
 
 def test_every_kind_comes_in_every_phase_where_it_means_something_before_any_comes_twice() -> None:
