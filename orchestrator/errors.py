@@ -21,6 +21,7 @@ OrchestratorError
 │   ├── MlflowRejected       400 and its like: MLflow does not accept what was asked
 │   └── MlflowNotFound       no such experiment or run
 ├── BuildUnusable            this build cannot be trained (no commit, not successful, gone)
+├── BuildBusy                another attempt is training this build at this moment
 ├── TrainingError
 │   ├── TrainingFailed       the training process exited non-zero, or was killed by a signal
 │   ├── TrainingTimedOut     the deadline passed
