@@ -1,6 +1,6 @@
 """Dagster as its users meet it: a small client of the webserver's GraphQL.
 
-It spares the demo the import of dagster itself, which costs seconds.
+The demo does not import dagster itself, which costs seconds.
 Source: https://docs.dagster.io/api/graphql and the schema under /graphql of any webserver.
 """
 
@@ -14,7 +14,8 @@ from typing import Any, Self
 import requests
 
 from orchestrator.errors import DagsterDown
-from orchestrator_sandbox.dagster_runs import RUN_FIELDS, Run, run_of
+from orchestrator.names import DagsterTag
+from orchestrator_sandbox.dagster_runs import RUN_FIELDS, DagsterRun, run_of
 
 LOCATION = "orchestrator"
 REPOSITORY = "__repository__"
@@ -34,7 +35,7 @@ class Materialisation:
 
 
 @dataclass(frozen=True)
-class Output:
+class CapturedOutput:
     """A piece of a run's captured output, and where the next one begins."""
 
     text: str
@@ -83,7 +84,7 @@ class DagsterApi:
                 return _innermost(loaded)
         return None if entries else "there is none"
 
-    def runs(self, *, partition: str | None = None, statuses: Sequence[str] = (), limit: int = 20) -> list[Run]:
+    def runs(self, *, partition: str | None = None, statuses: Sequence[str] = (), limit: int = 20) -> list[DagsterRun]:
         """The newest runs first.
 
         Args:
@@ -91,7 +92,7 @@ class DagsterApi:
             statuses: only those in one of these; default: in any.
             limit: how many at most.
         """
-        tags = [{"key": "dagster/partition", "value": partition}] if partition is not None else []
+        tags = [{"key": DagsterTag.PARTITION, "value": partition}] if partition is not None else []
         only = {"statuses": list(statuses)} if statuses else {}
         answer = self._ask(
             "query($filter: RunsFilter, $limit: Int) { runsOrError(filter: $filter, limit: $limit) "
@@ -100,7 +101,7 @@ class DagsterApi:
         )
         return [run_of(run) for run in answer["results"]]
 
-    def run(self, run_id: str) -> Run:
+    def run(self, run_id: str) -> DagsterRun:
         """One run."""
         return run_of(
             self._ask(
@@ -124,7 +125,7 @@ class DagsterApi:
                 "repositoryLocationName": LOCATION,
                 "assetSelection": [{"path": list(asset)}],
             },
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+            "executionMetadata": {"tags": [{"key": DagsterTag.PARTITION, "value": partition}]},
         }
         answer = self._ask(
             "mutation($parameters: ExecutionParams!) { launchRun(executionParams: $parameters) "
@@ -213,14 +214,14 @@ class DagsterApi:
         keys = [event["fileKey"] for event in answer["events"] if "fileKey" in event]
         return [run_id, "compute_logs", str(keys[0])] if keys else None
 
-    def output(self, key: Sequence[str], *, cursor: str | None) -> Output:
-        """What the training has printed since ``cursor``."""
+    def output(self, key: Sequence[str], *, cursor: str | None) -> CapturedOutput:
+        """What the training has printed since `cursor`."""
         answer = self._ask(
             """query($key: [String!]!, $cursor: String) {
                  capturedLogs(logKey: $key, cursor: $cursor) { stdout cursor } }""",
             {"key": list(key), "cursor": cursor},
         )
-        return Output(text=answer["stdout"] or "", cursor=answer["cursor"])
+        return CapturedOutput(text=answer["stdout"] or "", cursor=answer["cursor"])
 
     def _ask(self, query: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The one field that the query asks for.
@@ -242,8 +243,8 @@ class DagsterApi:
         (field,) = answer["data"].values()
         if "message" in field or str(field.get("__typename", "")).endswith(("Error", "Failure")):
             raise DagsterDown(f"Dagster answers {field.get('__typename')}: {field.get('message', '')}")
-        found: dict[str, Any] = field
-        return found
+        fields: dict[str, Any] = field
+        return fields
 
 
 def _innermost(error: Mapping[str, Any]) -> str:

@@ -6,21 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.names import DagsterTag
+
 OVER = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 
 RUN_FIELDS = """
     runId status jobName startTime endTime tags { key value }
     stepStats { stepKey status startTime endTime }
 """
-"""What a query must ask of a run for :func:`run_of`."""
+"""What a query must ask of a run for `run_of`."""
 
 
 @dataclass(frozen=True)
-class Step:
+class RunStep:
     """One step of a run.
 
     Attributes:
-        name: last part of the step's key, such as ``train``.
+        name: last part of the step's key, such as `train`.
         status: IN_PROGRESS, SUCCESS, FAILURE or SKIPPED.
         seconds: how long it took; None while it runs.
         started: seconds since the epoch.
@@ -33,7 +35,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Run:
+class DagsterRun:
     """One Dagster run.
 
     Attributes:
@@ -47,7 +49,7 @@ class Run:
     partition: str | None
     started: float | None
     ended: float | None
-    steps: tuple[Step, ...]
+    steps: tuple[RunStep, ...]
 
     @property
     def over(self) -> bool:
@@ -55,23 +57,23 @@ class Run:
         return self.status in OVER
 
 
-def run_of(answer: Mapping[str, Any]) -> Run:
-    """Read the fields of :data:`RUN_FIELDS`."""
+def run_of(answer: Mapping[str, Any]) -> DagsterRun:
+    """Read the fields of `RUN_FIELDS`."""
     tags = {tag["key"]: tag["value"] for tag in answer["tags"]}
-    return Run(
+    return DagsterRun(
         id=answer["runId"],
         status=answer["status"],
         job=answer["jobName"],
-        partition=tags.get("dagster/partition"),
+        partition=tags.get(DagsterTag.PARTITION),
         started=answer["startTime"],
         ended=answer["endTime"],
         steps=tuple(_step(step) for step in answer["stepStats"]),
     )
 
 
-def _step(answer: Mapping[str, Any]) -> Step:
+def _step(answer: Mapping[str, Any]) -> RunStep:
     started, ended = answer["startTime"], answer["endTime"]
-    return Step(
+    return RunStep(
         name=answer["stepKey"].rpartition(".")[2],
         status=answer["status"] or "IN_PROGRESS",
         started=started,

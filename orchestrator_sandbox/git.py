@@ -1,6 +1,6 @@
-"""A Git remote on loopback: a bare repository of the sample project, served by ``git daemon``.
+"""A Git remote on loopback: a bare repository of the sample project, served by `git daemon`.
 
-A protocol is needed, and not a path: ``mlflow run file:///… -v SHA`` does not clone, it fetches inside the
+A protocol is needed, and not a path: `mlflow run file:///… -v SHA` does not clone, it fetches inside the
 source folder.
 """
 
@@ -176,7 +176,7 @@ class GitRemote:
         return git("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads", cwd=self.repository).split()
 
     def notify(self, url: str) -> None:
-        """Ask for ``url`` after every push, such as Jenkins' ``/git/notifyCommit?…``."""
+        """Ask for `url` after every push, such as Jenkins' `/git/notifyCommit?…`."""
         hook = self.repository / "hooks" / "post-receive"
         hook.parent.mkdir(exist_ok=True)
         hook.touch(mode=0o700)  # the address may hold a token

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.resources.ssh.connection import Ssh
-from orchestrator_sandbox.chaos.proxy import Proxy
 from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.mlflow import MlflowServer
+from orchestrator_sandbox.proxy import FaultyProxy
 from orchestrator_tests.support.attempts import PROJECT, World
 from orchestrator_tests.support.follower import Follower
 from orchestrator_tests.support.gate import Gate
@@ -49,9 +49,9 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 
 @pytest.fixture
-def aws_proxy(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def aws_proxy(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """On the way to the world's AWS: here, and in what an attempt starts."""
-    with Proxy() as proxy:
+    with FaultyProxy() as proxy:
         proxy.upstream = world.ec2_server.url
         monkeypatch.setitem(world.environment, "AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
@@ -59,9 +59,9 @@ def aws_proxy(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def mlflow_proxy(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def mlflow_proxy(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """On the way to the world's MLflow."""
-    with Proxy() as proxy:
+    with FaultyProxy() as proxy:
         proxy.upstream = world.mlflow_server.url
         monkeypatch.setitem(world.environment, "MLFLOW_TRACKING_URI", proxy.url)
         yield proxy

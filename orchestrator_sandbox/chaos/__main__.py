@@ -1,7 +1,7 @@
 """A fault campaign: trains builds on the real stack, breaks it in every phase, and checks that nothing leaks or lies.
 
-``python -m orchestrator_sandbox.chaos --faults 100 --seed 7``; one of its faults again: ``--replay 7/42``.
-Exits 1 when a promise was broken, or when the fault to be done again found nothing to harm.
+`python -m orchestrator_sandbox.chaos --faults 100 --seed 7`; one of its faults again: `--replay 7/42`.
+Exits 1 when a promise was broken, or when a replayed fault found nothing to harm.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from rich.console import Console
 from orchestrator.errors import OrchestratorError
 from orchestrator.operate.signals import unwind_on_signals
 from orchestrator_sandbox.chaos.campaign import Campaign
-from orchestrator_sandbox.chaos.plan import TRIES, Agenda, plan
+from orchestrator_sandbox.chaos.lab import FaultLab
+from orchestrator_sandbox.chaos.observer import Observer
+from orchestrator_sandbox.chaos.plan import MAX_TRIES, FaultQueue, plan
 from orchestrator_sandbox.chaos.report import WIDTH, show, summary
-from orchestrator_sandbox.chaos.site import Site
-from orchestrator_sandbox.chaos.watch import Watch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,30 +35,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.replay:
         seed, index = options.replay
         hits, faults = 1, itertools.islice(plan(seed), index, index + 1)
-    agenda = Agenda(faults, hits=hits)
+    queue = FaultQueue(faults, hits=hits)
     directory = options.dir or Path(tempfile.mkdtemp(prefix="chaos-"))
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
     began = time.monotonic()
     try:
         console.print(f"{hits} faults, seed {seed}, in {directory}")
-        with Site(directory) as site, Watch(site) as watch:
-            campaign = Campaign(site, watch, say=lambda line: console.print(line, markup=False))
+        with FaultLab(directory) as lab, Observer(lab) as observer:
+            campaign = Campaign(lab, observer, say=lambda line: console.print(line, markup=False))
             campaign.warm_up()
-            results, left = campaign.judge_again(campaign.run(agenda, at_once=options.at_once))
+            results, leftovers = campaign.judge_again(campaign.run(queue, at_once=options.at_once))
     except OrchestratorError as error:
         sys.stderr.write(f"chaos: {error}; the logs are in {directory}\n")
         return 1
     minutes = (time.monotonic() - began) / 60
     show(console, results, seed=seed, minutes=minutes)
     console.print(summary(results, seed=seed, minutes=minutes), markup=False)
-    if left or any(result.violations for result in results):
-        told = "".join(f"; {one}" for one in left)
-        sys.stderr.write(f"chaos: promises were broken{told}; the logs are in {directory}\n")
+    if leftovers or any(result.violations for result in results):
+        details = "".join(f"; {problem}" for problem in leftovers)
+        sys.stderr.write(f"chaos: promises were broken{details}; the logs are in {directory}\n")
         return 1
     if not options.dir:
         shutil.rmtree(directory, ignore_errors=True)
-    if agenda.hits < hits:
-        sys.stderr.write(f"chaos: the fault found nothing to harm, {TRIES} times; do it again\n")
+    if queue.hits < hits:
+        sys.stderr.write(f"chaos: the fault found nothing to harm, {MAX_TRIES} times; do it again\n")
         return 1
     return 0
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--replay",
-        type=_place,
+        type=_seed_and_index,
         metavar="SEED/INDEX",
         help="do one fault of a campaign again, and no other: not those that were under way beside it",
     )
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _place(text: str) -> tuple[int, int]:
+def _seed_and_index(text: str) -> tuple[int, int]:
     seed, _, index = text.partition("/")
     return int(seed), int(index)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator_sandbox.chaos.plan import Kind
+from orchestrator_sandbox.chaos.plan import FaultKind
 from orchestrator_sandbox.chaos.training import Training
 
 ORPHAN_SECONDS = 180.0
@@ -18,8 +18,8 @@ UNATTENDED_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
-class Ended:
-    """An attempt as it ended.
+class EndedAttempt:
+    """An attempt that has ended.
 
     Attributes:
         status: SUCCESS, FAILURE or CANCELED; anything else has not ended.
@@ -34,7 +34,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordedModel:
     """One materialisation of the model: the Dagster run that recorded it, and the MLflow run that it names."""
 
     attempt: str
@@ -42,7 +42,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Facts:
+class BuildFacts:
     """All that there is about one green build.
 
     Attributes:
@@ -59,13 +59,13 @@ class Facts:
     """
 
     partition: str
-    attempts: tuple[Ended, ...]
-    kind: Kind | None = None
+    attempts: tuple[EndedAttempt, ...]
+    kind: FaultKind | None = None
     settled: bool = True
     live_instances: tuple[str, ...] = ()
     left_processes: tuple[str, ...] = ()
     mlflow_runs: tuple[tuple[str, str], ...] = ()
-    records: tuple[Record, ...] = ()
+    records: tuple[RecordedModel, ...] = ()
     trainings: tuple[Training, ...] = ()
     orphaned_seconds: float = 0
     unattended_seconds: float = 0
@@ -81,12 +81,12 @@ class Facts:
         return {attempt.trained for attempt in self.attempts if attempt.trained}
 
 
-def violations(facts: Facts) -> list[str]:
+def violations(facts: BuildFacts) -> list[str]:
     """Every promise that is broken, in plain words; empty when all hold."""
     return [f"build {facts.partition}: {fault}" for check in CHECKS for fault in check(facts)]
 
 
-def nothing_is_left(facts: Facts) -> Iterator[str]:
+def nothing_is_left(facts: BuildFacts) -> Iterator[str]:
     """No instance, no process and no open MLflow run without an attempt; and none for long."""
     for instance in facts.live_instances:
         yield f"instance {instance} is alive without a live attempt"
@@ -101,7 +101,7 @@ def nothing_is_left(facts: Facts) -> Iterator[str]:
         yield f"no living process looked after something for {facts.unattended_seconds:.0f} s"
 
 
-def every_build_comes_to_an_end(facts: Facts) -> Iterator[str]:
+def every_build_comes_to_an_end(facts: BuildFacts) -> Iterator[str]:
     """A green build is trained, unless somebody cancelled it, or its training fails: then its last run says why."""
     if not facts.settled:
         yield "it did not come to rest in time"
@@ -111,18 +111,18 @@ def every_build_comes_to_an_end(facts: Facts) -> Iterator[str]:
     for attempt in facts.attempts:
         if attempt.status not in ("SUCCESS", "FAILURE", "CANCELED"):
             yield f"run {attempt.id} is still {attempt.status}"
-        if attempt.status == "CANCELED" and facts.kind is not Kind.CANCELLED:
+        if attempt.status == "CANCELED" and facts.kind is not FaultKind.CANCELLED:
             yield f"run {attempt.id} is CANCELED, and nobody cancelled it"
     last = facts.attempts[-1]
     if last.status != "FAILURE":
         return
-    if facts.kind is not Kind.TRAINING_FAILS:
+    if facts.kind is not FaultKind.TRAINING_FAILS:
         yield f"run {last.id} is red, and its training did not fail: {last.why!r}"
     if not (last.why or "").strip():
         yield f"run {last.id} is red and does not say why"
 
 
-def green_means_trained(facts: Facts) -> Iterator[str]:
+def green_means_trained(facts: BuildFacts) -> Iterator[str]:
     """Exactly one FINISHED MLflow run, whose process exited 0, and one record with its ID."""
     green = [attempt for attempt in facts.attempts if attempt.status == "SUCCESS"]
     if len(green) > 1:
@@ -145,14 +145,14 @@ def green_means_trained(facts: Facts) -> Iterator[str]:
             yield f"run {attempt} recorded {count} times"
 
 
-def red_means_not_trained(facts: Facts) -> Iterator[str]:
+def red_means_not_trained(facts: BuildFacts) -> Iterator[str]:
     """A red build has no record."""
     if facts.attempts and facts.attempts[-1].status == "FAILURE":
         for record in facts.records:
             yield f"it is red, and run {record.attempt} recorded MLflow run {record.mlflow_run}"
 
 
-def exit_0_means_finished(facts: Facts) -> Iterator[str]:
+def exit_0_means_finished(facts: BuildFacts) -> Iterator[str]:
     """MLflow holds what exited 0 as FINISHED, unless it was cancelled, or taken away before anybody saw it exit."""
     if facts.attempts and facts.attempts[-1].status == "CANCELED":
         return
@@ -163,9 +163,9 @@ def exit_0_means_finished(facts: Facts) -> Iterator[str]:
             yield f"the process of MLflow run {training.run} exited 0, and the run is {status}"
 
 
-def no_training_is_repeated(facts: Facts) -> Iterator[str]:
+def no_training_is_repeated(facts: BuildFacts) -> Iterator[str]:
     """A retry adopts what it finds: only a training whose instance was taken away begins anew, once for each loss."""
-    losses = 1 if facts.kind is Kind.INSTANCE_TERMINATED else 0
+    losses = 1 if facts.kind is FaultKind.INSTANCE_TERMINATED else 0
     if len(facts.trainings) > 1 + losses:
         where = ", ".join(f"{training.run} on {training.instance}" for training in facts.trainings)
         yield f"it was trained {len(facts.trainings)} times, and {losses} of its instances were taken away: {where}"
@@ -174,15 +174,15 @@ def no_training_is_repeated(facts: Facts) -> Iterator[str]:
             yield f"the process of MLflow run {training.run} exited 0, and the build was trained again"
 
 
-def _lost_unseen(facts: Facts, training: Training) -> bool:
+def _lost_unseen(facts: BuildFacts, training: Training) -> bool:
     """Whether its instance may have been taken away before anybody could see how it ended: then it counts for nothing.
 
     MLflow's FINISHED does not prove it: a script sets that itself, and may fail later.
     """
-    return facts.kind is Kind.INSTANCE_TERMINATED and training.run not in facts.seen_to_exit_0
+    return facts.kind is FaultKind.INSTANCE_TERMINATED and training.run not in facts.seen_to_exit_0
 
 
-def one_training_at_a_time(facts: Facts) -> Iterator[str]:
+def one_training_at_a_time(facts: BuildFacts) -> Iterator[str]:
     """No two trainings of a build overlap, and none repeats a step of another in the same MLflow run."""
     for earlier, later in itertools.combinations(facts.trainings, 2):
         if later.began < earlier.seen:

@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from orchestrator.names import Step
+
 IDLE = "idle"
-"""No run of the build yet: the fault comes first, then the green build."""
+"""The phase before a run: the fault comes first, then the green build."""
 
-STEPS = ("resolve", "provision", "train", "terminate", "record")
-PHASES = (*STEPS, IDLE)
+PHASES = (*Step.ALL, IDLE)
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """What can go wrong."""
 
     WORKER_KILLED = "run worker killed"
@@ -42,54 +43,54 @@ class Kind(StrEnum):
     TRAINING_FAILS = "training exits 1"
 
 
-WHERE: dict[Kind, tuple[str, ...]] = {
-    Kind.WORKER_KILLED: STEPS,
-    Kind.DAEMON_KILLED: PHASES,
-    Kind.CODE_SERVER_KILLED: PHASES,
-    Kind.EVERYTHING_KILLED: PHASES,
-    Kind.SSH_CUT: ("train",),
-    Kind.SSHD_AWAY: ("provision", "train"),
-    Kind.TRAFFIC_SWALLOWED: ("provision", "train"),
-    Kind.INSTANCE_TERMINATED: ("provision", "train", "terminate"),
-    Kind.AWS_ERRORS: ("resolve", "provision", "train", "terminate"),
-    Kind.AWS_THROTTLING: ("resolve", "provision", "train", "terminate"),
-    Kind.AWS_NO_CAPACITY: ("resolve",),
-    Kind.AWS_DOWN: ("resolve", "provision", "train", "terminate"),
-    Kind.JENKINS_DOWN: ("resolve", "train", IDLE),
-    Kind.JENKINS_SLOW: ("resolve", IDLE),
-    Kind.JENKINS_HTML: ("resolve", IDLE),
-    Kind.MLFLOW_DOWN: PHASES,
-    Kind.MLFLOW_RESTARTED: STEPS,
-    Kind.MLFLOW_SLOW: STEPS,
-    Kind.MLFLOW_HTML: STEPS,
-    Kind.CANCELLED: STEPS,
-    Kind.TRAINING_FAILS: ("train",),
+PHASES_OF: dict[FaultKind, tuple[str, ...]] = {
+    FaultKind.WORKER_KILLED: Step.ALL,
+    FaultKind.DAEMON_KILLED: PHASES,
+    FaultKind.CODE_SERVER_KILLED: PHASES,
+    FaultKind.EVERYTHING_KILLED: PHASES,
+    FaultKind.SSH_CUT: (Step.TRAIN,),
+    FaultKind.SSHD_AWAY: (Step.PROVISION, Step.TRAIN),
+    FaultKind.TRAFFIC_SWALLOWED: (Step.PROVISION, Step.TRAIN),
+    FaultKind.INSTANCE_TERMINATED: (Step.PROVISION, Step.TRAIN, Step.TERMINATE),
+    FaultKind.AWS_ERRORS: (Step.RESOLVE, Step.PROVISION, Step.TRAIN, Step.TERMINATE),
+    FaultKind.AWS_THROTTLING: (Step.RESOLVE, Step.PROVISION, Step.TRAIN, Step.TERMINATE),
+    FaultKind.AWS_NO_CAPACITY: (Step.RESOLVE,),
+    FaultKind.AWS_DOWN: (Step.RESOLVE, Step.PROVISION, Step.TRAIN, Step.TERMINATE),
+    FaultKind.JENKINS_DOWN: (Step.RESOLVE, Step.TRAIN, IDLE),
+    FaultKind.JENKINS_SLOW: (Step.RESOLVE, IDLE),
+    FaultKind.JENKINS_HTML: (Step.RESOLVE, IDLE),
+    FaultKind.MLFLOW_DOWN: PHASES,
+    FaultKind.MLFLOW_RESTARTED: Step.ALL,
+    FaultKind.MLFLOW_SLOW: Step.ALL,
+    FaultKind.MLFLOW_HTML: Step.ALL,
+    FaultKind.CANCELLED: Step.ALL,
+    FaultKind.TRAINING_FAILS: (Step.TRAIN,),
 }
 """The phases in which each kind means something."""
 
-LATEST = {"provision": 1.5, "train": 4.0}
+LATEST_SECONDS = {Step.PROVISION: 1.5, Step.TRAIN: 4.0}
 """How far into a phase a fault may come, in seconds; the other phases are over at once."""
 
-OUTAGES = (3.0, 8.0, 20.0, 60.0)
+OUTAGE_SECONDS_CHOICES = (3.0, 8.0, 20.0, 60.0)
 """How long something is away, in seconds: from a hiccup to the minute that must be ridden out."""
 
-AWAY: dict[Kind, str] = {
-    Kind.SSHD_AWAY: "instance",
-    Kind.TRAFFIC_SWALLOWED: "instance",
-    Kind.AWS_DOWN: "AWS",
-    Kind.JENKINS_DOWN: "Jenkins",
-    Kind.JENKINS_HTML: "Jenkins",
-    Kind.MLFLOW_DOWN: "MLflow",
-    Kind.MLFLOW_HTML: "MLflow",
+SERVER_AWAY: dict[FaultKind, str] = {
+    FaultKind.SSHD_AWAY: "instance",
+    FaultKind.TRAFFIC_SWALLOWED: "instance",
+    FaultKind.AWS_DOWN: "AWS",
+    FaultKind.JENKINS_DOWN: "Jenkins",
+    FaultKind.JENKINS_HTML: "Jenkins",
+    FaultKind.MLFLOW_DOWN: "MLflow",
+    FaultKind.MLFLOW_HTML: "MLflow",
 }
 """What is away in an outage; the first in each phase takes the whole minute."""
 
-TRIES = 3
+MAX_TRIES = 3
 """How often a fault is tried that finds nothing to harm."""
 
 
 @dataclass(frozen=True)
-class Fault:
+class PlannedFault:
     """One fault of a campaign.
 
     Attributes:
@@ -101,18 +102,18 @@ class Fault:
     """
 
     index: int
-    kind: Kind
+    kind: FaultKind
     phase: str
     after: float
     seconds: float
     times: int
 
     def __str__(self) -> str:
-        seconds = f" for {self.seconds:g} s" if self.kind in AWAY else ""
+        seconds = f" for {self.seconds:g} s" if self.kind in SERVER_AWAY else ""
         return f"#{self.index} {self.kind} in {self.phase}{seconds}"
 
 
-def plan(seed: int) -> Iterator[Fault]:
+def plan(seed: int) -> Iterator[PlannedFault]:
     """The faults of a campaign, without end; always the same for a seed.
 
     Every kind in every phase comes once before anything comes twice, and the first outage of each server in each
@@ -122,27 +123,27 @@ def plan(seed: int) -> Iterator[Fault]:
         seed: of the random numbers.
     """
     dice = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
-    places = [(kind, phase) for kind, phases in WHERE.items() for phase in phases]
+    places = [(kind, phase) for kind, phases in PHASES_OF.items() for phase in phases]
     index = itertools.count()
     borne: set[tuple[str, str]] = set()
     while True:
         dice.shuffle(places)
         for kind, phase in places:
-            fault = Fault(
+            fault = PlannedFault(
                 index=next(index),
                 kind=kind,
                 phase=phase,
-                after=round(dice.uniform(0, LATEST.get(phase, 0.2)), 2),
-                seconds=dice.choice(OUTAGES),
+                after=round(dice.uniform(0, LATEST_SECONDS.get(phase, 0.2)), 2),
+                seconds=dice.choice(OUTAGE_SECONDS_CHOICES),
                 times=dice.randint(1, 6),
             )
-            if kind in AWAY and (place := (AWAY[kind], phase)) not in borne:
+            if kind in SERVER_AWAY and (place := (SERVER_AWAY[kind], phase)) not in borne:
                 borne.add(place)
-                fault = replace(fault, seconds=OUTAGES[-1])
+                fault = replace(fault, seconds=OUTAGE_SECONDS_CHOICES[-1])
             yield fault
 
 
-class Agenda:
+class FaultQueue:
     """Which fault comes next: one that missed, once more and just the same, else the next of the plan.
 
     Args:
@@ -153,15 +154,15 @@ class Agenda:
         hits: how many have.
     """
 
-    def __init__(self, faults: Iterator[Fault], *, hits: int) -> None:
+    def __init__(self, faults: Iterator[PlannedFault], *, hits: int) -> None:
         self._faults = faults
         self._wanted = hits
-        self._again: deque[Fault] = deque()
-        self._tries: Counter[Fault] = Counter()
+        self._again: deque[PlannedFault] = deque()
+        self._tries: Counter[PlannedFault] = Counter()
         self._under_way = 0
         self.hits = 0
 
-    def next(self) -> Fault | None:
+    def next(self) -> PlannedFault | None:
         """The fault to do now; None while those under way may be enough, or when there is none left."""
         if self.hits + self._under_way >= self._wanted:
             return None
@@ -171,9 +172,9 @@ class Agenda:
             self._tries[fault] += 1
         return fault
 
-    def done(self, fault: Fault, *, hit: bool) -> None:
+    def done(self, fault: PlannedFault, *, hit: bool) -> None:
         """Note what became of one."""
         self._under_way -= 1
         self.hits += hit
-        if not hit and self._tries[fault] < TRIES:
+        if not hit and self._tries[fault] < MAX_TRIES:
             self._again.append(fault)

@@ -1,4 +1,4 @@
-"""What a fault campaign tells in the end: a table for people, and one JSON object for programs."""
+"""What a fault campaign reports in the end: a table for people, and one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Self
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator_sandbox.chaos.checks import Facts, violations
-from orchestrator_sandbox.chaos.plan import PHASES, Fault, Kind
+from orchestrator_sandbox.chaos.checks import BuildFacts, violations
+from orchestrator_sandbox.chaos.plan import PHASES, FaultKind, PlannedFault
 
 OUTCOMES = (
     "missed",
@@ -31,7 +31,7 @@ WIDTH = 205
 
 
 @dataclass(frozen=True)
-class Result:
+class FaultResult:
     """What became of one try to do a fault.
 
     Attributes:
@@ -48,7 +48,7 @@ class Result:
         violations: the promises that were broken.
     """
 
-    fault: Fault
+    fault: PlannedFault
     partition: str
     missed: str | None
     outcome: str
@@ -63,7 +63,13 @@ class Result:
 
     @classmethod
     def of(
-        cls, fault: Fault, facts: Facts, *, missed: str | None, lasted_seconds: float, settled_seconds: float
+        cls,
+        fault: PlannedFault,
+        facts: BuildFacts,
+        *,
+        missed: str | None,
+        lasted_seconds: float,
+        settled_seconds: float,
     ) -> Self:
         """What the facts of its build say."""
         last = facts.attempts[-1] if facts.attempts else None
@@ -82,8 +88,8 @@ class Result:
             violations=tuple(violations(facts)),
         )
 
-    def seen_again(self, facts: Facts) -> Self:
-        """The same with what the build's facts say by now; what was wrong once remains so."""
+    def updated(self, facts: BuildFacts) -> Self:
+        """The same, brought up to date; a violation stays one."""
         now = self.of(
             self.fault,
             facts,
@@ -94,7 +100,7 @@ class Result:
         return replace(now, violations=tuple(dict.fromkeys((*self.violations, *now.violations))))
 
 
-def line(result: Result) -> str:
+def line(result: FaultResult) -> str:
     """One try, for people."""
     lasted = f", lasted {result.lasted_seconds:.0f} s" if result.lasted_seconds >= 1 else ""
     missed = f", missed: {result.missed}" if result.missed else ""
@@ -105,20 +111,20 @@ def line(result: Result) -> str:
     )
 
 
-def never_hit(results: Sequence[Result]) -> list[Fault]:
+def never_hit(results: Sequence[FaultResult]) -> list[PlannedFault]:
     """The faults that found nothing to harm, as often as they were tried."""
     hit = {result.fault for result in results if result.missed is None}
     return list(dict.fromkeys(result.fault for result in results if result.fault not in hit))
 
 
-def show(console: Console, results: Sequence[Result], *, seed: int, minutes: float) -> None:
+def show(console: Console, results: Sequence[FaultResult], *, seed: int, minutes: float) -> None:
     """Print the table, and everything that was not as it should be."""
     hits = sum(result.missed is None for result in results)
     table = Table(title=f"{hits} faults that hit in {minutes:.0f} minutes, seed {seed}; longest times in seconds")
     table.add_column("fault", no_wrap=True)
     for heading in (*PHASES, *OUTCOMES):
         table.add_column(heading, justify="right", no_wrap=True)
-    for kind in Kind:
+    for kind in FaultKind:
         if own := [result for result in results if result.fault.kind is kind]:
             table.add_row(str(kind), *_cells(own))
     table.add_section()
@@ -127,14 +133,14 @@ def show(console: Console, results: Sequence[Result], *, seed: int, minutes: flo
     for fault in never_hit(results):
         console.print(f"never hit: {fault}", markup=False)
     for result in results:
-        if result.outcome == "FAILURE" and result.fault.kind is not Kind.TRAINING_FAILS:
+        if result.outcome == "FAILURE" and result.fault.kind is not FaultKind.TRAINING_FAILS:
             console.print(f"red: {result.fault}: {(result.why or '').partition(chr(10))[0]}", markup=False)
     for result in results:
         for violation in result.violations:
             console.print(f"VIOLATION {result.fault} (--replay {seed}/{result.fault.index}): {violation}", markup=False)
 
 
-def summary(results: Sequence[Result], *, seed: int, minutes: float) -> str:
+def summary(results: Sequence[FaultResult], *, seed: int, minutes: float) -> str:
     """The same as one line of JSON."""
     outcomes = Counter(result.outcome for result in results)
     return json.dumps(
@@ -156,7 +162,7 @@ def summary(results: Sequence[Result], *, seed: int, minutes: float) -> str:
     )
 
 
-def _cells(results: Sequence[Result]) -> list[str]:
+def _cells(results: Sequence[FaultResult]) -> list[str]:
     phases = Counter(result.fault.phase for result in results if result.missed is None)
     outcomes = Counter(result.outcome for result in results)
     return [
@@ -178,5 +184,5 @@ def _count(number: int) -> str:
     return str(number) if number else ""
 
 
-def _longest(results: Sequence[Result], seconds: Callable[[Result], float]) -> float:
+def _longest(results: Sequence[FaultResult], seconds: Callable[[FaultResult], float]) -> float:
     return round(max(map(seconds, results), default=0.0), 1)

@@ -1,4 +1,4 @@
-"""A training as light as can be, in place of `mlflow run`, and the ledger in which each one tells what it does."""
+"""A light training in place of `mlflow run`, and the ledger in which each one writes down what it does."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.names import MlflowTag
+
 STEPS = 5
 STEP_SECONDS = 0.9
 BEAT_SECONDS = 0.2
-"""Between two signs of life in the ledger."""
+"""Pause between two signs of life in the ledger."""
 PROGRAM = '''#!{python} -ISu
 """Trains as `mlflow run` would: fills the run of --run-id, rides out an MLflow that is away, exits 0 or 1."""
 
@@ -23,14 +25,14 @@ ledger = os.open({ledger!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 api = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/"
 
 
-def tell(event, **more):
-    line = dict(event=event, at=time.time(), run=run, pid=os.getpid(), home=os.environ["HOME"], **more)
+def write(event, **facts):
+    line = dict(event=event, at=time.time(), run=run, pid=os.getpid(), home=os.environ["HOME"], **facts)
     os.write(ledger, json.dumps(line).encode() + b"\\n")
 
 
 def live():
     while True:
-        tell("beat")
+        write("beat")
         time.sleep({beat})
 
 
@@ -47,20 +49,20 @@ def ask(path, payload=None):
             time.sleep(1)
 
 
-tell("begin")
+write("begin")
 threading.Thread(target=live, daemon=True).start()  # also while it waits for MLflow
 tags = {{tag["key"]: tag["value"] for tag in ask("runs/get?run_id=" + run)["run"]["data"]["tags"]}}
 for step in range({steps}):
     time.sleep({seconds})
     point = dict(run_id=run, key="accuracy", value=step / 10, timestamp=time.time_ns() // 1000000, step=step)
     ask("runs/log-metric", point)
-    tell("step", step=step)
+    write("step", step=step)
     print("step", step, flush=True)
-    if step == 1 and os.path.exists(os.path.join({failing!r}, tags["orchestrator.partition"])):
-        tell("end", status=1)
+    if step == 1 and os.path.exists(os.path.join({failing!r}, tags[{partition_tag!r}])):
+        write("end", status=1)
         sys.exit("ValueError: the data is not what it was")
 ask("runs/update", dict(run_id=run, status="FINISHED", end_time=time.time_ns() // 1000000))
-tell("end", status=0)
+write("end", status=0)
 '''
 
 
@@ -71,8 +73,8 @@ class Training:
     Attributes:
         run: the MLflow run that it filled.
         instance: where it ran.
-        began: seconds since the epoch.
-        seen: when it was last heard of; its end, if it came to one.
+        began: when it began, in seconds since the epoch.
+        seen: when it last wrote something; its end, if it came to one.
         steps: those it has logged.
         status: its exit status; None when it was ended from outside, or still runs.
     """
@@ -86,7 +88,7 @@ class Training:
     status: int | None
 
 
-class Ledger:
+class TrainingLedger:
     """The program, and what its processes wrote down outside of all machines.
 
     Args:
@@ -106,6 +108,7 @@ class Ledger:
                 steps=STEPS,
                 seconds=STEP_SECONDS,
                 beat=BEAT_SECONDS,
+                partition_tag=MlflowTag.PARTITION,
             )
         )
         self.program.chmod(0o755)
@@ -115,16 +118,16 @@ class Ledger:
         (self._failing / partition).touch()
 
     def trainings(self) -> list[Training]:
-        """Every training that there was, in the order of their beginnings."""
+        """All trainings, the oldest first."""
         return read(self._file.read_text().splitlines() if self._file.exists() else ())
 
 
 def read(lines: Iterable[str]) -> list[Training]:
-    """Put the lines of a ledger together."""
-    told = defaultdict(list)
+    """Make trainings of the lines of a ledger."""
+    entries_of = defaultdict(list)
     for line in lines:
         entry = json.loads(line)
-        told[entry["run"], entry["home"], entry["pid"]].append(entry)
+        entries_of[entry["run"], entry["home"], entry["pid"]].append(entry)
     trainings = [
         Training(
             run=run,
@@ -135,6 +138,6 @@ def read(lines: Iterable[str]) -> list[Training]:
             steps=tuple(entry["step"] for entry in entries if entry["event"] == "step"),
             status=next((entry["status"] for entry in entries if entry["event"] == "end"), None),
         )
-        for (run, home, pid), entries in told.items()
+        for (run, home, pid), entries in entries_of.items()
     ]
     return sorted(trainings, key=lambda training: training.began)

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.resources.jenkins.answers import Build
-from orchestrator_sandbox.dagster_runs import Run
-from orchestrator_sandbox.demo.outcome import Outcome
+from orchestrator_sandbox.dagster_runs import DagsterRun
+from orchestrator_sandbox.demo.outcome import DemoOutcome
 
 STYLES = {
     "SUCCESS": "green",
@@ -35,7 +35,7 @@ LINK_WIDTH = 15
 
 
 @dataclass(frozen=True)
-class Scene:
+class DemoState:
     """What is to be seen at one moment.
 
     Attributes:
@@ -51,16 +51,16 @@ class Scene:
     doing: str
     builds: Sequence[Build] = ()
     trainings: Mapping[str, str] = field(default_factory=dict)
-    run: Run | None = None
+    run: DagsterRun | None = None
     output: Sequence[str] = ()
-    outcome: Outcome | None = None
+    outcome: DemoOutcome | None = None
     hints: Sequence[str] = ()
 
 
 class View(AbstractContextManager["View"], Protocol):
     """Shows scenes."""
 
-    def show(self, scene: Scene) -> None:
+    def show(self, scene: DemoState) -> None:
         """Replace the scene before."""
 
 
@@ -86,7 +86,7 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def show(self, scene: Scene) -> None:
+    def show(self, scene: DemoState) -> None:
         """Draw it."""
         if scene.outcome is not None:
             self._write_once(scene.outcome, _outcome(scene.outcome))
@@ -119,7 +119,7 @@ class LineView:
     ) -> None:
         self._console.file.flush()
 
-    def show(self, scene: Scene) -> None:
+    def show(self, scene: DemoState) -> None:
         """Write what was not in the scenes before."""
         self._say(scene.doing)
         for build in reversed(scene.builds):
@@ -143,8 +143,8 @@ class LineView:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def picture(scene: Scene, *, height: int) -> RenderableType:
-    """What changes of a scene, in not more than ``height`` lines."""
+def picture(scene: DemoState, *, height: int) -> RenderableType:
+    """What changes of a scene, in not more than `height` lines."""
     parts: list[RenderableType] = [Text(f"● {scene.doing}", style="bold")]
     if scene.builds:
         parts.append(_builds(scene))
@@ -154,7 +154,7 @@ def picture(scene: Scene, *, height: int) -> RenderableType:
     return Group(*parts)
 
 
-def _facts(outcome: Outcome) -> list[tuple[str, str]]:
+def _facts(outcome: DemoOutcome) -> list[tuple[str, str]]:
     """What a user wants to know of a trained model: name → value."""
     cost = f", {outcome.usd:.4f} USD" if outcome.usd is not None else ""
     minutes = f", {outcome.minutes:.1f} minutes{cost}" if outcome.minutes is not None else ""
@@ -168,11 +168,11 @@ def _facts(outcome: Outcome) -> list[tuple[str, str]]:
     ]
 
 
-def _links(outcome: Outcome) -> list[tuple[str, str]]:
+def _links(outcome: DemoOutcome) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), url) for name, url in outcome.urls.items()]
 
 
-def _builds(scene: Scene) -> Panel:
+def _builds(scene: DemoState) -> Panel:
     table = Table.grid(padding=(0, 2))
     for build in scene.builds[:BUILDS_SHOWN]:
         training = scene.trainings.get(str(build.number))
@@ -185,7 +185,7 @@ def _builds(scene: Scene) -> Panel:
     return Panel(table, title="builds", title_align="left", border_style="dim")
 
 
-def _run(run: Run, output: Sequence[str]) -> Panel:
+def _run(run: DagsterRun, output: Sequence[str]) -> Panel:
     steps = Table.grid(padding=(0, 2))
     for step in run.steps:
         seconds = f"{step.seconds:.1f} s" if step.seconds is not None else ""
@@ -199,7 +199,7 @@ def _run(run: Run, output: Sequence[str]) -> Panel:
     )
 
 
-def _outcome(outcome: Outcome) -> Panel:
+def _outcome(outcome: DemoOutcome) -> Panel:
     table = Table.grid(padding=(0, 2))
     for name, value in _facts(outcome):
         table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
@@ -220,7 +220,7 @@ def _short(commit: str | None) -> str:
 
 
 def _news(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
-    """What ``now`` has at its end that ``before`` had not; both are the tail of the same lines."""
+    """What `now` has at its end that `before` had not; both are the tail of the same lines."""
     for overlap in range(min(len(before), len(now)), 0, -1):
         if list(before[-overlap:]) == list(now[:overlap]):
             return now[overlap:]

@@ -13,13 +13,13 @@ import requests
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins.answers import BUILD_FIELDS, Build, build_of
 from orchestrator.resources.mlflow import answers as mlflow_data
-from orchestrator_sandbox.dagster_runs import Run
+from orchestrator_sandbox.dagster_runs import DagsterRun
 
 REQUEST_SECONDS = 30
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoOutcome:
     """One build's way to a model; None is what nothing is known of.
 
     Attributes:
@@ -68,7 +68,7 @@ class Outcome:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in hidden}
 
 
-class Witness:
+class OutcomeReader:
     """Asks each system over its own API.
 
     Args:
@@ -114,8 +114,8 @@ class Witness:
         return str(answer["Reservations"][0]["Instances"][0]["State"]["Name"])
 
     def outcome(
-        self, pipeline: str, *, build: Build, run: Run, failure: str | None, seconds: Mapping[str, float]
-    ) -> Outcome:
+        self, pipeline: str, *, build: Build, run: DagsterRun, failure: str | None, seconds: Mapping[str, float]
+    ) -> DemoOutcome:
         """Gather what became of one build.
 
         Args:
@@ -129,7 +129,7 @@ class Witness:
         tags = training.tags if training else {}
         instance = tags.get("ec2.instance_id")
         steps = {step.name: round(step.seconds, 2) for step in run.steps if step.seconds is not None}
-        return Outcome(
+        return DemoOutcome(
             pipeline=pipeline,
             partition=run.partition,
             commit=build.commit,
@@ -148,7 +148,7 @@ class Witness:
             urls=self._urls(pipeline, build, run, training),
         )
 
-    def _urls(self, pipeline: str, build: Build, run: Run, training: mlflow_data.Run | None) -> dict[str, str]:
+    def _urls(self, pipeline: str, build: Build, run: DagsterRun, training: mlflow_data.Run | None) -> dict[str, str]:
         mlflow = self._environment["MLFLOW_TRACKING_URI"]
         urls = {
             "dagster_run": f"{self._dagster_url}/runs/{run.id}",

@@ -39,4 +39,4 @@ def _replace(file: Path, old: str, new: str) -> None:
 
 
 def _raise_epochs(file: Path) -> None:
-    file.write_text(EPOCHS.sub(lambda found: f"{found[1]}{int(found[2]) + 5}", file.read_text(), count=1))
+    file.write_text(EPOCHS.sub(lambda match: f"{match[1]}{int(match[2]) + 5}", file.read_text(), count=1))

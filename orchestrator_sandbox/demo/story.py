@@ -15,9 +15,9 @@ from rich.console import Console
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator_sandbox.dagster_api import DagsterApi
-from orchestrator_sandbox.dagster_runs import Run
-from orchestrator_sandbox.demo.display import Scene, View, view_on
-from orchestrator_sandbox.demo.outcome import Outcome, Witness
+from orchestrator_sandbox.dagster_runs import DagsterRun
+from orchestrator_sandbox.demo.display import DemoState, View, view_on
+from orchestrator_sandbox.demo.outcome import DemoOutcome, OutcomeReader
 from orchestrator_sandbox.demo.project import Commit, another_training, history
 from orchestrator_sandbox.stack import PIPELINE, SENSOR, Stack
 
@@ -46,11 +46,11 @@ def demo(*, directory: Path, port: int, once: bool, as_json: bool) -> int:
     console = Console(stderr=as_json, highlight=False)
     console.print(f"Starting Git, Jenkins, EC2 and MLflow in {directory.absolute()}", soft_wrap=True)
     with Stack(directory, port=port) as stack:
-        story = Story(stack, started=started)
-        return play(story, console, commits=story.commits(past=not once), once=once, as_json=as_json)
+        story = Demo(stack, started=started)
+        return present(story, console, commits=story.commits(past=not once), once=once, as_json=as_json)
 
 
-def play(story: Story, console: Console, *, commits: Sequence[Commit], once: bool, as_json: bool) -> int:
+def present(story: Demo, console: Console, *, commits: Sequence[Commit], once: bool, as_json: bool) -> int:
     """Show a story up to its first model, or for as long as the user likes; return the exit status."""
     try:
         with view_on(console) as view:
@@ -66,7 +66,7 @@ def play(story: Story, console: Console, *, commits: Sequence[Commit], once: boo
     return 1 if faults else 0
 
 
-class Story:
+class Demo:
     """One demo, from the first commit on.
 
     Args:
@@ -78,13 +78,13 @@ class Story:
     """
 
     def __init__(self, stack: Stack, *, started: float) -> None:
-        self.outcome = Outcome(pipeline=PIPELINE)
+        self.outcome = DemoOutcome(pipeline=PIPELINE)
         self._stack = stack
         self._started = self._lap_began = started
         self._seconds: dict[str, float] = {}
         self._earlier: set[str] = set()
         self._told: set[str] = set()
-        self._output: Output | None = None
+        self._output: OutputTail | None = None
 
     def commits(self, *, past: bool) -> Sequence[Commit]:
         """What is to be committed: in a new folder the project's past, if wanted; else one change."""
@@ -98,7 +98,7 @@ class Story:
         Raises:
             SandboxError: it was not built, or not trained in time.
         """
-        jenkins = Witness(self._stack.jenkins.env(), dagster_url="")
+        jenkins = OutcomeReader(self._stack.jenkins.env(), dagster_url="")
         for commit in commits:
             # A build takes the newest commit there is when it starts: the next one must not come before.
             self._await_builds(jenkins, view, finished=False)
@@ -107,12 +107,12 @@ class Story:
         # What is built before Dagster looks for the first time is the past, to be backfilled; and a build
         # that ends just after a look waits for the next one.
         self._await_builds(jenkins, view, finished=True)
-        view.show(Scene("waiting for EC2 and MLflow", builds=jenkins.builds()))
+        view.show(DemoState("waiting for EC2 and MLflow", builds=jenkins.builds()))
         environment = self._stack.env()
         self._lap("sandbox")
-        view.show(Scene("starting Dagster", builds=jenkins.builds()))
+        view.show(DemoState("starting Dagster", builds=jenkins.builds()))
         self._dagster = self._stack.start_dagster()
-        self._witness = Witness(environment, dagster_url=self._dagster.url)
+        self._witness = OutcomeReader(environment, dagster_url=self._dagster.url)
         self._lap("dagster")
         self._earlier = {run.id for run in self._dagster.runs() if run.over}
         deadline = self._started + ONCE_SECONDS
@@ -140,7 +140,7 @@ class Story:
             raise SandboxError(f"Jenkins' build {build.number} of {head} ended {build.result}: see {build.url}console")
         return self.outcome.commit == head
 
-    def _scene(self, head: str | None, *, hints: Sequence[str] = ()) -> Scene:
+    def _scene(self, head: str | None, *, hints: Sequence[str] = ()) -> DemoState:
         builds = self._witness.builds()
         runs = self._dagster.runs()
         run = self._followed(runs, builds, head)
@@ -148,7 +148,7 @@ class Story:
         if run is not None and run.over and run.id not in self._told:
             self._told.add(run.id)
             self._conclude(run, builds)
-        return Scene(
+        return DemoState(
             self._doing(run, builds, head),
             builds=builds,
             trainings={run.partition: run.status for run in reversed(runs) if run.partition},
@@ -158,19 +158,19 @@ class Story:
             hints=hints,
         )
 
-    def _followed(self, runs: Sequence[Run], builds: Sequence[Build], head: str | None) -> Run | None:
+    def _followed(self, runs: Sequence[DagsterRun], builds: Sequence[Build], head: str | None) -> DagsterRun | None:
         """The run of the newest commit, else one that is under way, else the newest of this demo."""
         wanted = {str(build.number) for build in builds if build.commit == head}
         ours = [run for run in runs if run.id not in self._earlier]
         order = sorted(ours, key=lambda run: (run.partition not in wanted, run.over))  # stable: newest first
         return next(iter(order), None)
 
-    def _output_of(self, run: Run) -> Sequence[str]:
+    def _output_of(self, run: DagsterRun) -> Sequence[str]:
         if self._output is None or self._output.run_id != run.id:
-            self._output = Output(self._dagster, run.id)
+            self._output = OutputTail(self._dagster, run.id)
         return self._output.read()
 
-    def _doing(self, run: Run | None, builds: Sequence[Build], head: str | None) -> str:
+    def _doing(self, run: DagsterRun | None, builds: Sequence[Build], head: str | None) -> str:
         if run is not None and (head is not None or not run.over):
             step = next((step.name for step in run.steps if step.status == "IN_PROGRESS"), None)
             return f"run {run.id[:8]} of build {run.partition}: {step or run.status}"
@@ -182,7 +182,7 @@ class Story:
             return "the build is green; waiting for the sensor's next tick"
         return "Jenkins runs the project's tests"
 
-    def _conclude(self, run: Run, builds: Sequence[Build]) -> None:
+    def _conclude(self, run: DagsterRun, builds: Sequence[Build]) -> None:
         build = next((build for build in builds if str(build.number) == run.partition), None)
         if build is None:
             return  # an old build, out of the list: its run's page says it all
@@ -195,12 +195,12 @@ class Story:
             seconds=self._seconds,
         )
 
-    def _await_builds(self, jenkins: Witness, view: View, *, finished: bool) -> None:
+    def _await_builds(self, jenkins: OutcomeReader, view: View, *, finished: bool) -> None:
         """Wait until the newest commit is checked out, or until all builds have ended."""
         head = self._stack.git.head()
         while True:
             builds = jenkins.builds()
-            view.show(Scene("committing, and Jenkins builds each commit", builds=builds))
+            view.show(DemoState("committing, and Jenkins builds each commit", builds=builds))
             known = any(build.commit == head for build in builds)
             if known and (not finished or all(build.finished for build in builds)):
                 return
@@ -224,7 +224,7 @@ class Story:
         )
 
 
-class Output:
+class OutputTail:
     """The last lines that the training of one run has printed.
 
     Args:

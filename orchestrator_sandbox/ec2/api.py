@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Fault:
+class AwsFault:
     """An error that AWS answers with.
 
     Attributes:
-        code: such as ``InsufficientInstanceCapacity``
+        code: such as `InsufficientInstanceCapacity`
             (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html).
         status: the HTTP status: 400 for a client's error, 500 or 503 for AWS's own.
         message: what a human reads.
@@ -38,27 +38,27 @@ class Fault:
     status: int = 400
     message: str = "The sandbox was asked to answer so."
 
-    def body(self) -> bytes:
+    def body(self) -> str:
         """The answer, in EC2's XML."""
         error = f"<Code>{escape(self.code)}</Code><Message>{escape(self.message)}</Message>"
         return (
             '<?xml version="1.0" encoding="UTF-8"?>\n'
             f"<Response><Errors><Error>{error}</Error></Errors><RequestID>sandbox</RequestID></Response>"
-        ).encode()
+        )
 
 
-class Faults:
+class AwsFaults:
     """The errors that the next calls get."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[tuple[str, Fault]] = []
+        self._waiting: list[tuple[str, AwsFault]] = []
 
-    def answer(self, action: str, fault: Fault, *, times: int = 1) -> None:
+    def answer(self, action: str, fault: AwsFault, *, times: int = 1) -> None:
         """Answer the next calls of an action with an error.
 
         Args:
-            action: such as ``RunInstances``; ``*`` for any.
+            action: such as `RunInstances`; `*` for any.
             fault: the error.
             times: for how many calls.
         """
@@ -70,7 +70,7 @@ class Faults:
         with self._lock:
             self._waiting.clear()
 
-    def take(self, action: str) -> Fault | None:
+    def take(self, action: str) -> AwsFault | None:
         """The error that this call gets, which is used up."""
         with self._lock:
             for entry in self._waiting:
@@ -81,7 +81,7 @@ class Faults:
 
 
 @dataclass(frozen=True)
-class Gate:
+class AccountMiddleware:
     """WSGI middleware: one call at a time, in an AWS account of our own, with the faults asked for.
 
     Attributes:
@@ -94,7 +94,7 @@ class Gate:
     app: WSGIApplication
     account: str
     lock: AbstractContextManager[object]
-    faults: Faults
+    faults: AwsFaults
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one call."""
@@ -102,7 +102,7 @@ class Gate:
         action = parse_qs(body.decode(errors="replace")).get("Action", [""])[0]
         if fault := self.faults.take(action):
             start_response(f"{fault.status} {REASONS[fault.status]}", [("Content-Type", "text/xml")])
-            return [fault.body()]
+            return [fault.body().encode()]
         environ["wsgi.input"] = io.BytesIO(body)
         environ["HTTP_X_MOTO_ACCOUNT_ID"] = self.account
         with self.lock:

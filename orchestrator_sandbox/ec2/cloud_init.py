@@ -61,7 +61,7 @@ def parse(user_data: str) -> CloudConfig:
 
 
 def shellify(commands: Sequence[str | Sequence[str] | None]) -> str:
-    """Make one script of a list of commands, as cloud-init's ``util.shellify`` does.
+    """Make one script of a list of commands, as cloud-init's `util.shellify` does.
 
     Args:
         commands: text is shell, a list is one command with its arguments.

@@ -1,6 +1,6 @@
 """A machine of the sandbox: one process with an SSH server, cloud-init, a power switch, and all that runs there.
 
-Run as ``python -m orchestrator_sandbox.ec2.host <file of a HostConfig>`` by `machine.py`. It needs Linux. It
+Run as `python -m orchestrator_sandbox.ec2.host <file of a HostConfig>` by `machine.py`. It needs Linux. It
 is no jail: its processes are the user's own, in home directories of their own. They get none of the
 variables of the process that started the sandbox.
 """

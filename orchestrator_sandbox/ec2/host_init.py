@@ -21,7 +21,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Program:
-    """A started program: ``ended`` becomes its exit status, or minus the signal that ended it."""
+    """A started program: `ended` becomes its exit status, or minus the signal that ended it."""
 
     process: subprocess.Popen[bytes]
     ended: asyncio.Future[int]
@@ -32,7 +32,7 @@ class Init:
 
     It is a "child subreaper" (https://man7.org/linux/man-pages/man2/PR_SET_CHILD_SUBREAPER.2const.html):
     whatever is started on the machine stays its descendant, also as a daemon, and can be ended. It alone
-    waits for children: were a daemon not reaped, ``kill -0`` would find it alive for ever. When our own
+    waits for children: were a daemon not reaped, `kill -0` would find it alive for ever. When our own
     parent, `guardian.py`, is killed, the kernel sends us SIGTERM.
     """
 
@@ -55,7 +55,7 @@ class Init:
         stderr: int | IO[bytes] = subprocess.DEVNULL,
         new_session: bool = True,
     ) -> Program:
-        """Start a program, with the arguments of ``subprocess.Popen``."""
+        """Start a program, with the arguments of `subprocess.Popen`."""
         process = subprocess.Popen(
             argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=new_session
         )

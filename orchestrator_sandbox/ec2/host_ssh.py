@@ -121,10 +121,10 @@ class Sshd:
     def _environment(self, session: asyncssh.SSHServerProcess[bytes]) -> dict[str, str]:
         user = session.get_extra_info("username")
         client, server = session.get_extra_info("peername"), session.get_extra_info("sockname")
-        wanted = {name: value for name, value in session.env.items() if CLIENT_MAY_SET.fullmatch(name)}
+        settable = {name: value for name, value in session.env.items() if CLIENT_MAY_SET.fullmatch(name)}
         return {
             **self.accounts.environment(user),
-            **wanted,
+            **settable,
             "SSH_CONNECTION": f"{client[0]} {client[1]} {server[0]} {server[1]}",
         }
 
@@ -154,7 +154,7 @@ class _Login(asyncssh.SSHServer):
 
 
 def _report(channel: asyncssh.SSHServerChannel[bytes], code: int) -> None:
-    """Send ``exit-status`` or ``exit-signal`` (RFC 4254, 6.10) without closing the channel."""
+    """Send `exit-status` or `exit-signal` (RFC 4254, 6.10) without closing the channel."""
     if code >= 0:
         channel._send_request(b"exit-status", UInt32(code))
         return

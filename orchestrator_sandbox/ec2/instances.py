@@ -1,6 +1,6 @@
 """moto's EC2 instances, made honest: their state is that of a sandbox machine.
 
-Importing moto's EC2 takes seconds, so `ec2.py` imports this module when it starts. States and reasons are
+Importing moto's EC2 takes seconds, so `server.py` imports this module when it starts. States and reasons are
 AWS's: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-instance-lifecycle.html and
 https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html
 """
@@ -40,7 +40,7 @@ STARTS = StateReason("pending", "pending")
 
 
 @dataclass(frozen=True)
-class Site:
+class Datacenter:
     """What all machines of one EC2 API share.
 
     Attributes:
@@ -62,15 +62,15 @@ class Site:
     )
 
     def open(self, backend: EC2Backend) -> None:
-        """From now on, whatever instance ``backend`` makes is a machine of this site."""
+        """From now on, whatever instance `backend` makes is a machine of this datacenter."""
         launch = backend.run_instances
 
         def run_instances(image_id: str, *args: Any, **kwargs: Any) -> Reservation:
             # moto believes in any name; AWS does not. Each of these raises AWS's own error.
             backend.describe_images(ami_ids=[image_id])
-            wanted = kwargs["instance_type"]
-            if not backend.describe_instance_types(filters={"instance-type": [wanted]}):
-                raise EC2ClientError("InvalidParameterValue", f"Invalid value '{wanted}' for InstanceType.")
+            instance_type = kwargs["instance_type"]
+            if not backend.describe_instance_types(filters={"instance-type": [instance_type]}):
+                raise EC2ClientError("InvalidParameterValue", f"Invalid value '{instance_type}' for InstanceType.")
             if kwargs.get("key_name"):
                 backend.describe_key_pairs([kwargs["key_name"]])
             reservation = launch(image_id, *args, **kwargs)
@@ -96,18 +96,18 @@ class Site:
 class MachineInstance(Instance):
     """An instance of moto whose states are those of a machine."""
 
-    site: Site
+    datacenter: Datacenter
     address: str
     has_public_address: bool
     up_since: float
 
     @classmethod
-    def take_over(cls, plain: Instance, site: Site) -> None:
-        """Make an instance that moto has just made one of this site, and switch its machine on."""
+    def take_over(cls, plain: Instance, datacenter: Datacenter) -> None:
+        """Make an instance that moto has just made one of this datacenter, and switch its machine on."""
         plain.__class__ = cls
         instance = cast(MachineInstance, plain)
-        instance.site = site
-        instance.address = site.free_address()
+        instance.datacenter = datacenter
+        instance.address = datacenter.free_address()
         nic = instance.nics[0]
         nic.private_ip_address = instance.address
         for entry in nic.private_ip_addresses:
@@ -155,7 +155,7 @@ class MachineInstance(Instance):
     def reboot(self) -> None:
         """Answer RebootInstances."""
         self._require("reboot", "running")
-        self.site.machines[self.id].tell("power reboot")
+        self.datacenter.machines[self.id].tell("power reboot")
 
     def _switch_on(self) -> None:
         self._become("pending")
@@ -165,25 +165,25 @@ class MachineInstance(Instance):
         pair = self.ec2_backend.key_pairs.get(self.key_name)
         config = HostConfig(
             instance_id=self.id,
-            directory=self.site.directory / self.id,
+            directory=self.datacenter.directory / self.id,
             scratch=Path(tempfile.gettempdir()) / self.id,
             address=self.address,
-            port=self.site.ssh_port,
+            port=self.datacenter.ssh_port,
             user_data=base64.b64decode(str(self.user_data or "")).decode(errors="replace"),
             authorized_key=pair.public_key if pair else None,
         )
-        self.site.machines[self.id] = Machine(config, on_up=self._is_up, on_off=self._is_off)
+        self.datacenter.machines[self.id] = Machine(config, on_up=self._is_up, on_off=self._is_off)
 
     def _switch_off(self, meanwhile: str) -> None:
         """Go to the state that leads to `stopped` or `terminated`, where `_is_off` brings us."""
-        if machine := self.site.machines.get(self.id):
+        if machine := self.datacenter.machines.get(self.id):
             self._become(meanwhile)
             machine.power_off()
         else:
             self._has_stopped(meanwhile)
 
     def _is_up(self) -> None:
-        with self.site.lock:
+        with self.datacenter.lock:
             self.up_since = time.monotonic()
             if self.state == "pending":
                 self._become("running")
@@ -191,8 +191,8 @@ class MachineInstance(Instance):
                 self.nics[0].public_ip = self.address if self.has_public_address else None
 
     def _is_off(self, ending: Ending) -> None:
-        with self.site.lock:
-            del self.site.machines[self.id]
+        with self.datacenter.lock:
+            del self.datacenter.machines[self.id]
             if ending is Ending.ORDERED:
                 self._has_stopped(self.state)
             elif ending is Ending.FAILED:
@@ -208,7 +208,7 @@ class MachineInstance(Instance):
         self._become("stopped" if meanwhile == "stopping" else "terminated")
         if self.state == "terminated":
             # The root volume goes with the instance; its logs are kept, to look at.
-            for path in (self.site.directory / self.id).iterdir():
+            for path in (self.datacenter.directory / self.id).iterdir():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 elif path.suffix != ".log":
@@ -226,6 +226,6 @@ class MachineInstance(Instance):
         return copy.copy(self._state)
 
     def _check(self, passed: dict[str, Any]) -> dict[str, Any]:
-        if self.state != "running" or time.monotonic() - self.up_since >= self.site.status_check_seconds:
+        if self.state != "running" or time.monotonic() - self.up_since >= self.datacenter.status_check_seconds:
             return passed
         return {"Status": "initializing", "Details": [{"Name": "reachability", "Status": "initializing"}]}

@@ -34,7 +34,7 @@ class Cancelled:
 
 
 def install(directory: Path, control: Path) -> None:
-    """Make the programs, which write ``power <name> <arguments>`` to ``control``, a FIFO."""
+    """Make the programs, which write `power <name> <arguments>` to `control`, a FIFO."""
     directory.mkdir(exist_ok=True)
     for name in PROGRAMS:
         program = directory / name
@@ -45,8 +45,8 @@ def install(directory: Path, control: Path) -> None:
 def meaning(program: str, arguments: Sequence[str]) -> Off | Cancelled | None:
     """What the program of that name does with these arguments; None: nothing to the power.
 
-    Times are those of ``shutdown`` (https://man7.org/linux/man-pages/man8/shutdown.8.html): ``now``,
-    ``+m`` minutes, by default one; a clock time is not supported.
+    Times are those of `shutdown` (https://man7.org/linux/man-pages/man8/shutdown.8.html): `now`,
+    `+m` minutes, by default one; a clock time is not supported.
     """
     words = set(arguments)
     if program == "shutdown":
@@ -65,6 +65,6 @@ def meaning(program: str, arguments: Sequence[str]) -> Off | Cancelled | None:
 
 
 def contained(script: str, programs: Path) -> str:
-    """Rewrite ``/sbin/poweroff`` and the like in a script to the programs of `install`."""
+    """Rewrite `/sbin/poweroff` and the like in a script to the programs of `install`."""
     script = _BY_PATH.sub(lambda match: str(programs / match[1]), script)
     return script.replace("/proc/sysrq-trigger", "/dev/null")

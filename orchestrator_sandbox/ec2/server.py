@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from orchestrator.errors import SandboxError
-from orchestrator_sandbox.ec2.api import ApiServer, Faults, Gate
+from orchestrator_sandbox.ec2.api import AccountMiddleware, ApiServer, AwsFaults
 from orchestrator_sandbox.processes.child import free_port
 
 if TYPE_CHECKING:
@@ -59,19 +59,20 @@ class Ec2Server:
             create_backend_app,
         )
 
-        from orchestrator_sandbox.ec2.instances import FIRST_ADDRESS, Site
+        from orchestrator_sandbox.ec2.instances import FIRST_ADDRESS, Datacenter
 
         self.instance_type = instance_type
         self.ssh_port = ssh_port or free_port(str(FIRST_ADDRESS))
         self.key_path = directory / "key.pem"
-        self.faults = Faults()
+        self.faults = AwsFaults()
         account = f"{secrets.randbelow(10**12):012}"  # moto keeps one world per account, in this process
         self._backend: EC2Backend = ec2_backends[account][REGION]
-        self._site = Site(directory, self.ssh_port, status_check_seconds)
-        self._site.open(self._backend)
+        self._datacenter = Datacenter(directory, self.ssh_port, status_check_seconds)
+        self._datacenter.open(self._backend)
         directory.mkdir(parents=True, exist_ok=True)
         self._furnish()
-        app = Gate(DomainDispatcherApplication(create_backend_app), account, self._site.lock, self.faults)
+        moto = DomainDispatcherApplication(create_backend_app)
+        app = AccountMiddleware(moto, account, self._datacenter.lock, self.faults)
         self._api = ApiServer(app, port=port, handler=MotoRequestHandler)
         self.url = self._api.url
 
@@ -109,7 +110,7 @@ class Ec2Server:
         """
         from moto.ec2.models.instances import StateReason
 
-        with self._site.lock:
+        with self._datacenter.lock:
             self._instance(instance_id).terminate(StateReason(f"{code}: the sandbox took it away", code))
 
     def cut_connections(self, instance_id: str) -> None:
@@ -127,8 +128,8 @@ class Ec2Server:
     def close(self) -> None:
         """Take all machines down and stop answering; returns when that is done. May be called again."""
         self._api.close()
-        with self._site.lock:
-            machines = list(self._site.machines.values())
+        with self._datacenter.lock:
+            machines = list(self._datacenter.machines.values())
         for machine in machines:
             machine.power_off()
         for machine in machines:
@@ -160,8 +161,8 @@ class Ec2Server:
         return instance
 
     def _machine(self, instance_id: str) -> Machine:
-        with self._site.lock:
-            machine = self._site.machines.get(self._instance(instance_id).id)
+        with self._datacenter.lock:
+            machine = self._datacenter.machines.get(self._instance(instance_id).id)
         if machine is None:
             raise SandboxError(f"instance {instance_id} is off: start another one")
         return machine

@@ -53,8 +53,8 @@ class Access:
         given = request.authorization
         if given is None or given.type != "basic":
             return False
-        wanted = f"{self.user}:{secret}".encode()
-        return hmac.compare_digest(f"{given.username}:{given.password}".encode(), wanted)
+        expected = f"{self.user}:{secret}".encode()
+        return hmac.compare_digest(f"{given.username}:{given.password}".encode(), expected)
 
     def crumb(self, session: str) -> str:
         """The crumb of a session."""

@@ -11,7 +11,7 @@ LIBRARY_COMMIT = "5ea1ed0ddba11" * 3 + "0"
 """The commit of the shared library that a job may be configured with."""
 
 
-def asked(parameters: Mapping[str, str], cause: str) -> list[Bean]:
+def request_actions(parameters: Mapping[str, str], cause: str) -> list[Bean]:
     """Why a build was asked for, and with which parameters."""
     by_push = cause == BY_PUSH
     actions = [

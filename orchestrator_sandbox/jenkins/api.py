@@ -18,14 +18,14 @@ from werkzeug.wrappers import Response as AnyResponse
 from orchestrator_sandbox.jenkins.access import SESSION_COOKIE, VERSION, Access, error_page
 from orchestrator_sandbox.jenkins.beans import Exporter, permalink
 from orchestrator_sandbox.jenkins.builds import Builder
-from orchestrator_sandbox.jenkins.faults import Faults
+from orchestrator_sandbox.jenkins.faults import JenkinsFaults
 from orchestrator_sandbox.jenkins.home import BuildRecord, Home, JobStore
 from orchestrator_sandbox.jenkins.pages import build_page, console_of, job_page, jobs_page, trail_to
 from orchestrator_sandbox.jenkins.tree import Bean, ByDepth, MalformedTreeError, Tree, export
 
 
 class _JobPath(BaseConverter):
-    """``job/team/job/project`` → ``team/project``."""
+    """`job/team/job/project` → `team/project`."""
 
     regex = r"job/[^/]+(?:/job/[^/]+)*"
     part_isolating = False
@@ -58,7 +58,7 @@ class JenkinsApi:
         exporter: Exporter,
         *,
         access: Access,
-        faults: Faults,
+        faults: JenkinsFaults,
         notified: Callable[[str], None],
         delete_job: Callable[[str], None],
     ) -> None:
@@ -79,17 +79,17 @@ class JenkinsApi:
             app.add_url_rule(path, f"{method} {path}", view, methods=[method])
 
     def _routes(self) -> list[tuple[str, str, Callable[..., AnyResponse | str]]]:
-        shown = self.exporter
+        exporter = self.exporter
         return [
             ("GET", "/", lambda: jobs_page("All jobs", [], list(self.home.jobs.values()))),
             ("GET", "/login", lambda: "<html><head><title>Sign in - Jenkins</title></head></html>"),
-            ("GET", "/api/json", lambda: self._json(shown.server(self.builder.executors))),
+            ("GET", "/api/json", lambda: self._json(exporter.server(self.builder.executors))),
             ("GET", "/crumbIssuer/api/json", self._crumb),
             ("GET", "/git/notifyCommit", self._notify),
             ("GET", "/queue/item/<int:number>/api/json", self._queue_item),
             ("POST", "/createItem", self._create_item),
             ("GET", "/<jobs:job>/", self._job_page),
-            ("GET", "/<jobs:job>/api/json", lambda job: self._json(shown.job(self._job(job)))),
+            ("GET", "/<jobs:job>/api/json", lambda job: self._json(exporter.job(self._job(job)))),
             ("POST", "/<jobs:job>/build", lambda job: self._build_it(job, with_parameters=False)),
             ("POST", "/<jobs:job>/buildWithParameters", lambda job: self._build_it(job, with_parameters=True)),
             ("POST", "/<jobs:job>/doDelete", self._delete_job),
@@ -97,7 +97,7 @@ class JenkinsApi:
             (
                 "GET",
                 "/<jobs:job>/<build:build>/api/json",
-                lambda job, build: self._json(shown.build(*self._build(job, build))),
+                lambda job, build: self._json(exporter.build(*self._build(job, build))),
             ),
             ("GET", "/<jobs:job>/<build:build>/consoleText", self._console),
             ("POST", "/<jobs:job>/<build:build>/stop", self._stop),
@@ -115,9 +115,9 @@ class JenkinsApi:
         tree, depth = request.args.get("tree"), request.args.get("depth", "0")
         if tree is None and not depth.lstrip("-").isdecimal():
             return error_page(500, "Depth parameter must be a number")
-        shown = export(bean, ByDepth.of(int(depth)) if tree is None else Tree.parse(tree))
+        answer = export(bean, ByDepth.of(int(depth)) if tree is None else Tree.parse(tree))
         pretty = request.args.get("pretty") in ("true", "")
-        text = json.dumps(shown, indent=2) if pretty else json.dumps(shown, separators=(",", ":"))
+        text = json.dumps(answer, indent=2) if pretty else json.dumps(answer, separators=(",", ":"))
         return Response(text, content_type="application/json;charset=utf-8")
 
     def _crumb(self) -> Response:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from orchestrator_sandbox.jenkins.actions import LIBRARY_COMMIT, asked, build_data, parameter_values
+from orchestrator_sandbox.jenkins.actions import LIBRARY_COMMIT, build_data, parameter_values, request_actions
 from orchestrator_sandbox.jenkins.home import BuildRecord, Home, JobStore
 from orchestrator_sandbox.jenkins.tree import ALWAYS, Bean
 
@@ -56,7 +56,7 @@ class QueueItem:
 
 
 def job_path(full_name: str) -> str:
-    """The path of a job's page, ``job/team/job/project/``; a branch's slash is encoded twice."""
+    """The path of a job's page, `job/team/job/project/`; a branch's slash is encoded twice."""
     return "".join(f"job/{quote(part, safe='')}/" for part in full_name.split("/"))
 
 
@@ -144,13 +144,13 @@ class Exporter:
             lambda: {"name": "all", "url": self.root + job_path(job.full_name)},
             {"name": 2, "url": 2},
         )
-        shown: dict[str, object] = {
+        properties: dict[str, object] = {
             "healthReport": [],
             "jobs": lambda: self.jobs(job.full_name),
             "primaryView": view,
             "views": [view],
         }
-        return shown | ({"sources": [Bean(None)]} if job.config.kind == "multibranch" else {})
+        return properties | ({"sources": [Bean(None)]} if job.config.kind == "multibranch" else {})
 
     def _project(self, job: JobStore) -> dict[str, object]:
         definitions = [self._definition(name, value) for name, value in job.config.parameters.items()]
@@ -244,7 +244,7 @@ class Exporter:
         return Bean(None, lambda: {"number": other.number, "url": url}, default=2)
 
     def _actions(self, job: JobStore, build: BuildRecord) -> list[Bean]:
-        actions = [*asked(build.parameters, build.cause), Bean(None)]
+        actions = [*request_actions(build.parameters, build.cause), Bean(None)]
         if job.config.library and build.commit:
             actions += [build_data(build, job.config.library, LIBRARY_COMMIT, "master"), Bean(None)]
         if build.commit and build.repository and build.branch:
@@ -258,21 +258,21 @@ class Exporter:
         """A queue item; it has an executable once the build has started."""
         job = self.home.jobs.get(item.job)
         build = job.get(item.number) if job and item.number else None
-        left = item.number is not None
+        has_left = item.number is not None
         return Bean(
-            "hudson.model.Queue$LeftItem" if left else "hudson.model.Queue$BuildableItem",
+            "hudson.model.Queue$LeftItem" if has_left else "hudson.model.Queue$BuildableItem",
             lambda: {
-                "actions": asked(item.parameters, item.cause),
+                "actions": request_actions(item.parameters, item.cause),
                 "blocked": False,
-                "buildable": not left,
+                "buildable": not has_left,
                 "id": item.id,
                 "inQueueSince": item.since,
                 "params": "".join(f"\n{name}={value}" for name, value in item.parameters.items()),
                 "stuck": False,
                 "task": self.job(job) if job else None,
                 "url": f"queue/item/{item.id}/",
-                "why": None if left else "Waiting for next available executor",
-                **({"cancelled": False} if left else {}),
+                "why": None if has_left else "Waiting for next available executor",
+                **({"cancelled": False} if has_left else {}),
                 **({"executable": self.build(job, build)} if job and build else {}),
             },
         )

@@ -124,12 +124,12 @@ class Builder:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or self._next())
-                found = self._next()
+                entry = self._next()
                 if self._closing:
                     return
-                if found is None:  # its job was deleted at this very moment
+                if entry is None:  # its job was deleted at this very moment
                     continue
-                item, job = found
+                item, job = entry
                 self._pending.remove(item)
                 self._busy.append(item.job)
                 build = job.add(

@@ -12,7 +12,7 @@ from flask import Response, request
 
 
 @dataclass(frozen=True)
-class Fault:
+class JenkinsFault:
     """What is answered instead of the truth.
 
     Attributes:
@@ -36,16 +36,16 @@ class Fault:
     path: str = "/"
 
 
-class Faults:
-    """The fault that is on, if any; give `answer` to Flask's ``before_request``."""
+class JenkinsFaults:
+    """The fault that is on, if any; give `answer` to Flask's `before_request`."""
 
     def __init__(self) -> None:
-        self._fault: Fault | None = None
+        self._fault: JenkinsFault | None = None
         self._ended = threading.Event()
         self._ended.set()
 
     @contextlib.contextmanager
-    def answer_with(self, fault: Fault) -> Iterator[None]:
+    def answer_with(self, fault: JenkinsFault) -> Iterator[None]:
         """Misbehave as long as this context lasts."""
         self.start(fault)
         try:
@@ -53,7 +53,7 @@ class Faults:
         finally:
             self.stop()
 
-    def start(self, fault: Fault) -> None:
+    def start(self, fault: JenkinsFault) -> None:
         """Misbehave from now on."""
         self._ended.clear()
         self._fault = fault

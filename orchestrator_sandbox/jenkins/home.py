@@ -148,7 +148,7 @@ class JobStore:
 
 
 class Home:
-    """All jobs, by full name, such as ``team/project``, and ``team/project/feature%2Fx`` for a branch."""
+    """All jobs, by full name, such as `team/project`, and `team/project/feature%2Fx` for a branch."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

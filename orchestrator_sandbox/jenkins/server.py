@@ -16,7 +16,7 @@ from orchestrator_sandbox.jenkins.access import Access
 from orchestrator_sandbox.jenkins.api import JenkinsApi
 from orchestrator_sandbox.jenkins.beans import Exporter
 from orchestrator_sandbox.jenkins.builds import Builder
-from orchestrator_sandbox.jenkins.faults import Faults
+from orchestrator_sandbox.jenkins.faults import JenkinsFaults
 from orchestrator_sandbox.jenkins.home import BY_PUSH, BuildRecord, Home, JobConfig, JobStore
 from orchestrator_sandbox.jenkins.polling import Poller
 from orchestrator_sandbox.processes.child import kept_port
@@ -56,7 +56,7 @@ class JenkinsServer:
         self.access = Access(
             user, _kept_secret(directory / "token"), _kept_secret(directory / "password"), anonymous_read
         )
-        self.faults = Faults()
+        self.faults = JenkinsFaults()
         self._home = Home(directory)
         workspaces = directory / "workspaces"
         shutil.rmtree(workspaces, ignore_errors=True)  # of builds that the last server was killed in
@@ -111,7 +111,7 @@ class JenkinsServer:
         """Create a job and the folders it is in; one that exists keeps its builds.
 
         Args:
-            full_name: such as ``team/project``; the job of a branch is ``team/project/feature%2Fx``.
+            full_name: such as `team/project`; the job of a branch is `team/project/feature%2Fx`.
             config: what it builds.
         """
         self._home.create(full_name, config)

@@ -1,4 +1,4 @@
-"""Jenkins' ``tree=`` and ``depth=``: which part of an object's properties an answer holds.
+"""Jenkins' `tree=` and `depth=`: which part of an object's properties an answer holds.
 
 The grammar and its odd corners are those of Stapler, Jenkins' web framework: `NamedPathPruner`, `Range` and
 `TreePruner.ByDepth` in https://github.com/jenkinsci/stapler/tree/master/core/src/main/java/org/kohsuke/stapler/export
@@ -22,7 +22,7 @@ _TOKEN = re.compile(r"[,\[\]{}]|[^,\[\]{}]+")
 
 
 class MalformedTreeError(ValueError):
-    """The ``tree=`` expression does not follow the grammar; Jenkins answers 500."""
+    """The `tree=` expression does not follow the grammar; Jenkins answers 500."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Pruner(Protocol):
 
 @dataclass(frozen=True)
 class ByDepth:
-    """What ``depth=`` shows: properties whose visibility is not below the level."""
+    """What `depth=` shows: properties whose visibility is not below the level."""
 
     level: int
     start: int = 0
@@ -67,7 +67,7 @@ class ByDepth:
 
     @classmethod
     def of(cls, depth: int) -> Self:
-        """The pruner for a request's ``depth=``."""
+        """The pruner for a request's `depth=`."""
         return cls(level=1 - depth)
 
     def accept(self, name: str, visibility: int) -> ByDepth | None:
@@ -76,7 +76,7 @@ class ByDepth:
 
 @dataclass
 class Tree:
-    """What ``tree=`` shows: named properties, of a list the elements from start until stop."""
+    """What `tree=` shows: named properties, of a list the elements from start until stop."""
 
     children: dict[str, Tree] = field(default_factory=dict)
     start: int = 0
@@ -84,7 +84,7 @@ class Tree:
 
     @classmethod
     def parse(cls, expression: str) -> Tree:
-        """Read a ``tree=`` expression.
+        """Read a `tree=` expression.
 
         Raises:
             MalformedTreeError: it does not follow the grammar.
@@ -147,9 +147,9 @@ class _Parser:
         return self.tokens[self.position]
 
     def _accept(self, token: str) -> bool:
-        found = self._peek() == token
-        self.position += found
-        return found
+        is_next = self._peek() == token
+        self.position += is_next
+        return is_next
 
     def _expect(self, token: str) -> None:
         if not self._accept(token):
@@ -161,12 +161,12 @@ def export(value: object, pruner: Pruner) -> object:
     if callable(value):
         value = value()
     if isinstance(value, Bean):
-        shown: dict[str, object] = {"_class": value.java_class} if value.java_class else {}
+        properties: dict[str, object] = {"_class": value.java_class} if value.java_class else {}
         for name, inner in value.read().items():
             child = pruner.accept(name, value.visible.get(name, value.default))
             if child is not None:
-                shown[name] = export(inner, child)
-        return shown
+                properties[name] = export(inner, child)
+        return properties
     if isinstance(value, Mapping):  # Stapler prunes a map's values, never its keys
         return {key: export(inner, pruner) for key, inner in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str):

@@ -23,7 +23,7 @@ LAST_LINES = 15
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port of ``host`` that nothing listens on at this moment."""
+    """A TCP port of `host` that nothing listens on at this moment."""
     with socket.socket() as listener:
         listener.bind((host, 0))
         port: int = listener.getsockname()[1]
@@ -133,7 +133,7 @@ class ChildProcess:
             raise SandboxError(f"{self.name} has not ended after {seconds:g} s; its log is {self.log}") from error
 
     def await_http(self, url: str, seconds: float = 60) -> None:
-        """Wait until ``url`` gives any HTTP answer below 500.
+        """Wait until `url` gives any HTTP answer below 500.
 
         Args:
             url: a page of the program's server.
@@ -149,7 +149,7 @@ class ChildProcess:
             except requests.RequestException:
                 return False
 
-        self._await(answers, what=f"answer on {url}", seconds=seconds)
+        self._await(answers, action=f"answer on {url}", seconds=seconds)
 
     def await_port(self, port: int, host: str = "127.0.0.1", *, seconds: float = 60) -> None:
         """Wait until the program's TCP port accepts a connection.
@@ -170,7 +170,7 @@ class ChildProcess:
                 return False
             return True
 
-        self._await(listens, what=f"listen on {host}:{port}", seconds=seconds)
+        self._await(listens, action=f"listen on {host}:{port}", seconds=seconds)
 
     def tail(self, lines: int = LAST_LINES) -> str:
         """The last lines of the program's log."""
@@ -196,11 +196,11 @@ class ChildProcess:
         self._guardian.kill()
         self._guardian.wait()
 
-    def _await(self, condition: Callable[[], bool], *, what: str, seconds: float) -> None:
-        def so() -> bool:
+    def _await(self, condition: Callable[[], bool], *, action: str, seconds: float) -> None:
+        def holds() -> bool:
             if not self.alive():
                 raise SandboxError(
-                    f"{self.name} ended with exit status {self.returncode} before it could {what}; "
+                    f"{self.name} ended with exit status {self.returncode} before it could {action}; "
                     f"its log {self.log} ends with:\n{self.tail()}"
                 )
             return condition()
@@ -210,8 +210,8 @@ class ChildProcess:
                 retry=tenacity.retry_if_result(lambda answer: not answer),
                 stop=tenacity.stop_after_delay(seconds),
                 wait=tenacity.wait_fixed(0.05),
-            )(so)
+            )(holds)
         except tenacity.RetryError as error:
             raise SandboxError(
-                f"{self.name} did not {what} within {seconds:g} s; its log {self.log} ends with:\n{self.tail()}"
+                f"{self.name} did not {action} within {seconds:g} s; its log {self.log} ends with:\n{self.tail()}"
             ) from error

@@ -1,6 +1,6 @@
 """The process between us and a sandbox program: it ends the program and all its descendants with us.
 
-Started by `process.py` as ``python guardian.py <grace seconds> <program> <arguments>``. It holds no state:
+Started by `child.py` as `python guardian.py <grace seconds> <program> <arguments>`. It holds no state:
 the end of its standard input, which the kernel closes however our process ends, is the order to stop.
 On Linux it is a "child subreaper", so that also a descendant that became a daemon stays its own
 (https://man7.org/linux/man-pages/man2/PR_SET_CHILD_SUBREAPER.2const.html).
@@ -91,9 +91,9 @@ def _end_descendants(program: subprocess.Popen[bytes], grace_seconds: float) -> 
         psutil.wait_procs(others, timeout=max(0.0, deadline - time.monotonic()))
 
     await_all(signal_all(psutil.Process.terminate))
-    while left := signal_all(psutil.Process.kill):
+    while survivors := signal_all(psutil.Process.kill):
         deadline = time.monotonic() + grace_seconds
-        await_all(left)
+        await_all(survivors)
     program.wait()
 
 

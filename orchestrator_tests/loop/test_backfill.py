@@ -19,9 +19,9 @@ import pytest
 import requests
 
 from orchestrator.operate.serve import limit_instances
-from orchestrator_sandbox.chaos.service_manager import LIVE
+from orchestrator_sandbox.chaos.attempts import LIVE
 from orchestrator_sandbox.dagster_api import DagsterApi
-from orchestrator_sandbox.dagster_runs import Run
+from orchestrator_sandbox.dagster_runs import DagsterRun
 from orchestrator_sandbox.stack import JOB, TRAINED_MODEL, Stack
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.waiting import until
@@ -108,7 +108,7 @@ class Level:
     count: int
 
 
-def levels(runs: Sequence[Run]) -> list[Level]:
+def levels(runs: Sequence[DagsterRun]) -> list[Level]:
     """How many runs were under way, at each moment that one began or ended; by Dagster's own books."""
     changes = sorted(
         [(run.started, 1) for run in runs if run.started is not None]
@@ -161,7 +161,7 @@ def instances(ec2: EC2Client, *states: InstanceStateNameType) -> list[tuple[str,
 def wait(dagster: DagsterApi, condition: Callable[[], bool]) -> None:
     """Wait until it is so; a run that fails ends the waiting, and the test."""
 
-    def failed() -> list[Run]:
+    def failed() -> list[DagsterRun]:
         return dagster.runs(statuses=("FAILURE", "CANCELED"))
 
     until(lambda: condition() or failed(), seconds=DEADLINE_SECONDS, every=0.5)
@@ -177,14 +177,14 @@ class Story:
         runs: all that Dagster launched.
         alive: how many instances EC2 told of.
         under_way: how many runs were, by Dagster's books.
-        lowered: when the limit was lowered, in seconds since the epoch; likewise ``raised``.
+        lowered: when the limit was lowered, in seconds since the epoch; likewise `raised`.
     """
 
     stack: Stack
     dagster: DagsterApi
     ec2: EC2Client
     partitions: list[str]
-    runs: list[Run]
+    runs: list[DagsterRun]
     alive: list[Level]
     under_way: list[Level]
     lowered: float

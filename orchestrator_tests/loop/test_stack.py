@@ -19,11 +19,11 @@ from rich.console import Console
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator_sandbox.dagster_api import DagsterApi
-from orchestrator_sandbox.dagster_runs import Run
-from orchestrator_sandbox.demo.display import LineView, Scene
-from orchestrator_sandbox.demo.outcome import Outcome, Witness
+from orchestrator_sandbox.dagster_runs import DagsterRun
+from orchestrator_sandbox.demo.display import DemoState, LineView
+from orchestrator_sandbox.demo.outcome import DemoOutcome, OutcomeReader
 from orchestrator_sandbox.demo.project import Commit
-from orchestrator_sandbox.demo.story import Output, Story, play
+from orchestrator_sandbox.demo.story import Demo, OutputTail, present
 from orchestrator_sandbox.stack import PIPELINE, TRAINED_MODEL, Stack
 from orchestrator_tests.support.waiting import until
 
@@ -68,7 +68,7 @@ class World:
     """The stack after its newest build was trained.
 
     Attributes:
-        builds: name of the commit → its build; ``example`` is the first one.
+        builds: name of the commit → its build; `example` is the first one.
         first: what became of the newest.
         code: exit status of the demo that trained it.
         shown: what a user without a terminal has seen.
@@ -77,11 +77,11 @@ class World:
     """
 
     stack: Stack
-    story: Story
+    story: Demo
     dagster: DagsterApi
-    witness: Witness
+    witness: OutcomeReader
     builds: dict[str, Build]
-    first: Outcome
+    first: DemoOutcome
     code: int
     shown: str
     printed: str
@@ -90,11 +90,11 @@ class World:
     def partition(self, name: str) -> str:
         return str(self.builds[name].number)
 
-    def over(self, run_id: str) -> Run:
+    def over(self, run_id: str) -> DagsterRun:
         until(lambda: self.dagster.run(run_id).over, seconds=180, every=0.3)
         return self.dagster.run(run_id)
 
-    def outcome(self, name: str, run: Run) -> Outcome:
+    def outcome(self, name: str, run: DagsterRun) -> DemoOutcome:
         failure = None if run.status == "SUCCESS" else self.dagster.failure(run.id)
         return self.witness.outcome(PIPELINE, build=self.builds[name], run=run, failure=failure, seconds={})
 
@@ -128,12 +128,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("stack")
     shown, printed = io.StringIO(), io.StringIO()
     with _no_process_left(), Stack(directory) as stack:
-        story = Story(stack, started=time.monotonic())
+        story = Demo(stack, started=time.monotonic())
         commits = [_commit(name) for name in COMMITS]
         with redirect_stdout(printed):
-            code = play(story, Console(file=shown), commits=commits, once=True, as_json=True)
+            code = present(story, Console(file=shown), commits=commits, once=True, as_json=True)
         dagster = DagsterApi(stack.dagster_url)
-        witness = Witness(stack.env(), dagster_url=stack.dagster_url)
+        witness = OutcomeReader(stack.env(), dagster_url=stack.dagster_url)
         builds = dict(zip(["example", *COMMITS], reversed(witness.builds()), strict=True))
         partitions = {name: str(build.number) for name, build in builds.items()}
         dagster.backfill(asset=TRAINED_MODEL, partitions=[partitions["example"]])
@@ -216,7 +216,7 @@ def test_a_training_that_exits_1_ends_red_with_its_last_lines_and_the_instance_t
 
 def test_cancelling_while_it_trains_terminates_the_instance_and_kills_the_training(world: World) -> None:
     run_id = world.asset_page["endless"]
-    until(lambda: "this takes a while" in Output(world.dagster, run_id).read(), seconds=120, every=0.3)
+    until(lambda: "this takes a while" in OutputTail(world.dagster, run_id).read(), seconds=120, every=0.3)
     training = world.witness.training(run_id)
     assert training is not None
     instance = training.tags["ec2.instance_id"]
@@ -234,9 +234,9 @@ class Enough(Exception):
 class OneLook(LineView):
     """Keeps the first scene, and ends the show."""
 
-    seen: Scene
+    seen: DemoState
 
-    def show(self, scene: Scene) -> None:
+    def show(self, scene: DemoState) -> None:
         self.seen = scene
         raise Enough
 

@@ -97,12 +97,12 @@ def test_a_host_that_is_away_is_waited_for_until_the_check_gives_up(
 def test_another_machine_at_the_address_is_not_followed(host: SshHost, follower: Follower, tmp_path: Path) -> None:
     follower.start("sh", "-c", "echo before; sleep 300")
     with SshHost(tmp_path) as impostor:
-        host.network._target, port = impostor.network._target, host.network._target
+        host.network.target_port, port = impostor.network.target_port, host.network.target_port
         try:
             with pytest.raises(HostKeyMismatch):
                 follower.training.follow(lambda _: host.cut())
         finally:
-            host.network._target = port
+            host.network.target_port = port
 
 
 def test_a_login_refused_for_long_ends_the_following(

@@ -34,7 +34,7 @@ class Job:
 
 @dataclass
 class Model:
-    """The truth in Jenkins; it has what :class:`orchestrator.pipeline.builds.discovery.Source` asks for."""
+    """The truth in Jenkins; it has what `Source` asks for."""
 
     job: str = "team/churn"
     multibranch: bool = False
@@ -86,10 +86,10 @@ class Model:
 
     def build(self, job: str, number: int) -> Build:
         self._ask()
-        found = self.jobs[self._existing(job)].builds.get(number)
-        if found is None:
+        build = self.jobs[self._existing(job)].builds.get(number)
+        if build is None:
             raise JenkinsNotFound(f"404 from {job} #{number}")
-        return found
+        return build
 
     def _visible(self) -> list[str]:
         return [name for name in self.jobs if name not in self.hidden]
@@ -99,10 +99,10 @@ class Model:
             raise JenkinsNotFound(f"404 from {job}")
         return job
 
-    def _head(self, name: str, asked: int) -> Head:
+    def _head(self, name: str, limit: int) -> Head:
         job = self.jobs[name]
-        newest = tuple(job.newest_first()[:asked])
-        return Head(name, job.next_number, newest, whole=len(newest) < asked)
+        newest = tuple(job.newest_first()[:limit])
+        return Head(name, job.next_number, newest, whole=len(newest) < limit)
 
     def _ask(self) -> None:
         self.requests += 1
@@ -138,7 +138,7 @@ def build_json(build: Build) -> dict[str, Any]:
 
 
 def brief_json(build: Build) -> dict[str, Any]:
-    """The part of it that ``tree=number,timestamp,building,result`` leaves."""
+    """The part of it that `tree=number,timestamp,building,result` leaves."""
     return {
         "_class": "org.jenkinsci.plugins.workflow.job.WorkflowRun",
         "building": not build.finished,
@@ -183,9 +183,9 @@ def served(model: Model, *, user: str = "ci", token: str = "t0ken") -> Iterator[
 def _answer(model: Model, path: str, authorization: str, login: str) -> tuple[int, object]:
     if authorization != "Basic " + base64.b64encode(login.encode()).decode():
         return 401, {}
-    asked = urlsplit(path)
-    tree = parse_qs(asked.query)["tree"][0]
-    words = asked.path.removeprefix("/jenkins/").removesuffix("/api/json").split("/")
+    url = urlsplit(path)
+    tree = parse_qs(url.query)["tree"][0]
+    words = url.path.removeprefix("/jenkins/").removesuffix("/api/json").split("/")
     number = int(words.pop()) if words[-1].isdigit() else None
     job = "/".join(unquote(word) for word in words[1::2])
     shape = build_json if "actions" in tree else brief_json

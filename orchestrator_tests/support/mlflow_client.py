@@ -10,9 +10,9 @@ from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.settings.groups import MlflowSettings
 
 
-def client(uri: str, *, patience_seconds: float = 5, **more: Any) -> Mlflow:
-    """Our client; ``more`` are other fields of the settings."""
-    read = MlflowSettings(tracking_uri=uri, experiment_id="1", **more)
+def client(uri: str, *, patience_seconds: float = 5, **fields: Any) -> Mlflow:
+    """Our client; `fields` are other fields of the settings."""
+    read = MlflowSettings(tracking_uri=uri, experiment_id="1", **fields)
     return Mlflow(read, patience_seconds=patience_seconds)
 
 

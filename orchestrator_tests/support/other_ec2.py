@@ -17,7 +17,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from orchestrator_tests.support.other_login import Login
-from orchestrator_tests.support.other_machine import Machine
+from orchestrator_tests.support.other_machine import SshdMachine
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -43,7 +43,7 @@ class OtherEc2:
     def __init__(self, directory: Path, login: Login) -> None:
         self._directory = directory
         self._login = login
-        self.machines: dict[str, Machine] = {}
+        self.machines: dict[str, SshdMachine] = {}
         self.impostors: set[str] = set()
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._backend = ec2_backends[ACCOUNT][REGION]
@@ -112,7 +112,7 @@ class OtherEc2:
         tags = {tag["key"]: tag["value"] for tag in instance.get_tags()}
         on = instance.state in ("pending", "running")
         if on and instance.id not in self.machines:
-            machine = self.machines[instance.id] = Machine(
+            machine = self.machines[instance.id] = SshdMachine(
                 self._directory / instance.id,
                 user_data=base64.b64decode(str(instance.user_data)).decode(),
                 authorized_key=self._backend.key_pairs[instance.key_name].public_key,

@@ -110,7 +110,7 @@ class OtherJenkins:
             case ["job", branch] if branch in branches:
                 return self._job(branch, start, stop)
             case ["job", branch, number]:
-                return next((self._build(one) for one in self._of(branch) if str(one.number) == number), None)
+                return next((self._build(build) for build in self._of(branch) if str(build.number) == number), None)
             case _:
                 return None
 

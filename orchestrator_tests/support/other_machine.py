@@ -36,7 +36,7 @@ def free_address() -> str:
     pytest.fail(f"port 22 of {FIRST_ADDRESS} and the addresses after it cannot be had: {refusal}")
 
 
-class Machine:
+class SshdMachine:
     """An sshd, and whatever is started through it; `close` ends both, as a power cut would.
 
     Args:

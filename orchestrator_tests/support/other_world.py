@@ -16,13 +16,13 @@ import psutil
 import requests
 
 from orchestrator_sandbox.dagster_api import DagsterApi
-from orchestrator_sandbox.dagster_runs import Run
+from orchestrator_sandbox.dagster_runs import DagsterRun
 from orchestrator_sandbox.processes.child import ChildProcess, free_port
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.other_ec2 import OtherEc2
 from orchestrator_tests.support.other_jenkins import OtherBuild, OtherJenkins
 from orchestrator_tests.support.other_login import Login
-from orchestrator_tests.support.other_machine import Machine
+from orchestrator_tests.support.other_machine import SshdMachine
 from orchestrator_tests.support.waiting import until
 
 MODEL = ("training", "trained_model")
@@ -164,10 +164,10 @@ class OtherWorld:
 
         return until(waits, seconds=LAUNCH_SECONDS, every=0.5) or ""
 
-    def ended(self, run_id: str, *, seconds: float = END_SECONDS) -> Run:
+    def ended(self, run_id: str, *, seconds: float = END_SECONDS) -> DagsterRun:
         """Wait for a run's end."""
 
-        def over() -> Run | None:
+        def over() -> DagsterRun | None:
             run = self.dagster.run(run_id)
             return run if run.over else None
 
@@ -178,11 +178,11 @@ class OtherWorld:
     def hears(self, run_id: str, text: str) -> None:
         """Wait until a line of a run's log holds a text."""
 
-        def said() -> bool:
+        def is_logged() -> bool:
             return any(text in message for message in self.messages(run_id))
 
-        until(lambda: said() or self.dagster.run(run_id).over, seconds=LAUNCH_SECONDS, every=0.5)
-        assert said(), self.dagster.failure(run_id)
+        until(lambda: is_logged() or self.dagster.run(run_id).over, seconds=LAUNCH_SECONDS, every=0.5)
+        assert is_logged(), self.dagster.failure(run_id)
 
     def messages(self, run_id: str) -> list[str]:
         """The lines of a run's log."""
@@ -195,12 +195,12 @@ class OtherWorld:
 
     def worker(self, run_id: str) -> psutil.Process:
         """The process of a run, as its log tells."""
-        (told,) = [message for message in self.messages(run_id) if "Started process for run" in message]
-        return psutil.Process(int(told.partition("(pid: ")[2].partition(")")[0]))
+        (message,) = [message for message in self.messages(run_id) if "Started process for run" in message]
+        return psutil.Process(int(message.partition("(pid: ")[2].partition(")")[0]))
 
     # ---- what the other systems hold
 
-    def machine(self, partition: str) -> Machine:
+    def machine(self, partition: str) -> SshdMachine:
         """The one machine that runs for a build."""
         (machine,) = [
             self.ec2.machines[instance["InstanceId"]]
@@ -231,8 +231,8 @@ class OtherWorld:
     def _ask_mlflow(self, endpoint: str, **fields: Any) -> dict[str, Any]:
         answer = requests.post(f"{self._mlflow}/api/2.0/mlflow/{endpoint}", json=fields, timeout=30)
         answer.raise_for_status()
-        found: dict[str, Any] = answer.json()
-        return found
+        fields_: dict[str, Any] = answer.json()
+        return fields_
 
     def _start_mlflow(self) -> ChildProcess:
         folder = self.directory / "mlflow"

@@ -16,58 +16,10 @@ import asyncssh
 
 from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.groups import SshSettings
+from orchestrator_sandbox.proxy import TcpRelay
 
 T = TypeVar("T")
 USER = "ubuntu"
-
-
-class Network:
-    """A TCP relay to one port: cuts connections, swallows traffic without a reset, goes away."""
-
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self.swallowing = False
-        self.port = 0
-        self.accepted = 0
-        self.relayed = 0
-
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._relay, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        self.cut()
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        self._writers |= {writer, there_writer}
-        for source, sink in ((reader, there_writer), (there_reader, writer)):
-            task = asyncio.ensure_future(self._copy(source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(1 << 16):
-                if not self.swallowing:
-                    self.relayed += len(data)
-                    sink.write(data)
-                    await sink.drain()
-        except ConnectionError:
-            pass  # cut, as it was asked for
-        finally:
-            sink.close()
-            self._writers.discard(sink)
 
 
 def _with_default_signals() -> None:
@@ -121,19 +73,19 @@ class SshHost:
 
     def cut(self) -> None:
         """Break all connections with a reset."""
-        self._loop.call_soon_threadsafe(self.network.cut)
+        self.network.cut()
 
     def swallow(self, on: bool = True) -> None:
         """Accept bytes and connections, and forward nothing."""
-        self.network.swallowing = on
+        self.network.silent = on
 
     def go_away(self) -> None:
         """Close the port, and break what is open."""
-        self._call(self.network.close())
+        self.network.close()
 
     def come_back(self) -> None:
         """Open the same port again."""
-        self._call(self.network.open())
+        self.network.open()
 
     def kill_sessions(self) -> None:
         """Kill the shell of every session with its process group, as a dying session of sshd may."""
@@ -165,11 +117,10 @@ class SshHost:
             process_factory=self._session,
             encoding=None,
         )
-        self.network = Network(self._acceptor.get_port())
-        await self.network.open()
+        self.network = TcpRelay(self._acceptor.get_port())
 
     async def _close(self) -> None:
-        await self.network.close()
+        self.network.close()
         self._acceptor.close()
         await self._acceptor.wait_closed()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], *, seconds: float = 60, every: float = 0.05) -> T:
-    """Return the first truthy answer of ``condition``; fail the test when there is none in time.
+    """Return the first truthy answer of `condition`; fail the test when there is none in time.
 
     Args:
         condition: asked again and again.

@@ -37,7 +37,7 @@ from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource
 from orchestrator.resources.jenkins.errors import Answer
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import Settings
-from orchestrator_sandbox.chaos.proxy import Proxy, Weather
+from orchestrator_sandbox.proxy import HTML_PAGE, REFUSED, FaultyProxy
 from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model, served
 
 
@@ -326,7 +326,7 @@ def test_a_build_is_found_in_the_record_while_a_proxy_shows_a_page_instead(
 ) -> None:
     build = model.add()
     daemon.tick()
-    with Proxy() as proxy, proxy.weather(Weather.HTML), Jenkins(at(settings, proxy.url)) as page:
+    with FaultyProxy() as proxy, proxy.faulty(HTML_PAGE), Jenkins(at(settings, proxy.url)) as page:
         assert find_build(page, daemon.instance, "churn", "1", settings) == build
         with pytest.raises(JenkinsBadAnswer, match="a web page"):
             find_build(page, daemon.instance, "churn", "2", settings)
@@ -337,9 +337,9 @@ def test_a_run_without_a_record_waits_for_a_jenkins_that_is_away(
 ) -> None:
     build = model.add()
     monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.05)
-    with Proxy() as proxy, ExitStack() as away:
+    with FaultyProxy() as proxy, ExitStack() as away:
         proxy.upstream = settings.url.rstrip("/")
-        away.enter_context(proxy.weather(Weather.REFUSING))
+        away.enter_context(proxy.faulty(REFUSED))
         with Counting(at(settings, proxy.url), enough=8, then=away.close) as asked:
             assert find_build(asked, daemon.instance, "churn", "1", settings) == build
 

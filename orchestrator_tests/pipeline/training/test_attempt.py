@@ -22,8 +22,8 @@ from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.ec2.instance import LEASE_UNTIL_TAG, timestamp
+from orchestrator_sandbox.proxy import HUNG_UP, FaultyProxy
 from orchestrator_tests.support.attempts import ThisRun, World
-from orchestrator_tests.support.faulty_proxy import Fault, FaultyProxy
 from orchestrator_tests.support.waiting import until
 
 NASTY = 'it\'s "quoted", `id` $(id) ${HOME} \\ ; & | * ü\tand\nmore -x=1'
@@ -267,7 +267,7 @@ def test_an_mlflow_that_is_away_at_the_end_is_waited_for_and_then_named_with_wha
         away = {"MLFLOW_TRACKING_URI": mlflow.url, "MLFLOW_PATIENCE_MINUTES": "0.02"}
         attempt = world.attempt(23, run=ThisRun("run-23"), settings={**program, **away})
         trained = attempt.train()
-        mlflow.standing = Fault("hang up")
+        mlflow.standing = HUNG_UP
         attempt.terminate()
         with pytest.raises(MlflowUnavailable, match=rf"{trained}.*re-execute"):
             attempt.finished()
@@ -334,7 +334,7 @@ def test_an_instance_of_a_run_that_dagster_does_not_know_is_left_to_it_while_its
 def test_a_retry_waits_longer_for_mlflow_than_a_run_that_has_nothing_to_lose(world: World) -> None:
     with FaultyProxy(world.mlflow_server.url) as mlflow, ThreadPoolExecutor() as threads:
         away = {"MLFLOW_TRACKING_URI": mlflow.url, "MLFLOW_PATIENCE_MINUTES": "1"}
-        mlflow.standing = Fault("hang up")
+        mlflow.standing = HUNG_UP
         retry = world.attempt(25, run=ThisRun("run-25b", root_run_id="run-25a"), settings=away)
         checked = threads.submit(retry.check)
         until(lambda: mlflow.seen)

@@ -20,12 +20,11 @@ from orchestrator.pipeline.training.cancellation import Cancellation
 from orchestrator.resources.ec2.client import Ec2, Pace
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow.client import Mlflow
-from orchestrator_sandbox.chaos.proxy import Proxy, Request, Weather
+from orchestrator_sandbox.proxy import HUNG_UP, REFUSED, FaultyProxy, Request
 from orchestrator_tests.pipeline.training.test_asset import dagster, recorded, train
 from orchestrator_tests.pipeline.training.test_attempt import gone, provisioned
 from orchestrator_tests.support import attempts
 from orchestrator_tests.support.attempts import ThisRun, World
-from orchestrator_tests.support.faulty_proxy import Fault, FaultyProxy
 
 __all__ = ["dagster", "recorded"]
 
@@ -78,8 +77,8 @@ def test_a_run_that_is_cancelled_in_this_step_ends_as_canceled_and_leaves_no_ins
     dagster: dg.DagsterInstance,
     recorded: Build,
     monkeypatch: pytest.MonkeyPatch,
-    aws_proxy: Proxy,
-    mlflow_proxy: Proxy,
+    aws_proxy: FaultyProxy,
+    mlflow_proxy: FaultyProxy,
     tmp_path: Path,
 ) -> None:
     trained = tmp_path / "trained"
@@ -109,7 +108,11 @@ def test_a_run_that_is_cancelled_in_this_step_ends_as_canceled_and_leaves_no_ins
 
 
 def test_a_cancel_that_the_code_server_could_not_tell_the_worker_is_noticed_all_the_same(
-    world: World, dagster: dg.DagsterInstance, recorded: Build, monkeypatch: pytest.MonkeyPatch, mlflow_proxy: Proxy
+    world: World,
+    dagster: dg.DagsterInstance,
+    recorded: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    mlflow_proxy: FaultyProxy,
 ) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
 
@@ -159,7 +162,7 @@ def test_a_cancel_does_not_wait_long_for_an_mlflow_that_is_away(world: World, mo
     with FaultyProxy(world.mlflow_server.url) as mlflow:
 
         def cancel(_: str) -> None:
-            mlflow.standing = Fault("hang up")
+            mlflow.standing = HUNG_UP
             mlflow.seen.clear()
             raise KeyboardInterrupt
 
@@ -175,7 +178,7 @@ def test_a_cancel_does_not_wait_long_for_an_mlflow_that_is_away(world: World, mo
 
 @pytest.mark.parametrize(("ending", "expected"), [("cancelled", "cancelled"), ("failed", "status 4")])
 def test_an_aws_that_is_away_does_not_hide_why_the_training_ended(
-    ending: str, expected: str, world: World, aws_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ending: str, expected: str, world: World, aws_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempts, "Ec2", functools.partial(Ec2, pace=Pace(outage=0.2, first_wait=0.05)))
     how = "exit 4\n" if ending == "failed" else SLEEPS
@@ -185,7 +188,7 @@ def test_an_aws_that_is_away_does_not_hide_why_the_training_ended(
 
         def away(text: str) -> None:
             if not began:
-                outage.enter_context(aws_proxy.weather(Weather.REFUSING))
+                outage.enter_context(aws_proxy.faulty(REFUSED))
             began.append(text)
             if ending == "cancelled":
                 raise KeyboardInterrupt("cancelled")

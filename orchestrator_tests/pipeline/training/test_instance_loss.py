@@ -20,7 +20,7 @@ from orchestrator.resources.ssh import channel as ssh_exec
 from orchestrator.resources.ssh import connection as ssh_module
 from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.groups import SshSettings
-from orchestrator_sandbox.chaos.proxy import Proxy, Request
+from orchestrator_sandbox.proxy import FaultyProxy, Request
 from orchestrator_tests.pipeline.training.test_attempt import gone, provisioned
 from orchestrator_tests.support import attempts
 from orchestrator_tests.support.attempts import ThisRun, World
@@ -61,7 +61,7 @@ def test_by_the_constants_a_loss_is_seen_within_30_seconds_in_every_phase() -> N
     assert {phase: seconds + asked for phase, seconds in phases.items() if seconds + asked > 30} == {}
 
 
-def test_an_instance_that_ends_before_it_is_ready_is_replaced(world: World, aws_proxy: Proxy) -> None:
+def test_an_instance_that_ends_before_it_is_ready_is_replaced(world: World, aws_proxy: FaultyProxy) -> None:
     taken: list[Instance] = []
 
     def take_it_away(request: Request) -> bool:

@@ -21,7 +21,7 @@ from orchestrator.resources.mlflow import client as mlflow_module
 from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.groups import MachineSettings, MlflowSettings, SshSettings
-from orchestrator_sandbox.chaos.proxy import PAGE, Answer, Proxy, Request, Toll, Weather
+from orchestrator_sandbox.proxy import HTML_PAGE, PAGE, REFUSED, FaultyProxy, HitCount, ProxyFault, Request
 from orchestrator_tests.pipeline.training.test_attempt import gone, provisioned
 from orchestrator_tests.support import attempts
 from orchestrator_tests.support.attempts import ThisRun, World
@@ -33,18 +33,18 @@ A_MINUTE = 60.0
 REFUSALS = 2
 
 THROTTLED = (
-    b"<Response><Errors><Error><Code>RequestLimitExceeded</Code><Message>Too fast</Message></Error></Errors>"
-    b"<RequestID>r</RequestID></Response>"
+    "<Response><Errors><Error><Code>RequestLimitExceeded</Code><Message>Too fast</Message></Error></Errors>"
+    "<RequestID>r</RequestID></Response>"
 )
 MADNESS = {
-    "a proxy's page": Answer(200, PAGE, "text/html"),
-    "a bad gateway": Answer(502, PAGE, "text/html"),
-    "throttled": Answer(503, THROTTLED, "text/xml"),
+    "a proxy's page": HTML_PAGE,
+    "a bad gateway": ProxyFault(status=502, body=PAGE),
+    "throttled": ProxyFault(status=503, body=THROTTLED, content_type="text/xml"),
 }
 
 
 @pytest.fixture
-def mlflow_proxy(world: World, mlflow_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+def mlflow_proxy(world: World, mlflow_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> FaultyProxy:
     """On our way to MLflow, not on the instance's; and we are as patient with it as at our users'."""
     monkeypatch.setitem(world.environment, "MLFLOW_TRACKING_URI_ON_INSTANCE", world.mlflow_server.url)
     monkeypatch.setattr(attempts, "Mlflow", lambda settings, **_: Mlflow(settings))
@@ -77,11 +77,11 @@ class Outage:
         refused: how many connections were.
     """
 
-    def __init__(self, proxy: Proxy, *, enough: int) -> None:
+    def __init__(self, proxy: FaultyProxy, *, enough: int) -> None:
         self.refused = 0
         self._enough = enough
         self._away = ExitStack()
-        self._away.enter_context(proxy.weather(Weather.REFUSING))
+        self._away.enter_context(proxy.faulty(REFUSED))
 
     def refuse(self) -> None:
         """Another connection was refused."""
@@ -100,7 +100,7 @@ class Outages:
     def __init__(self) -> None:
         self._latest: dict[int, Outage] = {}
 
-    def begin(self, proxy: Proxy, *, enough: int) -> Outage:
+    def begin(self, proxy: FaultyProxy, *, enough: int) -> Outage:
         """An outage from now on."""
         port = urlsplit(proxy.url).port
         assert port is not None
@@ -163,12 +163,12 @@ def test_an_outage_of_a_minute_does_not_make_a_live_attempt_look_dead() -> None:
 
 @pytest.mark.parametrize("kind", MADNESS)
 def test_a_build_is_trained_though_every_call_fails_at_first(
-    kind: str, world: World, aws_proxy: Proxy, mlflow_proxy: Proxy
+    kind: str, world: World, aws_proxy: FaultyProxy, mlflow_proxy: FaultyProxy
 ) -> None:
     number = 401 + list(MADNESS).index(kind)
     applies = FirstOfEachKind()
     answer = MADNESS[kind]
-    with aws_proxy.spoilt(answer, times=20, applies=applies), mlflow_proxy.spoilt(answer, times=20, applies=applies):
+    with aws_proxy.faulty(answer, times=20, applies=applies), mlflow_proxy.faulty(answer, times=20, applies=applies):
         attempt = world.attempt(
             number, run=ThisRun(f"run-{number}"), settings=world.script("quick", "#!/bin/sh\nexit 0\n")
         )
@@ -189,7 +189,7 @@ def test_a_build_is_trained_though_every_call_fails_at_first(
 
 
 def test_nobody_listening_at_the_beginning_of_any_step_only_delays_it(
-    world: World, aws_proxy: Proxy, mlflow_proxy: Proxy, outages: Outages
+    world: World, aws_proxy: FaultyProxy, mlflow_proxy: FaultyProxy, outages: Outages
 ) -> None:
     attempt = world.attempt(411, run=ThisRun("run-411"), settings=world.script("quick", "#!/bin/sh\nexit 0\n"))
     refused: dict[str, set[str]] = {}
@@ -216,19 +216,19 @@ def test_nobody_listening_at_the_beginning_of_any_step_only_delays_it(
 
 
 def test_a_connection_that_breaks_while_aws_is_away_does_not_end_the_training(
-    world: World, aws_proxy: Proxy, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    world: World, aws_proxy: FaultyProxy, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connections: list[Breakable] = []
     away = ExitStack()
-    tolls: list[Toll] = []
+    hits: list[HitCount] = []
 
     def connect(settings: SshSettings, *, address: str, host_key: str | None) -> Ssh:
         connections.append(Breakable(settings, address=address, host_key=host_key))
         return connections[-1]
 
     def break_it(_: str) -> None:
-        if not tolls:
-            tolls.append(away.enter_context(aws_proxy.weather(Weather.REFUSING)))
+        if not hits:
+            hits.append(away.enter_context(aws_proxy.faulty(REFUSED)))
             connections[-1].break_off(behind=gate)
 
     monkeypatch.setattr(attempts, "Ssh", connect)
@@ -237,7 +237,7 @@ def test_a_connection_that_breaks_while_aws_is_away_does_not_end_the_training(
     instance = provisioned(attempt)
     with away:
         assert attempt.train() == instance.mlflow_run
-    assert [toll.met for toll in tolls] == [1], "AWS was asked in vain"
+    assert [count.count for count in hits] == [1], "AWS was asked in vain"
     assert len(connections) == 1, "the instance was not taken for lost"
     usage = attempt.terminate()
     assert usage is not None
@@ -246,7 +246,7 @@ def test_a_connection_that_breaks_while_aws_is_away_does_not_end_the_training(
 
 
 def test_a_loss_of_the_instance_while_mlflow_is_away_ends_in_another_training(
-    world: World, mlflow_proxy: Proxy, outages: Outages, monkeypatch: pytest.MonkeyPatch
+    world: World, mlflow_proxy: FaultyProxy, outages: Outages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = world.attempt(421, run=ThisRun("run-421"), settings=world.script("quick", "#!/bin/sh\nexit 0\n"))
     first = provisioned(attempt)

@@ -20,7 +20,7 @@ from orchestrator.pipeline.builds.sensor import jenkins_build_key
 from orchestrator.pipeline.component import TrainingPipeline
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.resources.mlflow.client import MlflowResource
-from orchestrator_sandbox.chaos.proxy import Proxy, Request, Weather
+from orchestrator_sandbox.proxy import REFUSED, FaultyProxy, Request
 from orchestrator_tests.pipeline.training.test_asset import JOB, MODEL, dagster
 from orchestrator_tests.pipeline.training.test_attempt import gone, provisioned
 from orchestrator_tests.support.attempts import ThisRun, World
@@ -206,7 +206,7 @@ class Runs:
 
 
 @pytest.fixture
-def runs(world: World, dagster: dg.DagsterInstance, mlflow_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Runs:
+def runs(world: World, dagster: dg.DagsterInstance, mlflow_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Runs:
     for name, value in {**world.environment, "MLFLOW_PATIENCE_MINUTES": "0"}.items():
         monkeypatch.setenv(name, value)
     return Runs(dagster)
@@ -230,7 +230,7 @@ def test_in_dagster_a_run_that_could_not_record_is_executed_again_without_anothe
     steps: list[str],
     world: World,
     runs: Runs,
-    mlflow_proxy: Proxy,
+    mlflow_proxy: FaultyProxy,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -240,7 +240,7 @@ def test_in_dagster_a_run_that_could_not_record_is_executed_again_without_anothe
 
         def goes_away(request: Request) -> bool:
             if "/runs/get" in request.path:  # which `record` asks first
-                outage.enter_context(mlflow_proxy.weather(Weather.REFUSING))
+                outage.enter_context(mlflow_proxy.faulty(REFUSED))
             return False
 
         with mlflow_proxy.held(goes_away):

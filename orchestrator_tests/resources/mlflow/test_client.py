@@ -15,7 +15,7 @@ from orchestrator.errors import MlflowNotFound, MlflowRejected
 from orchestrator.resources.mlflow.client import Mlflow, MlflowResource, Run
 from orchestrator.settings.source import Settings
 from orchestrator_sandbox.mlflow import MlflowServer
-from orchestrator_tests.support.faulty_proxy import Fault, FaultyProxy
+from orchestrator_sandbox.proxy import ANSWER_LOST, HUNG_UP, FaultyProxy
 from orchestrator_tests.support.mlflow_client import client, post
 from orchestrator_tests.support.waiting import until
 
@@ -189,7 +189,7 @@ class TestLostAnswers:
         self, proxy: FaultyProxy, mlflow: Mlflow, experiment: str
     ) -> None:
         tags = {"jenkins.job": 'it\'s "quoted"', "test": uuid4().hex}
-        proxy.faults.extend([Fault("lose answer"), Fault("hang up")])
+        proxy.faults.extend([ANSWER_LOST, HUNG_UP])
         with client(proxy.url) as shaky:
             made = shaky.create_run(experiment, name="once", tags=tags)
         assert [each.id for each in mlflow.find_runs(experiment, tags=tags)] == [made.id]
@@ -200,7 +200,7 @@ class TestLostAnswers:
     ) -> None:
         tags = {"test": uuid4().hex}
         mlflow.create_run(experiment, name="an earlier attempt's", tags=tags)
-        proxy.faults.append(Fault("hang up"))
+        proxy.faults.append(HUNG_UP)
         with client(proxy.url) as shaky:
             shaky.create_run(experiment, name="mine", tags=tags)
         assert len(list(mlflow.find_runs(experiment, tags=tags))) == 2

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from orchestrator.errors import MlflowError, MlflowRefused, MlflowUnavailable, SettingsError
 from orchestrator.resources.mlflow.http import Address
 from orchestrator_sandbox.mlflow import MlflowServer
-from orchestrator_tests.support.faulty_proxy import Fault, FaultyProxy
+from orchestrator_sandbox.proxy import HUNG_UP, STALLED, FaultyProxy, ProxyFault
 from orchestrator_tests.support.mlflow_client import client
 
-HTML = Fault(status=200, body="<html>maintenance</html>")
+HTML = ProxyFault(status=200, body="<html>maintenance</html>")
 
 
 @pytest.fixture
@@ -35,22 +35,22 @@ class TestOutages:
     @pytest.mark.parametrize(
         "fault",
         [
-            Fault("hang up"),
-            Fault(status=429, body='{"error_code": "REQUEST_LIMIT_EXCEEDED"}', content_type="application/json"),
-            Fault(status=500, body='{"message": "database is locked"}', content_type="application/json"),
-            Fault(status=502, body="<html>bad gateway</html>"),
+            HUNG_UP,
+            ProxyFault(status=429, body='{"error_code": "REQUEST_LIMIT_EXCEEDED"}', content_type="application/json"),
+            ProxyFault(status=500, body='{"message": "database is locked"}', content_type="application/json"),
+            ProxyFault(status=502, body="<html>bad gateway</html>"),
             HTML,
         ],
         ids=["hung up", "429", "500", "502", "a web page"],
     )
-    def test_it_is_ridden_out(self, proxy: FaultyProxy, fault: Fault) -> None:
+    def test_it_is_ridden_out(self, proxy: FaultyProxy, fault: ProxyFault) -> None:
         proxy.faults.extend([fault, fault])
         with client(proxy.url) as mlflow:
             assert mlflow.experiment("0").name == "Default"
         assert len(proxy.seen) == 3
 
     def test_a_server_that_says_nothing_is_given_up_on_within_the_patience(self, proxy: FaultyProxy) -> None:
-        proxy.standing = Fault("stall")
+        proxy.standing = STALLED
         with client(proxy.url, patience_seconds=0.5) as mlflow, pytest.raises(MlflowUnavailable) as error:
             mlflow.experiment("1")
         assert str(error.value) == (
@@ -75,13 +75,13 @@ class TestOutages:
 class TestRefusals:
     def test_a_server_that_was_not_told_its_own_name_is_explained(self, proxy: FaultyProxy) -> None:
         said = "Invalid Host header - possible DNS rebinding attack detected"
-        proxy.standing = Fault(status=403, body=said, content_type="text/plain")
+        proxy.standing = ProxyFault(status=403, body=said, content_type="text/plain")
         with client(proxy.url) as mlflow, pytest.raises(MlflowRefused, match=r"--allowed-hosts 127\.0\.0\.1:"):
             mlflow.experiment("1")
 
     @pytest.mark.parametrize("status", [401, 403])
     def test_a_rejected_login_names_its_settings_and_is_not_tried_again(self, proxy: FaultyProxy, status: int) -> None:
-        proxy.standing = Fault(status=status, body="no")
+        proxy.standing = ProxyFault(status=status, body="no")
         with client(proxy.url) as mlflow, pytest.raises(MlflowRefused) as error:
             mlflow.experiment("1")
         assert str(error.value).startswith(f"{status} ")
@@ -89,7 +89,7 @@ class TestRefusals:
         assert len(proxy.seen) == 1
 
     def test_a_redirect_to_a_login_page_is_recognised(self, proxy: FaultyProxy) -> None:
-        proxy.standing = Fault(status=302, headers={"Location": "https://sso.example.com/login?state=secret"})
+        proxy.standing = ProxyFault(status=302, headers={"Location": "https://sso.example.com/login?state=secret"})
         with client(proxy.url) as mlflow, pytest.raises(MlflowRefused) as error:
             mlflow.experiment("1")
         assert "redirects to https://sso.example.com/login: if that is a login page" in str(error.value)
@@ -97,12 +97,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("fault", "told"),
         [
-            (Fault(status=404, body="<html>nginx</html>"), "has no MLflow REST API (404 Not Found)"),
-            (Fault(body='{"hello": 1}', content_type="application/json"), "JSON of another shape"),
-            (Fault(status=499, body="?"), "has no MLflow REST API (499 )"),
+            (ProxyFault(status=404, body="<html>nginx</html>"), "has no MLflow REST API (404 Not Found)"),
+            (ProxyFault(body='{"hello": 1}', content_type="application/json"), "JSON of another shape"),
+            (ProxyFault(status=499, body="?"), "has no MLflow REST API (499 )"),
         ],
     )
-    def test_another_server_is_not_taken_for_mlflow(self, proxy: FaultyProxy, fault: Fault, told: str) -> None:
+    def test_another_server_is_not_taken_for_mlflow(self, proxy: FaultyProxy, fault: ProxyFault, told: str) -> None:
         proxy.standing = fault
         with client(proxy.url) as mlflow, pytest.raises(MlflowError) as error:
             mlflow.experiment("1")
@@ -123,7 +123,7 @@ class TestLogin:
         with client(uri, **more) as mlflow:
             mlflow.find_run("0", tags={})
             assert "@" not in mlflow.uri
-        return proxy.headers[-1].get("Authorization")
+        return proxy.seen[-1].headers.get("Authorization")
 
     def test_user_and_password_are_sent_as_basic_auth(self, proxy: FaultyProxy) -> None:
         assert self.authorization(proxy, username="ann", password="pä:ss") == "Basic YW5uOnDDpDpzcw=="
@@ -137,7 +137,7 @@ class TestLogin:
     def test_a_login_in_the_address_is_used_and_never_shown(self, proxy: FaultyProxy) -> None:
         uri = proxy.url.replace("http://", "http://ann:p%40ss@")
         assert self.authorization(proxy, uri=uri) == "Basic YW5uOnBAc3M="
-        proxy.standing = Fault(status=401)
+        proxy.standing = ProxyFault(status=401)
         with client(uri) as mlflow, pytest.raises(MlflowRefused) as error:
             mlflow.experiment("1")
         assert "p%40ss" not in str(error.value)

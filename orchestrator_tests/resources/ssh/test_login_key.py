@@ -50,12 +50,12 @@ def test_accept_new_takes_the_first_key_and_holds_on_to_it(host: SshHost, tmp_pa
         ssh.connect(deadline_seconds=5)
         ssh.connect(deadline_seconds=5)
         with SshHost(tmp_path) as impostor:
-            host.network._target, port = impostor.network._target, host.network._target
+            host.network.target_port, port = impostor.network.target_port, host.network.target_port
             try:
                 with pytest.raises(HostKeyMismatch):
                     ssh.connect(deadline_seconds=5)
             finally:
-                host.network._target = port
+                host.network.target_port = port
 
 
 def known_hosts(host: SshHost, path: Path, *, name: str | None = None, key: str | None = None) -> Path:

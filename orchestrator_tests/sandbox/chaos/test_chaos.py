@@ -1,4 +1,4 @@
-"""The fault campaign itself: its plan can be repeated, its faults are counted, and its trainings tell what they do."""
+"""The fault campaign itself: its plan can be repeated, its hits are counted, its trainings write down what they do."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import hashlib
 import itertools
 import json
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
 
-from orchestrator_sandbox.chaos.plan import AWAY, OUTAGES, PHASES, TRIES, WHERE, Agenda, Fault, Kind, plan
-from orchestrator_sandbox.chaos.proxy import Answer, Proxy, Weather
-from orchestrator_sandbox.chaos.training import STEP_SECONDS, STEPS, Ledger, Training, read
-from orchestrator_sandbox.chaos.watch import Clock
-from orchestrator_sandbox.web import HandlerServer
+from orchestrator_sandbox.chaos.observer import OrphanClock
+from orchestrator_sandbox.chaos.plan import (
+    MAX_TRIES,
+    OUTAGE_SECONDS_CHOICES,
+    PHASES,
+    PHASES_OF,
+    SERVER_AWAY,
+    FaultKind,
+    FaultQueue,
+    PlannedFault,
+    plan,
+)
+from orchestrator_sandbox.chaos.training import STEP_SECONDS, STEPS, Training, TrainingLedger, read
+from orchestrator_sandbox.proxy import HTML_PAGE, FaultyProxy
+from orchestrator_tests.support.echo_server import echo_server
 from orchestrator_tests.support.waiting import until
 
 
-def first(count: int, *, seed: int = 7) -> list[Fault]:
+def first(count: int, *, seed: int = 7) -> list[PlannedFault]:
     return list(itertools.islice(plan(seed), count))
 
 
@@ -34,7 +40,7 @@ def test_a_seed_gives_the_same_plan_again() -> None:
     assert [fault.index for fault in first(20)] == list(range(20))
 
 
-def described(fault: Fault) -> str:
+def described(fault: PlannedFault) -> str:
     return f"{fault} after {fault.after:g} s, {fault.times} calls, {fault.seconds:g} s"
 
 
@@ -56,61 +62,61 @@ def test_a_seed_of_an_earlier_version_still_plans_the_same_campaign() -> None:
 
 
 def test_every_kind_comes_in_every_phase_where_it_means_something_before_any_comes_twice() -> None:
-    places = [(kind, phase) for kind, phases in WHERE.items() for phase in phases]
-    assert set(WHERE) == set(Kind)
+    places = [(kind, phase) for kind, phases in PHASES_OF.items() for phase in phases]
+    assert set(PHASES_OF) == set(FaultKind)
     assert {phase for _, phase in places} == set(PHASES)
     once = [(fault.kind, fault.phase) for fault in first(len(places))]
     assert sorted(once) == sorted(places)
 
 
 def test_the_first_outage_of_each_server_in_each_phase_takes_the_minute_that_must_be_borne() -> None:
-    outages = [fault for fault in first(150) if fault.kind in AWAY]
-    places = {(AWAY[fault.kind], fault.phase): fault for fault in reversed(outages)}
-    assert {fault.seconds for fault in places.values()} == {OUTAGES[-1]}
-    assert {fault.seconds for fault in outages} == set(OUTAGES)
+    outages = [fault for fault in first(150) if fault.kind in SERVER_AWAY]
+    places = {(SERVER_AWAY[fault.kind], fault.phase): fault for fault in reversed(outages)}
+    assert {fault.seconds for fault in places.values()} == {OUTAGE_SECONDS_CHOICES[-1]}
+    assert {fault.seconds for fault in outages} == set(OUTAGE_SECONDS_CHOICES)
 
 
 def test_a_fault_that_missed_is_tried_again_just_the_same_before_any_other() -> None:
-    agenda = Agenda(plan(7), hits=3)
-    missed, second, third = (agenda.next() for _ in range(3))
+    queue = FaultQueue(plan(7), hits=3)
+    missed, second, third = (queue.next() for _ in range(3))
     assert missed is not None
     assert second is not None
-    assert agenda.next() is None, "three are under way, and may be enough"
-    agenda.done(missed, hit=False)
-    agenda.done(second, hit=True)
-    assert agenda.next() == missed
-    assert agenda.next() is None
+    assert queue.next() is None, "three are under way, and may be enough"
+    queue.done(missed, hit=False)
+    queue.done(second, hit=True)
+    assert queue.next() == missed
+    assert queue.next() is None
     assert [missed, second, third] == first(3)
 
 
 def test_a_fault_that_never_hits_makes_room_for_the_next_one() -> None:
-    agenda = Agenda(plan(7), hits=1)
-    for _ in range(TRIES):
-        fault = agenda.next()
+    queue = FaultQueue(plan(7), hits=1)
+    for _ in range(MAX_TRIES):
+        fault = queue.next()
         assert fault == first(1)[0]
-        agenda.done(fault, hit=False)
-    following = agenda.next()
+        queue.done(fault, hit=False)
+    following = queue.next()
     assert following == first(2)[1]
-    agenda.done(following, hit=True)
-    assert (agenda.hits, agenda.next()) == (1, None)
+    queue.done(following, hit=True)
+    assert (queue.hits, queue.next()) == (1, None)
 
 
 def test_of_a_plan_of_one_fault_nothing_else_is_done() -> None:
     (fault,) = first(1)
-    agenda = Agenda(iter([fault]), hits=1)
-    for _ in range(TRIES):
-        assert agenda.next() == fault
-        agenda.done(fault, hit=False)
-    assert (agenda.hits, agenda.next()) == (0, None)
+    queue = FaultQueue(iter([fault]), hits=1)
+    for _ in range(MAX_TRIES):
+        assert queue.next() == fault
+        queue.done(fault, hit=False)
+    assert (queue.hits, queue.next()) == (0, None)
 
 
 def test_an_orphan_is_timed_until_it_is_gone_and_the_longest_time_is_kept() -> None:
-    clock = Clock()
-    clock.see([("i-1", "12")], 100.0)
-    clock.see([("i-1", "12"), ("i-2", "13")], 130.0)
-    clock.see([("i-2", "13")], 140.0)
-    clock.see([("i-1", "12")], 150.0)
-    clock.see([], 400.0)
+    clock = OrphanClock()
+    clock.update([("i-1", "12")], 100.0)
+    clock.update([("i-1", "12"), ("i-2", "13")], 130.0)
+    clock.update([("i-2", "13")], 140.0)
+    clock.update([("i-1", "12")], 150.0)
+    clock.update([], 400.0)
     assert (clock.longest("12"), clock.longest("13"), clock.longest("14")) == (30.0, 10.0, 0.0)
 
 
@@ -128,121 +134,17 @@ def test_the_ledger_tells_processes_apart_and_knows_which_never_came_to_an_end()
     ]
 
 
-class Echo(BaseHTTPRequestHandler):
-    """Enough of an MLflow for a training, and says what it was asked."""
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer()
-
-    def _answer(self) -> None:
-        tags = [{"key": "orchestrator.partition", "value": "12"}]
-        body = json.dumps({"path": self.path, "run": {"data": {"tags": tags}}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    server = HandlerServer(("127.0.0.1", 0), Echo)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    with Proxy() as proxy:
-        proxy.upstream = f"http://127.0.0.1:{server.server_port}"
+def proxy() -> Iterator[FaultyProxy]:
+    with echo_server() as url, FaultyProxy(url) as proxy:
         yield proxy
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-NO = Answer(503, b"<no/>", "text/xml")
-
-
-def ask(proxy: Proxy, path: str = "/a?b=c") -> requests.Response:
-    return requests.get(f"{proxy.url}{path}", timeout=10)
-
-
-def test_the_proxy_forwards_while_the_weather_is_good(proxy: Proxy) -> None:
-    assert ask(proxy).json()["path"] == "/a?b=c"
-
-
-def test_the_proxy_refuses_connections_as_long_as_it_is_told_to(proxy: Proxy) -> None:
-    with proxy.weather(Weather.REFUSING) as refusing, proxy.weather(Weather.HTML) as html:
-        for _ in range(2):
-            with pytest.raises(requests.ConnectionError):
-                ask(proxy)
-        assert (bool(refusing.met), html.met) == (True, 0)
-    assert ask(proxy).ok
-
-
-def test_two_outages_at_once_each_know_that_they_were_met(proxy: Proxy) -> None:
-    with proxy.weather(Weather.REFUSING) as first_one:
-        with pytest.raises(requests.ConnectionError):
-            ask(proxy)
-        with proxy.weather(Weather.REFUSING) as second_one:
-            assert (first_one.met, second_one.met) == (1, 0)
-            with pytest.raises(requests.ConnectionError):
-                ask(proxy)
-            assert second_one.met == 1
-        with pytest.raises(requests.ConnectionError):
-            ask(proxy)
-    assert ask(proxy).ok
-
-
-def test_the_proxy_talks_html_as_long_as_it_is_told_to(proxy: Proxy) -> None:
-    with proxy.weather(Weather.HTML) as toll:
-        assert toll.met == 0
-        assert ask(proxy).text.startswith("<html>")
-        assert toll.met == 1
-    assert ask(proxy).json()
-
-
-def test_the_proxy_spoils_only_the_requests_that_are_meant(proxy: Proxy) -> None:
-    with proxy.spoilt(NO, times=2, applies=lambda request: request.path == "/bad") as toll:
-        assert [ask(proxy, path).status_code for path in ("/bad", "/good", "/bad", "/bad")] == [503, 200, 503, 200]
-        assert toll.met == 2
-
-
-def test_what_was_not_spoilt_while_it_was_time_is_not_spoilt_later(proxy: Proxy) -> None:
-    with proxy.spoilt(NO, times=2) as mine:
-        with proxy.spoilt(NO, times=5):
-            pass
-        assert [ask(proxy).status_code for _ in range(3)] == [503, 503, 200]
-        assert mine.met == 2
-    with proxy.spoilt(NO, times=5):
-        pass
-    assert ask(proxy).ok
-
-
-def test_the_proxy_holds_a_request_up_until_it_is_let_go(proxy: Proxy) -> None:
-    held, answers = threading.Event(), []
-
-    def applies(request: object) -> bool:
-        held.set()
-        return True
-
-    with proxy.held(applies):
-        asking = threading.Thread(target=lambda: answers.append(ask(proxy)))
-        asking.start()
-        until(held.is_set)
-        assert answers == []
-    asking.join()
-    assert answers[0].ok
 
 
 @pytest.mark.parametrize(("failing", "status", "steps"), [(False, 0, STEPS), (True, 1, 2)])
 def test_a_training_tells_the_ledger_how_it_went(
-    proxy: Proxy, tmp_path: Path, failing: bool, status: int, steps: int
+    proxy: FaultyProxy, tmp_path: Path, failing: bool, status: int, steps: int
 ) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = TrainingLedger(tmp_path)
     if failing:
         ledger.let_fail("12")
     done = subprocess.run(
@@ -258,13 +160,13 @@ def test_a_training_tells_the_ledger_how_it_went(
     assert (training.run, training.instance) == ("m1", "i-1")
 
 
-def test_a_training_that_waits_for_mlflow_is_heard_of_all_the_same(proxy: Proxy, tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+def test_a_training_that_waits_for_mlflow_is_heard_of_all_the_same(proxy: FaultyProxy, tmp_path: Path) -> None:
+    ledger = TrainingLedger(tmp_path)
     environment = {"MLFLOW_TRACKING_URI": proxy.url, "HOME": "/ec2/i-1/home/ubuntu"}
-    with proxy.weather(Weather.HTML) as toll:
+    with proxy.faulty(HTML_PAGE) as hits:
         waiting = subprocess.Popen([ledger.program, "run", "it", "--run-id", "m1"], env=environment)
         try:
-            until(lambda: toll.met > 0)
+            until(lambda: hits.count > 0)
             since = time.time()
             until(lambda: ledger.trainings()[0].seen > since + STEP_SECONDS)
             (training,) = ledger.trainings()

@@ -8,22 +8,22 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from orchestrator_sandbox.chaos.checks import Ended, Facts
-from orchestrator_sandbox.chaos.plan import Fault, Kind
-from orchestrator_sandbox.chaos.report import Result, line, show, summary
+from orchestrator_sandbox.chaos.checks import BuildFacts, EndedAttempt
+from orchestrator_sandbox.chaos.plan import FaultKind, PlannedFault
+from orchestrator_sandbox.chaos.report import FaultResult, line, show, summary
 
-DONE = Fault(index=3, kind=Kind.SSH_CUT, phase="train", after=1.0, seconds=3.0, times=1)
+DONE = PlannedFault(index=3, kind=FaultKind.SSH_CUT, phase="train", after=1.0, seconds=3.0, times=1)
 
 
 def told_of(
-    fault: Fault,
+    fault: PlannedFault,
     *,
     missed: str | None = None,
     trainings: int = 1,
     lasted_seconds: float = 0.0,
     violations: tuple[str, ...] = (),
-) -> Result:
-    return Result(
+) -> FaultResult:
+    return FaultResult(
         fault=fault,
         partition="12",
         missed=missed,
@@ -53,14 +53,14 @@ def test_the_report_names_what_broke_and_how_to_do_it_again() -> None:
 
 def test_the_report_names_the_faults_that_never_hit() -> None:
     missed = told_of(DONE, missed="there is no instance")
-    other = replace(DONE, index=4, kind=Kind.SSHD_AWAY)
+    other = replace(DONE, index=4, kind=FaultKind.SSHD_AWAY)
     console = Console(record=True, width=200, file=io.StringIO())
     show(console, [missed, told_of(DONE), told_of(other, missed="it was over")], seed=7, minutes=2.0)
     assert [text for text in console.export_text().splitlines() if "never hit" in text] == [f"never hit: {other}"]
 
 
 def test_an_outage_that_was_shortened_is_told_with_both_lengths() -> None:
-    fault = replace(DONE, kind=Kind.MLFLOW_DOWN, seconds=60.0)
+    fault = replace(DONE, kind=FaultKind.MLFLOW_DOWN, seconds=60.0)
     told = line(told_of(fault, lasted_seconds=21.4))
     assert "MLflow down in train for 60 s" in told
     assert "lasted 21 s" in told
@@ -68,7 +68,9 @@ def test_an_outage_that_was_shortened_is_told_with_both_lengths() -> None:
 
 def test_what_a_later_look_finds_is_added_to_what_was_wrong_before() -> None:
     before = told_of(DONE, violations=("build 12: it did not come to rest in time",))
-    again = before.seen_again(Facts(partition="12", attempts=(Ended("d1", "SUCCESS"), Ended("d2", "SUCCESS"))))
+    again = before.updated(
+        BuildFacts(partition="12", attempts=(EndedAttempt("d1", "SUCCESS"), EndedAttempt("d2", "SUCCESS")))
+    )
     assert again.violations[0] == "build 12: it did not come to rest in time"
     assert "build 12: 2 of its runs are green" in again.violations
     assert (again.attempts, again.settled_seconds) == (2, before.settled_seconds)

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from orchestrator.resources.jenkins.answers import Build
-from orchestrator_sandbox.dagster_runs import Run, Step
-from orchestrator_sandbox.demo.display import LineView, LiveView, Scene, picture, view_on
-from orchestrator_sandbox.demo.outcome import Outcome
+from orchestrator_sandbox.dagster_runs import DagsterRun, RunStep
+from orchestrator_sandbox.demo.display import DemoState, LineView, LiveView, picture, view_on
+from orchestrator_sandbox.demo.outcome import DemoOutcome
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TRAINING = Run(
+TRAINING = DagsterRun(
     id="5f6d0f7e-0000-0000-0000-000000000000",
     status="STARTED",
     job="training_training",
@@ -22,13 +22,13 @@ TRAINING = Run(
     started=1.0,
     ended=None,
     steps=(
-        Step(name="resolve", status="SUCCESS", started=1.0, seconds=0.2),
-        Step(name="provision", status="SUCCESS", started=2.0, seconds=2.5),
-        Step(name="train", status="IN_PROGRESS", started=4.0, seconds=None),
+        RunStep(name="resolve", status="SUCCESS", started=1.0, seconds=0.2),
+        RunStep(name="provision", status="SUCCESS", started=2.0, seconds=2.5),
+        RunStep(name="train", status="IN_PROGRESS", started=4.0, seconds=None),
     ),
 )
 DONE = dataclasses.replace(TRAINING, status="SUCCESS", ended=9.0)
-OUTCOME = Outcome(
+OUTCOME = DemoOutcome(
     pipeline="training",
     partition="7",
     commit=COMMIT,
@@ -58,12 +58,12 @@ def build(number: int, result: str | None) -> Build:
     )
 
 
-def scene(*, run: Run = TRAINING, output: tuple[str, ...] = (), outcome: Outcome | None = None) -> Scene:
+def scene(*, run: DagsterRun = TRAINING, output: tuple[str, ...] = (), outcome: DemoOutcome | None = None) -> DemoState:
     builds = (build(8, None), build(7, "SUCCESS"), build(6, "FAILURE"))
-    return Scene("training", builds, trainings={"7": run.status}, run=run, output=output, outcome=outcome)
+    return DemoState("training", builds, trainings={"7": run.status}, run=run, output=output, outcome=outcome)
 
 
-def drawn(shown: Scene, *, height: int = 24) -> list[str]:
+def drawn(shown: DemoState, *, height: int = 24) -> list[str]:
     console = Console(file=io.StringIO(), width=80, height=height)
     with console.capture() as captured:
         console.print(picture(shown, height=height))
@@ -162,7 +162,7 @@ def test_whatever_is_missing_from_a_trained_model_is_a_fault(wrong: dict[str, ob
 
 
 def test_of_a_demo_that_trained_nothing_the_json_says_so_with_the_same_keys() -> None:
-    nothing = Outcome(pipeline="training").to_json()
+    nothing = DemoOutcome(pipeline="training").to_json()
     assert set(nothing) == set(OUTCOME.to_json())
     assert nothing["dagster_run_id"] is None
     assert nothing["metrics"] == {}

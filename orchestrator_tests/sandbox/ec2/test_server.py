@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from orchestrator.errors import SandboxError
 from orchestrator.resources.ec2.user_data import HostKey, cloud_config
-from orchestrator_sandbox.ec2.api import Fault
+from orchestrator_sandbox.ec2.api import AwsFault
 from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_tests.support.waiting import until
 
@@ -220,13 +220,13 @@ def test_what_does_not_exist_is_refused_as_aws_does(
 
 
 def test_the_api_answers_with_the_errors_it_is_told_to(server: Ec2Server, ec2: EC2Client) -> None:
-    server.faults.answer("DescribeInstances", Fault("RequestLimitExceeded", status=503), times=2)
-    server.faults.answer("*", Fault("InternalError", status=500))
+    server.faults.answer("DescribeInstances", AwsFault("RequestLimitExceeded", status=503), times=2)
+    server.faults.answer("*", AwsFault("InternalError", status=500))
     assert error_of(ec2.describe_instances) == "RequestLimitExceeded"
     assert error_of(ec2.describe_images) == "InternalError"
     assert error_of(ec2.describe_instances) == "RequestLimitExceeded"
     ec2.describe_instances()
-    server.faults.answer("DescribeInstances", Fault("RequestLimitExceeded"))
+    server.faults.answer("DescribeInstances", AwsFault("RequestLimitExceeded"))
     server.faults.clear()
     ec2.describe_instances()
 

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from orchestrator_sandbox.jenkins.actions import LIBRARY_COMMIT
-from orchestrator_sandbox.jenkins.faults import Fault
+from orchestrator_sandbox.jenkins.faults import JenkinsFault
 from orchestrator_sandbox.jenkins.home import JobConfig
 from orchestrator_sandbox.jenkins.server import JenkinsServer
 from orchestrator_tests.support.jenkins_client import COMMIT, REPOSITORY, UNTRIGGERED, Client, numbers
@@ -213,16 +213,16 @@ def test_log_rotation_keeps_the_newest_builds(server: JenkinsServer, client: Cli
 
 
 def test_it_misbehaves_when_asked_to(server: JenkinsServer, client: Client) -> None:
-    with server.faults.answer_with(Fault(status=502, path="/api")):
+    with server.faults.answer_with(JenkinsFault(status=502, path="/api")):
         assert client.get("api/json").status_code == 502
         assert client.get("crumbIssuer/api/json").status_code == 200
-    with server.faults.answer_with(Fault(status=200, body='{"jobs": [', content_type="application/json")):
+    with server.faults.answer_with(JenkinsFault(status=200, body='{"jobs": [', content_type="application/json")):
         assert client.get("api/json").text == '{"jobs": ['
-    with server.faults.answer_with(Fault(cut=True)), pytest.raises(requests.RequestException):
+    with server.faults.answer_with(JenkinsFault(cut=True)), pytest.raises(requests.RequestException):
         client.get("api/json")
-    with server.faults.answer_with(Fault(hang_up=True)), pytest.raises(requests.ConnectionError):
+    with server.faults.answer_with(JenkinsFault(hang_up=True)), pytest.raises(requests.ConnectionError):
         client.get("api/json")
-    with server.faults.answer_with(Fault(status=None, delay_seconds=60)), pytest.raises(requests.Timeout):
+    with server.faults.answer_with(JenkinsFault(status=None, delay_seconds=60)), pytest.raises(requests.Timeout):
         requests.get(f"{server.url}api/json", auth=client.auth, timeout=0.2)
     assert client.get("api/json").status_code == 200
 

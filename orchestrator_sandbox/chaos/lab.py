@@ -1,4 +1,4 @@
-"""The stage of a campaign: the sandbox behind proxies, Dagster with a service manager, and who looks at it all."""
+"""Where a campaign takes place: the sandbox behind proxies, Dagster with a service manager, and a look at it all."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import psutil
 import requests
 
 from orchestrator.errors import SandboxError
-from orchestrator_sandbox.chaos.checks import Ended, Facts, Record
-from orchestrator_sandbox.chaos.proxy import Proxy
-from orchestrator_sandbox.chaos.service_manager import Books, Processes
-from orchestrator_sandbox.chaos.training import Ledger
+from orchestrator.names import Ec2Tag, MlflowTag
+from orchestrator_sandbox.chaos.attempts import AttemptsApi
+from orchestrator_sandbox.chaos.checks import BuildFacts, EndedAttempt, RecordedModel
+from orchestrator_sandbox.chaos.service_manager import DagsterProcesses
+from orchestrator_sandbox.chaos.training import TrainingLedger
+from orchestrator_sandbox.proxy import FaultyProxy
 from orchestrator_sandbox.stack import TRAINED_MODEL, Stack
 
-NOT_GONE = ("pending", "running", "stopping", "stopped")
+ALIVE_STATES = ("pending", "running", "stopping", "stopped")
 REQUEST_SECONDS = 10
 
 
@@ -31,12 +33,12 @@ class LeasedInstance:
     partition: str
 
 
-class Site:
-    """Everything that runs during a campaign, and what it looks like from outside.
+class FaultLab:
+    """Everything that runs during a campaign, as it looks from outside.
 
     Attributes:
-        jenkins: the way to Jenkins; likewise ``mlflow`` and ``aws``.
-        ledger: what the trainings tell.
+        jenkins, mlflow, aws: the proxies on the way there.
+        ledger: what the trainings wrote down.
         processes: Dagster's.
 
     Args:
@@ -49,8 +51,8 @@ class Site:
     def __init__(self, directory: Path) -> None:
         self._exits = ExitStack()
         try:
-            self.ledger = Ledger(directory / "chaos")
-            self.jenkins, self.mlflow, self.aws = (self._exits.enter_context(Proxy()) for _ in range(3))
+            self.ledger = TrainingLedger(directory / "chaos")
+            self.jenkins, self.mlflow, self.aws = (self._exits.enter_context(FaultyProxy()) for _ in range(3))
             settings = {
                 "JENKINS_URL": f"{self.jenkins.url}/",
                 "MLFLOW_TRACKING_URI": self.mlflow.url,
@@ -79,19 +81,19 @@ class Site:
     ) -> None:
         self._exits.close()
 
-    def books(self) -> Books:
+    def dagster(self) -> AttemptsApi:
         """A client of Dagster's; each thread needs its own."""
-        return Books(f"http://127.0.0.1:{self.stack.port}")
+        return AttemptsApi(f"http://127.0.0.1:{self.stack.port}")
 
     def instances(self) -> list[LeasedInstance]:
-        """Every instance that is not terminated or about to be."""
+        """Every instance that is neither terminated nor about to be."""
         pages = self._ec2.get_paginator("describe_instances").paginate(
-            Filters=[{"Name": "instance-state-name", "Values": list(NOT_GONE)}]
+            Filters=[{"Name": "instance-state-name", "Values": list(ALIVE_STATES)}]
         )
         return [
             LeasedInstance(
                 id=raw["InstanceId"],
-                partition={tag["Key"]: tag["Value"] for tag in raw.get("Tags", ())}.get("orchestrator:partition", ""),
+                partition={tag["Key"]: tag["Value"] for tag in raw.get("Tags", ())}.get(Ec2Tag.PARTITION, ""),
             )
             for page in pages
             for group in page["Reservations"]
@@ -125,31 +127,36 @@ class Site:
             run["info"]["run_id"]: tag["value"]
             for run in self.mlflow_runs("attributes.status = 'RUNNING'")
             for tag in run["data"]["tags"]
-            if tag["key"] == "orchestrator.partition"
+            if tag["key"] == MlflowTag.PARTITION
         }
 
-    def facts(self, books: Books, partition: str) -> Facts:
+    def facts(self, dagster: AttemptsApi, partition: str) -> BuildFacts:
         """What there is of one build, now."""
-        runs = self.mlflow_runs(f"tags.`orchestrator.partition` = '{partition}'")
+        runs = self.mlflow_runs(f"tags.`{MlflowTag.PARTITION}` = '{partition}'")
         trained = {run["info"]["run_id"] for run in runs}
-        return Facts(
+        return BuildFacts(
             partition=partition,
             attempts=tuple(
-                Ended(one.id, one.status, books.failure(one.id) if one.status == "FAILURE" else None, one.trained)
-                for one in books.attempts(partition)
+                EndedAttempt(
+                    attempt.id,
+                    attempt.status,
+                    why=dagster.failure(attempt.id) if attempt.status == "FAILURE" else None,
+                    trained=attempt.trained,
+                )
+                for attempt in dagster.attempts(partition)
             ),
-            live_instances=tuple(one.id for one in self.instances() if one.partition == partition),
+            live_instances=tuple(instance.id for instance in self.instances() if instance.partition == partition),
             left_processes=tuple(self.left_processes()),
             mlflow_runs=tuple((run["info"]["run_id"], run["info"]["status"]) for run in runs),
             records=tuple(
-                Record(attempt=record.run_id, mlflow_run=record.metadata["MLflow run ID"])
-                for record in books.materialisations(TRAINED_MODEL, partition=partition)
+                RecordedModel(attempt=record.run_id, mlflow_run=record.metadata["MLflow run ID"])
+                for record in dagster.materialisations(TRAINED_MODEL, partition=partition)
             ),
             trainings=tuple(training for training in self.ledger.trainings() if training.run in trained),
         )
 
     def left_processes(self) -> Iterator[str]:
-        """Processes of machines that EC2 says are terminated."""
+        """DagsterProcesses of machines that EC2 says are terminated."""
         for process in psutil.process_iter():
             try:
                 words = " ".join(process.cmdline())
@@ -166,7 +173,7 @@ class Site:
         return str(answer["Reservations"][0]["Instances"][0]["State"]["Name"])
 
     def _ec2_client(self) -> Any:
-        import boto3  # a second
+        import boto3  # takes a second
 
         return boto3.client(
             "ec2",
@@ -178,8 +185,8 @@ class Site:
 
     def _start_dagster(self) -> None:
         services = self.stack.dagster_process("-m", "orchestrator_sandbox.chaos.service_manager", str(self.stack.port))
-        self.processes = Processes(services)
+        self.processes = DagsterProcesses(services)
         services.await_http(f"http://127.0.0.1:{self.stack.port}/server_info", seconds=120)
-        with self.books() as books:
-            if error := books.location_error():
+        with self.dagster() as dagster:
+            if error := dagster.location_error():
                 raise SandboxError(f"Dagster cannot load the definitions: {error}; its log is {services.log}")

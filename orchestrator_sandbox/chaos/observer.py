@@ -1,4 +1,4 @@
-"""Who looks on during a campaign: which attempts are under way, and what has had no live attempt for how long."""
+"""Observes a campaign: which attempts are under way, and what has had no live attempt for how long."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Self
 from botocore.exceptions import BotoCoreError, ClientError
 
 from orchestrator.errors import DagsterDown, SandboxError
-from orchestrator_sandbox.chaos.service_manager import Attempt, Books
-from orchestrator_sandbox.chaos.site import Site
+from orchestrator_sandbox.chaos.attempts import AttemptsApi, DagsterAttempt
+from orchestrator_sandbox.chaos.lab import FaultLab
 
 LOOK_SECONDS = 0.4
 ORPHANS_SECONDS = 2.0
 
 
-class Clock:
-    """How long each thing has been an orphan; the longest time of each build is kept."""
+class OrphanClock:
+    """Times how long each thing is an orphan, and keeps the longest time of each build."""
 
     def __init__(self) -> None:
         self._since: dict[str, tuple[float, str]] = {}
         self._longest: dict[str, float] = defaultdict(float)
 
-    def see(self, orphans: Iterable[tuple[str, str]], now: float) -> None:
-        """Note what is an orphan at this moment.
+    def update(self, orphans: Iterable[tuple[str, str]], now: float) -> None:
+        """Note what is an orphan now.
 
         Args:
             orphans: each thing, and the build that it belongs to.
@@ -42,21 +42,21 @@ class Clock:
         return self._longest[build]
 
 
-class Watch:
+class Observer:
     """Looks at Dagster, EC2 and MLflow again and again, in a thread, until it is closed.
 
     Args:
-        site: what it looks at.
+        lab: what it looks at.
     """
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._orphans = Clock()
-        self._unattended = Clock()
+    def __init__(self, lab: FaultLab) -> None:
+        self._lab = lab
+        self._orphans = OrphanClock()
+        self._unattended = OrphanClock()
         self._workers: dict[str, int] = {}
-        self._under_way: dict[str, Attempt] = {}
+        self._under_way: dict[str, DagsterAttempt] = {}
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._observe, name="observer", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -68,7 +68,7 @@ class Watch:
         self._closing.set()
         self._thread.join()
 
-    def attempt(self, partition: str) -> Attempt | None:
+    def attempt(self, partition: str) -> DagsterAttempt | None:
         """The attempt at this build that is under way; the newest of several."""
         return self._under_way.get(partition)
 
@@ -80,31 +80,31 @@ class Watch:
         """The longest time that no living process looked after something of this build, whatever Dagster believed."""
         return self._unattended.longest(partition)
 
-    def _look_on(self) -> None:
+    def _observe(self) -> None:
         due = 0.0
-        with self._site.books() as books:
+        with self._lab.dagster() as dagster:
             while not self._closing.wait(LOOK_SECONDS):
                 try:
-                    self._under_way = {attempt.partition: attempt for attempt in books.under_way()}
+                    self._under_way = {attempt.partition: attempt for attempt in dagster.under_way()}
                     if time.monotonic() >= due:
-                        self._look_for_orphans(books)
+                        self._time_orphans(dagster)
                         due = time.monotonic() + ORPHANS_SECONDS
                 except (DagsterDown, SandboxError, BotoCoreError, ClientError):
-                    continue  # it has just been killed: what was seen last still counts
+                    continue  # it has just been killed: what was observed last still counts
 
-    def _look_for_orphans(self, books: Books) -> None:
-        things = {instance.id: instance.partition for instance in self._site.instances()}
-        things |= self._site.open_mlflow_runs()
-        # Only now: an attempt that ended meanwhile must not look as if it had left something.
-        under_way = books.under_way()
-        live = {attempt.partition for attempt in (*under_way, *books.retries_due())}
-        attended = {attempt.partition for attempt in under_way if self._works(books, attempt)}
+    def _time_orphans(self, dagster: AttemptsApi) -> None:
+        things = {instance.id: instance.partition for instance in self._lab.instances()}
+        things |= self._lab.open_mlflow_runs()
+        # Asked last: an attempt that ended meanwhile must not look as if it had left something.
+        under_way = dagster.under_way()
+        live = {attempt.partition for attempt in (*under_way, *dagster.retries_due())}
+        attended = {attempt.partition for attempt in under_way if self._has_worker(dagster, attempt)}
         now = time.monotonic()
-        self._orphans.see(((thing, build) for thing, build in things.items() if build not in live), now)
-        self._unattended.see(((thing, build) for thing, build in things.items() if build not in attended), now)
+        self._orphans.update(((thing, build) for thing, build in things.items() if build not in live), now)
+        self._unattended.update(((thing, build) for thing, build in things.items() if build not in attended), now)
 
-    def _works(self, books: Books, attempt: Attempt) -> bool:
-        if attempt.id not in self._workers and (pid := books.worker(attempt.id)):
+    def _has_worker(self, dagster: AttemptsApi, attempt: DagsterAttempt) -> bool:
+        if attempt.id not in self._workers and (pid := dagster.worker(attempt.id)):
             self._workers[attempt.id] = pid
         pid = self._workers.get(attempt.id)
-        return pid is not None and self._site.processes.worker(pid) is not None
+        return pid is not None and self._lab.processes.worker(pid) is not None
