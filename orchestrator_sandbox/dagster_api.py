@@ -15,7 +15,7 @@ import requests
 
 from orchestrator.errors import DagsterDown
 from orchestrator.names import DagsterTag
-from orchestrator_sandbox.dagster_runs import RUN_FIELDS, DagsterRun, run_of
+from orchestrator_sandbox.dagster_runs import RUN_FIELDS, RunSummary, run_of
 
 LOCATION = "orchestrator"
 REPOSITORY = "__repository__"
@@ -84,7 +84,7 @@ class DagsterApi:
                 return _innermost(loaded)
         return None if entries else "there is none"
 
-    def runs(self, *, partition: str | None = None, statuses: Sequence[str] = (), limit: int = 20) -> list[DagsterRun]:
+    def runs(self, *, partition: str | None = None, statuses: Sequence[str] = (), limit: int = 20) -> list[RunSummary]:
         """The newest runs first.
 
         Args:
@@ -101,7 +101,7 @@ class DagsterApi:
         )
         return [run_of(run) for run in answer["results"]]
 
-    def run(self, run_id: str) -> DagsterRun:
+    def run(self, run_id: str) -> RunSummary:
         """One run."""
         return run_of(
             self._ask(

@@ -35,7 +35,7 @@ class RunStep:
 
 
 @dataclass(frozen=True)
-class DagsterRun:
+class RunSummary:
     """One Dagster run.
 
     Attributes:
@@ -57,10 +57,10 @@ class DagsterRun:
         return self.status in OVER
 
 
-def run_of(answer: Mapping[str, Any]) -> DagsterRun:
+def run_of(answer: Mapping[str, Any]) -> RunSummary:
     """Read the fields of `RUN_FIELDS`."""
     tags = {tag["key"]: tag["value"] for tag in answer["tags"]}
-    return DagsterRun(
+    return RunSummary(
         id=answer["runId"],
         status=answer["status"],
         job=answer["jobName"],

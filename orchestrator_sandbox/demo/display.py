@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.resources.jenkins.answers import Build
-from orchestrator_sandbox.dagster_runs import DagsterRun
+from orchestrator_sandbox.dagster_runs import RunSummary
 from orchestrator_sandbox.demo.outcome import DemoOutcome
 
 STYLES = {
@@ -51,7 +51,7 @@ class DemoState:
     doing: str
     builds: Sequence[Build] = ()
     trainings: Mapping[str, str] = field(default_factory=dict)
-    run: DagsterRun | None = None
+    run: RunSummary | None = None
     output: Sequence[str] = ()
     outcome: DemoOutcome | None = None
     hints: Sequence[str] = ()
@@ -185,7 +185,7 @@ def _builds(scene: DemoState) -> Panel:
     return Panel(table, title="builds", title_align="left", border_style="dim")
 
 
-def _run(run: DagsterRun, output: Sequence[str]) -> Panel:
+def _run(run: RunSummary, output: Sequence[str]) -> Panel:
     steps = Table.grid(padding=(0, 2))
     for step in run.steps:
         seconds = f"{step.seconds:.1f} s" if step.seconds is not None else ""

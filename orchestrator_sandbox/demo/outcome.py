@@ -13,7 +13,7 @@ import requests
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins.answers import BUILD_FIELDS, Build, build_of
 from orchestrator.resources.mlflow import answers as mlflow_data
-from orchestrator_sandbox.dagster_runs import DagsterRun
+from orchestrator_sandbox.dagster_runs import RunSummary
 
 REQUEST_SECONDS = 30
 
@@ -114,7 +114,7 @@ class OutcomeReader:
         return str(answer["Reservations"][0]["Instances"][0]["State"]["Name"])
 
     def outcome(
-        self, pipeline: str, *, build: Build, run: DagsterRun, failure: str | None, seconds: Mapping[str, float]
+        self, pipeline: str, *, build: Build, run: RunSummary, failure: str | None, seconds: Mapping[str, float]
     ) -> DemoOutcome:
         """Gather what became of one build.
 
@@ -148,7 +148,7 @@ class OutcomeReader:
             urls=self._urls(pipeline, build, run, training),
         )
 
-    def _urls(self, pipeline: str, build: Build, run: DagsterRun, training: mlflow_data.Run | None) -> dict[str, str]:
+    def _urls(self, pipeline: str, build: Build, run: RunSummary, training: mlflow_data.Run | None) -> dict[str, str]:
         mlflow = self._environment["MLFLOW_TRACKING_URI"]
         urls = {
             "dagster_run": f"{self._dagster_url}/runs/{run.id}",

@@ -15,7 +15,7 @@ from rich.console import Console
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator_sandbox.dagster_api import DagsterApi
-from orchestrator_sandbox.dagster_runs import DagsterRun
+from orchestrator_sandbox.dagster_runs import RunSummary
 from orchestrator_sandbox.demo.display import DemoState, View, view_on
 from orchestrator_sandbox.demo.outcome import DemoOutcome, OutcomeReader
 from orchestrator_sandbox.demo.project import Commit, another_training, history
@@ -158,19 +158,19 @@ class Demo:
             hints=hints,
         )
 
-    def _followed(self, runs: Sequence[DagsterRun], builds: Sequence[Build], head: str | None) -> DagsterRun | None:
+    def _followed(self, runs: Sequence[RunSummary], builds: Sequence[Build], head: str | None) -> RunSummary | None:
         """The run of the newest commit, else one that is under way, else the newest of this demo."""
         wanted = {str(build.number) for build in builds if build.commit == head}
         ours = [run for run in runs if run.id not in self._earlier]
         order = sorted(ours, key=lambda run: (run.partition not in wanted, run.over))  # stable: newest first
         return next(iter(order), None)
 
-    def _output_of(self, run: DagsterRun) -> Sequence[str]:
+    def _output_of(self, run: RunSummary) -> Sequence[str]:
         if self._output is None or self._output.run_id != run.id:
             self._output = OutputTail(self._dagster, run.id)
         return self._output.read()
 
-    def _doing(self, run: DagsterRun | None, builds: Sequence[Build], head: str | None) -> str:
+    def _doing(self, run: RunSummary | None, builds: Sequence[Build], head: str | None) -> str:
         if run is not None and (head is not None or not run.over):
             step = next((step.name for step in run.steps if step.status == "IN_PROGRESS"), None)
             return f"run {run.id[:8]} of build {run.partition}: {step or run.status}"
@@ -182,7 +182,7 @@ class Demo:
             return "the build is green; waiting for the sensor's next tick"
         return "Jenkins runs the project's tests"
 
-    def _conclude(self, run: DagsterRun, builds: Sequence[Build]) -> None:
+    def _conclude(self, run: RunSummary, builds: Sequence[Build]) -> None:
         build = next((build for build in builds if str(build.number) == run.partition), None)
         if build is None:
             return  # an old build, out of the list: its run's page says it all

@@ -12,18 +12,21 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.storage.tags import PRIORITY_TAG
-from dagster._core.test_utils import create_test_daemon_workspace_context
-from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import EmptyWorkspaceTarget, ModuleTarget
-from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
 
 from orchestrator.janitor.actions import Hands
 from orchestrator.janitor.clients import Sight, Systems
 from orchestrator.janitor.dagster_runs import DagsterRuns
 from orchestrator.janitor.rules import EndRun, RetryRun, decide
 from orchestrator.janitor.snapshot import World
+from orchestrator.names import DagsterTag
 from orchestrator.settings.source import SETTINGS_METADATA
+from orchestrator_tests.support.dagster_internals import (
+    EmptyWorkspaceTarget,
+    EventLogConsumerDaemon,
+    ModuleTarget,
+    WorkspaceProcessContext,
+    create_test_daemon_workspace_context,
+)
 
 BUILDS = dg.DynamicPartitionsDefinition(name="iris_builds")
 JOB = "iris_training"
@@ -184,4 +187,4 @@ def test_the_retry_of_a_run_that_the_janitor_ended_does_not_queue_behind_a_backf
         assert janitors_tick(instance) == [f"{EndRun.__name__} done"]
         list(daemon.run_iteration(workspace))
         (retry,) = [one for one in instance.get_runs() if one.parent_run_id == run]
-        assert retry.tags[PRIORITY_TAG] == "1"
+        assert retry.tags[DagsterTag.PRIORITY] == "1"

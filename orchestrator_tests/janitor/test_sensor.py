@@ -12,20 +12,23 @@ from typing import Any
 import dagster as dg
 import pytest
 from botocore.awsrequest import AWSResponse
-from dagster._core.definitions.sensor_definition import SensorExecutionData
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
-from dagster._core.storage.tags import PRIORITY_TAG
 
 from orchestrator import names
 from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.janitor.dagster_runs import ASKED_TAG, MOST_ASKED
 from orchestrator.janitor.rules import decide
 from orchestrator.janitor.sensor import GAP, KEY, Watch, janitor, janitor_spec
+from orchestrator.names import DagsterTag
 from orchestrator.resources.ec2.client import Ec2
 from orchestrator.resources.ec2.instance import DAGSTER_RUN_TAG, DEPLOYMENT_TAG, PARTITION_TAG, PIPELINE_TAG
 from orchestrator.resources.mlflow.client import REASON_TAG, Mlflow
 from orchestrator.settings.source import SETTINGS_METADATA
 from orchestrator_sandbox.mlflow import MlflowServer
+from orchestrator_tests.support.dagster_internals import (
+    RegisteredCodeLocationOrigin,
+    RemoteRepositoryOrigin,
+    SensorExecutionData,
+)
 from orchestrator_tests.support.ec2_account import Account, http_answer, inject, lease, open_account
 from orchestrator_tests.support.mlflow_client import client, post
 
@@ -232,11 +235,11 @@ def test_a_run_whose_worker_is_gone_fails_and_dagster_will_retry_it(site: Site) 
 def test_the_retry_of_a_dead_run_comes_before_the_rest_of_its_backfill(
     site: Site, before: str | None, after: str
 ) -> None:
-    run = site.run("STARTED", tags={**expired(), **({PRIORITY_TAG: before} if before else {})})
+    run = site.run("STARTED", tags={**expired(), **({DagsterTag.PRIORITY: before} if before else {})})
     long_ago(site, run)
     site.tick(later=timedelta(minutes=1))
     assert site.status(run) == "FAILURE"
-    assert site.tags(run)[PRIORITY_TAG] == after
+    assert site.tags(run)[DagsterTag.PRIORITY] == after
 
 
 def test_a_dead_run_that_has_trained_says_which_mlflow_run_holds_its_model(site: Site) -> None:
@@ -310,14 +313,16 @@ def test_a_run_of_another_pipelines_build_of_that_number_is_not_instead_of_it(si
     assert len(failures(site, run)) == 2
 
 
-@pytest.mark.parametrize(("before", "after"), [({}, "1"), ({PRIORITY_TAG: "5"}, "5"), ({PRIORITY_TAG: "-5"}, "-5")])
+@pytest.mark.parametrize(
+    ("before", "after"), [({}, "1"), ({DagsterTag.PRIORITY: "5"}, "5"), ({DagsterTag.PRIORITY: "-5"}, "-5")]
+)
 def test_a_retry_that_is_asked_for_once_more_comes_before_the_rest_of_a_backfill_unless_somebody_said_otherwise(
     site: Site, before: dict[str, str], after: str
 ) -> None:
     run = site.run("FAILURE", tags={"dagster/partition": "7", **before})
     gave_up(site, run)
     site.tick()
-    assert site.tags(run)[PRIORITY_TAG] == after
+    assert site.tags(run)[DagsterTag.PRIORITY] == after
 
 
 def test_a_training_that_failed_is_not_retried_by_the_janitor_either(site: Site) -> None:

@@ -21,7 +21,7 @@ import requests
 from orchestrator.operate.serve import limit_instances
 from orchestrator_sandbox.chaos.attempts import LIVE
 from orchestrator_sandbox.dagster_api import DagsterApi
-from orchestrator_sandbox.dagster_runs import DagsterRun
+from orchestrator_sandbox.dagster_runs import RunSummary
 from orchestrator_sandbox.stack import JOB, TRAINED_MODEL, Stack
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.waiting import until
@@ -108,7 +108,7 @@ class Level:
     count: int
 
 
-def levels(runs: Sequence[DagsterRun]) -> list[Level]:
+def levels(runs: Sequence[RunSummary]) -> list[Level]:
     """How many runs were under way, at each moment that one began or ended; by Dagster's own books."""
     changes = sorted(
         [(run.started, 1) for run in runs if run.started is not None]
@@ -161,7 +161,7 @@ def instances(ec2: EC2Client, *states: InstanceStateNameType) -> list[tuple[str,
 def wait(dagster: DagsterApi, condition: Callable[[], bool]) -> None:
     """Wait until it is so; a run that fails ends the waiting, and the test."""
 
-    def failed() -> list[DagsterRun]:
+    def failed() -> list[RunSummary]:
         return dagster.runs(statuses=("FAILURE", "CANCELED"))
 
     until(lambda: condition() or failed(), seconds=DEADLINE_SECONDS, every=0.5)
@@ -184,7 +184,7 @@ class Story:
     dagster: DagsterApi
     ec2: EC2Client
     partitions: list[str]
-    runs: list[DagsterRun]
+    runs: list[RunSummary]
     alive: list[Level]
     under_way: list[Level]
     lowered: float

@@ -19,7 +19,7 @@ from rich.console import Console
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator_sandbox.dagster_api import DagsterApi
-from orchestrator_sandbox.dagster_runs import DagsterRun
+from orchestrator_sandbox.dagster_runs import RunSummary
 from orchestrator_sandbox.demo.display import DemoState, LineView
 from orchestrator_sandbox.demo.outcome import DemoOutcome, OutcomeReader
 from orchestrator_sandbox.demo.project import Commit
@@ -90,11 +90,11 @@ class World:
     def partition(self, name: str) -> str:
         return str(self.builds[name].number)
 
-    def over(self, run_id: str) -> DagsterRun:
+    def over(self, run_id: str) -> RunSummary:
         until(lambda: self.dagster.run(run_id).over, seconds=180, every=0.3)
         return self.dagster.run(run_id)
 
-    def outcome(self, name: str, run: DagsterRun) -> DemoOutcome:
+    def outcome(self, name: str, run: RunSummary) -> DemoOutcome:
         failure = None if run.status == "SUCCESS" else self.dagster.failure(run.id)
         return self.witness.outcome(PIPELINE, build=self.builds[name], run=run, failure=failure, seconds={})
 

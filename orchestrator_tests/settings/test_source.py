@@ -20,19 +20,7 @@ from orchestrator.settings.groups import (
     all_settings,
 )
 from orchestrator.settings.source import PipelineSettings, Settings
-
-COMPLETE = {
-    "JENKINS_URL": "https://jenkins.example.com/",
-    "JENKINS_USER": "ci",
-    "JENKINS_TOKEN": "11aa22bb33",
-    "JENKINS_JOB_NAME": "team/project",
-    "AMI_ID": "ami-1",
-    "KEY_PAIR_NAME": "key",
-    "KEY_PATH": "/keys/key.pem",
-    "SECURITY_GROUP_ID": "sg-1",
-    "MLFLOW_TRACKING_URI": "https://mlflow.example.com",
-    "MLFLOW_EXPERIMENT_ID": "7",
-}
+from orchestrator_tests.support.environment import COMPLETE
 
 
 def test_every_missing_setting_is_named_in_one_error() -> None:

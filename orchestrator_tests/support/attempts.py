@@ -159,3 +159,15 @@ class World:
     @property
     def mlflow(self) -> Mlflow:
         return Mlflow(PipelineSettings.read(Settings(lookup=self.environment.get)).mlflow)
+
+
+def provisioned(attempt: Attempt) -> Instance:
+    """The instance that the attempt now has."""
+    instance = attempt.provision()
+    assert instance is not None
+    return instance
+
+
+def gone(world: World, instance_id: str) -> bool:
+    """Whether the instance is terminated, or about to be."""
+    return not world.ec2.describe(instance_id).alive

@@ -16,7 +16,7 @@ import psutil
 import requests
 
 from orchestrator_sandbox.dagster_api import DagsterApi
-from orchestrator_sandbox.dagster_runs import DagsterRun
+from orchestrator_sandbox.dagster_runs import RunSummary
 from orchestrator_sandbox.processes.child import ChildProcess, free_port
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.other_ec2 import OtherEc2
@@ -164,10 +164,10 @@ class OtherWorld:
 
         return until(waits, seconds=LAUNCH_SECONDS, every=0.5) or ""
 
-    def ended(self, run_id: str, *, seconds: float = END_SECONDS) -> DagsterRun:
+    def ended(self, run_id: str, *, seconds: float = END_SECONDS) -> RunSummary:
         """Wait for a run's end."""
 
-        def over() -> DagsterRun | None:
+        def over() -> RunSummary | None:
             run = self.dagster.run(run_id)
             return run if run.over else None
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.sensor_definition import SensorExecutionData
 from pydantic import SecretStr
 
 from orchestrator import names
@@ -38,6 +37,7 @@ from orchestrator.resources.jenkins.errors import Answer
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import Settings
 from orchestrator_sandbox.proxy import HTML_PAGE, REFUSED, FaultyProxy
+from orchestrator_tests.support.dagster_internals import SensorExecutionData
 from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model, served
 
 

@@ -3,61 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import dagster as dg
 import pytest
 
-from orchestrator.definitions import shared
-from orchestrator.pipeline.builds.sensor import jenkins_build_key, partition_key
-from orchestrator.pipeline.component import TrainingPipeline
 from orchestrator.resources.jenkins.answers import Build
+from orchestrator_tests.support.asset_runs import NODE, train
 from orchestrator_tests.support.attempts import World
-
-JOB = "churn_training"
-NODE = "churn__trained_model"
-MODEL = dg.AssetKey(["churn", "trained_model"])
-
-
-@pytest.fixture
-def dagster() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
-
-
-@pytest.fixture
-def recorded(world: World, dagster: dg.DagsterInstance) -> Build:
-    """A build that Jenkins has deleted and the sensor has recorded; nobody answers as Jenkins here."""
-    build = world.build(40)
-    dagster.add_dynamic_partitions("churn_builds", [partition_key(build, build.job)])
-    dagster.report_runless_asset_event(
-        dg.AssetMaterialization(
-            jenkins_build_key("churn"), partition="40", metadata={"build": dg.MetadataValue.json(build.to_json())}
-        )
-    )
-    return build
-
-
-def train(
-    world: World,
-    dagster: dg.DagsterInstance,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    settings: dict[str, str],
-    config: dict[str, object] | None = None,
-    implicit: bool = False,
-) -> dg.ExecuteInProcessResult:
-    for name, value in {**world.environment, **settings}.items():
-        monkeypatch.setenv(name, value)
-    pipeline = TrainingPipeline(name="churn").build_defs(dg.ComponentTree.for_test().load_context)
-    definitions = dg.Definitions.merge(pipeline, shared())
-    job = definitions.resolve_implicit_global_asset_job_def() if implicit else definitions.resolve_job_def(JOB)
-    return job.execute_in_process(
-        instance=dagster,
-        partition_key="40",
-        run_config={"ops": {NODE: {"config": config}}} if config else None,
-        raise_on_error=False,
-    )
 
 
 @pytest.mark.parametrize("implicit", [False, True], ids=["run of the job", "asset page"])

@@ -18,25 +18,13 @@ from orchestrator.errors import (
     TrainingFailed,
     TrainingTimedOut,
 )
-from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig
-from orchestrator.resources.ec2.client import Instance
 from orchestrator.resources.ec2.instance import LEASE_UNTIL_TAG, timestamp
 from orchestrator_sandbox.proxy import HUNG_UP, FaultyProxy
-from orchestrator_tests.support.attempts import ThisRun, World
+from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 from orchestrator_tests.support.waiting import until
 
 NASTY = 'it\'s "quoted", `id` $(id) ${HOME} \\ ; & | * ü\tand\nmore -x=1'
-
-
-def provisioned(attempt: Attempt) -> Instance:
-    instance = attempt.provision()
-    assert instance is not None
-    return instance
-
-
-def gone(world: World, instance_id: str) -> bool:
-    return not world.ec2.describe(instance_id).alive
 
 
 def test_a_build_is_trained_at_its_commit_and_the_instance_given_back(world: World) -> None:

@@ -21,12 +21,9 @@ from orchestrator.resources.ec2.client import Ec2, Pace
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator_sandbox.proxy import HUNG_UP, REFUSED, FaultyProxy, Request
-from orchestrator_tests.pipeline.training.test_asset import dagster, recorded, train
-from orchestrator_tests.pipeline.training.test_attempt import gone, provisioned
 from orchestrator_tests.support import attempts
-from orchestrator_tests.support.attempts import ThisRun, World
-
-__all__ = ["dagster", "recorded"]
+from orchestrator_tests.support.asset_runs import train
+from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 
 pytestmark = pytest.mark.services
 

@@ -9,8 +9,7 @@ import pytest
 
 from orchestrator.errors import BuildBusy, TrainingFailed
 from orchestrator.resources.ec2.client import Ec2
-from orchestrator_tests.pipeline.training.test_attempt import gone, provisioned
-from orchestrator_tests.support.attempts import ThisRun, World
+from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.waiting import until
 

@@ -21,9 +21,8 @@ from orchestrator.resources.ssh import connection as ssh_module
 from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.groups import SshSettings
 from orchestrator_sandbox.proxy import FaultyProxy, Request
-from orchestrator_tests.pipeline.training.test_attempt import gone, provisioned
 from orchestrator_tests.support import attempts
-from orchestrator_tests.support.attempts import ThisRun, World
+from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 from orchestrator_tests.support.follower import Follower
 from orchestrator_tests.support.silent_relay import SilentRelay
 from orchestrator_tests.support.ssh_server import SshHost

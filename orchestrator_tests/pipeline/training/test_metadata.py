@@ -12,7 +12,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._serdes import deserialize_value, serialize_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,6 +28,7 @@ from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.metadata import MAX_PLOTTED, MAX_ROWS, commit_url, training_metadata
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow.answers import MetricPoint, Run
+from orchestrator_tests.support.dagster_internals import deserialize_value, serialize_value
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 BUILD = Build(

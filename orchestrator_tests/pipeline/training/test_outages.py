@@ -22,9 +22,8 @@ from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.groups import MachineSettings, MlflowSettings, SshSettings
 from orchestrator_sandbox.proxy import HTML_PAGE, PAGE, REFUSED, FaultyProxy, HitCount, ProxyFault, Request
-from orchestrator_tests.pipeline.training.test_attempt import gone, provisioned
 from orchestrator_tests.support import attempts
-from orchestrator_tests.support.attempts import ThisRun, World
+from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 from orchestrator_tests.support.gate import PASS_IN_SHELL, Gate
 
 pytestmark = pytest.mark.services

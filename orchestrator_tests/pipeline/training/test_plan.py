@@ -21,7 +21,7 @@ from orchestrator.remote.job import job_file
 from orchestrator.remote.masking import Masker
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.settings.source import PipelineSettings, Settings
-from orchestrator_tests.settings.test_source import COMPLETE
+from orchestrator_tests.support.environment import COMPLETE
 
 TOKEN = "not-to-be-shown"
 ENVIRONMENT = {**COMPLETE, "JENKINS_JOB_NAME": "team/iris"}

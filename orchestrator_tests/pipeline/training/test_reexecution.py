@@ -21,11 +21,8 @@ from orchestrator.pipeline.component import TrainingPipeline
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator_sandbox.proxy import REFUSED, FaultyProxy, Request
-from orchestrator_tests.pipeline.training.test_asset import JOB, MODEL, dagster
-from orchestrator_tests.pipeline.training.test_attempt import gone, provisioned
-from orchestrator_tests.support.attempts import ThisRun, World
-
-__all__ = ["dagster"]
+from orchestrator_tests.support.asset_runs import JOB, MODEL
+from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 
 pytestmark = pytest.mark.services
 

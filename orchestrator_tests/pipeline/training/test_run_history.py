@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import dagster as dg
 import pytest
-from dagster._core.events import DagsterEvent, DagsterEventType
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
 from orchestrator import names
+from orchestrator.names import DagsterTag
 from orchestrator.pipeline.training.run_history import ThisRun
+from orchestrator_tests.support.dagster_internals import PARENT_RUN_ID_TAG
 
 MODEL = dg.AssetKey(["tiny", "trained_model"])
 FAILURE, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS
@@ -61,7 +61,7 @@ def new_run(
     """
     inherited = dict(dagster_tags(dagster, tries)) if tries else {}
     if tries:
-        inherited |= {PARENT_RUN_ID_TAG: tries.run_id, ROOT_RUN_ID_TAG: tries.root_run_id or tries.run_id}
+        inherited |= {PARENT_RUN_ID_TAG: tries.run_id, DagsterTag.ROOT_RUN: tries.root_run_id or tries.run_id}
     run = dagster.create_run_for_job(
         job,
         tags={**inherited, "dagster/partition": partition, **(tags or {})},
@@ -70,15 +70,15 @@ def new_run(
         asset_selection={asset} if asset else None,
     )
     if status != dg.DagsterRunStatus.NOT_STARTED:
-        report(dagster, run, DagsterEventType.RUN_START)
-    end = {FAILURE: DagsterEventType.RUN_FAILURE, SUCCESS: DagsterEventType.RUN_SUCCESS}.get(status)
+        report(dagster, run, dg.DagsterEventType.RUN_START)
+    end = {FAILURE: dg.DagsterEventType.RUN_FAILURE, SUCCESS: dg.DagsterEventType.RUN_SUCCESS}.get(status)
     if end:
         report(dagster, run, end)
     return run
 
 
-def report(dagster: dg.DagsterInstance, run: dg.DagsterRun, event: DagsterEventType) -> None:
-    dagster.report_dagster_event(DagsterEvent(event_type_value=event.value, job_name=run.job_name), run.run_id)
+def report(dagster: dg.DagsterInstance, run: dg.DagsterRun, event: dg.DagsterEventType) -> None:
+    dagster.report_dagster_event(dg.DagsterEvent(event_type_value=event.value, job_name=run.job_name), run.run_id)
 
 
 def dagster_tags(dagster: dg.DagsterInstance, run: dg.DagsterRun) -> Mapping[str, str]:
@@ -111,7 +111,7 @@ def test_what_a_run_trained_is_known_to_every_retry_of_it_and_all_have_the_first
     first = new_run(dagster, status=FAILURE)
     second = new_run(dagster, tries=first)
     seen_from(dagster, second).trained("mlflow-2")
-    report(dagster, second, DagsterEventType.RUN_FAILURE)
+    report(dagster, second, dg.DagsterEventType.RUN_FAILURE)
     third = new_run(dagster, tries=second, status=FAILURE)
     fourth = new_run(dagster, tries=third)
     assert seen_from(dagster, second).root_run_id == first.run_id
@@ -147,7 +147,7 @@ def test_a_retry_of_a_second_training_does_not_take_the_first_ones_model_for_its
     this = seen_from(dagster, retry)
     assert (this.root_run_id, this.trained_before) == (again.run_id, None)
     this.trained("mlflow-2")
-    report(dagster, retry, DagsterEventType.RUN_FAILURE)
+    report(dagster, retry, dg.DagsterEventType.RUN_FAILURE)
     assert seen_from(dagster, new_run(dagster, tries=retry)).trained_before == "mlflow-2"
 
 
@@ -155,10 +155,10 @@ def test_executing_a_failure_again_whose_retry_has_trained_knows_of_that_trainin
     first = new_run(dagster, status=FAILURE)
     retry = new_run(dagster, tries=first)
     seen_from(dagster, retry).trained("mlflow-2")
-    report(dagster, retry, DagsterEventType.RUN_SUCCESS)
+    report(dagster, retry, dg.DagsterEventType.RUN_SUCCESS)
     another = new_run(dagster, tries=retry)
     seen_from(dagster, another).trained("mlflow-3")
-    report(dagster, another, DagsterEventType.RUN_SUCCESS)
+    report(dagster, another, dg.DagsterEventType.RUN_SUCCESS)
     this = seen_from(dagster, new_run(dagster, tries=first))
     assert this.root_run_id == first.run_id
     assert this.trained_before == "mlflow-2", "mlflow-3 is a training of its own"
@@ -193,9 +193,9 @@ def test_a_run_is_live_until_it_ends_and_nobody_knows_of_one_that_dagster_never_
     assert this.is_live(new_run(dagster, status=FAILURE).run_id) is False
     assert this.is_live(new_run(dagster, status=SUCCESS).run_id) is False
     assert this.is_live("of another Dagster") is None
-    report(dagster, run, DagsterEventType.RUN_CANCELING)
+    report(dagster, run, dg.DagsterEventType.RUN_CANCELING)
     assert this.is_live(run.run_id) is True
-    report(dagster, run, DagsterEventType.RUN_CANCELED)
+    report(dagster, run, dg.DagsterEventType.RUN_CANCELED)
     assert this.is_live(run.run_id) is False
 
 
@@ -210,7 +210,7 @@ def test_a_run_that_began_this_build_before_us_and_is_still_at_it_is_our_rival(
     assert seen_from(dagster, first).rival() is None
     assert seen_from(dagster, second).rival() == first.run_id
     assert seen_from(dagster, third).rival() == first.run_id
-    report(dagster, first, DagsterEventType.RUN_FAILURE)
+    report(dagster, first, dg.DagsterEventType.RUN_FAILURE)
     assert seen_from(dagster, second).rival() is None
     assert seen_from(dagster, third).rival() == second.run_id
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 import boto3
 import dagster as dg
 import pytest
-from dagster._core.events import DagsterEvent, DagsterEventType
 
 from orchestrator.errors import BuildBusy
 from orchestrator.pipeline.training.run_history import ThisRun
@@ -34,7 +33,7 @@ def begun(dagster: dg.DagsterInstance, partition: str) -> ThisRun:
         pass
 
     run = dagster.create_run_for_job(job, tags={"dagster/partition": partition})
-    start = DagsterEvent(event_type_value=DagsterEventType.RUN_START.value, job_name=run.job_name)
+    start = dg.DagsterEvent(event_type_value=dg.DagsterEventType.RUN_START.value, job_name=run.job_name)
     dagster.report_dagster_event(start, run.run_id)
     seen = SimpleNamespace(
         instance=dagster, assets_def=SimpleNamespace(key=ASSET), partition_key=partition, run_id=run.run_id, run=run

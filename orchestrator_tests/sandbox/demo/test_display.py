@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from orchestrator.resources.jenkins.answers import Build
-from orchestrator_sandbox.dagster_runs import DagsterRun, RunStep
+from orchestrator_sandbox.dagster_runs import RunStep, RunSummary
 from orchestrator_sandbox.demo.display import DemoState, LineView, LiveView, picture, view_on
 from orchestrator_sandbox.demo.outcome import DemoOutcome
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TRAINING = DagsterRun(
+TRAINING = RunSummary(
     id="5f6d0f7e-0000-0000-0000-000000000000",
     status="STARTED",
     job="training_training",
@@ -58,7 +58,7 @@ def build(number: int, result: str | None) -> Build:
     )
 
 
-def scene(*, run: DagsterRun = TRAINING, output: tuple[str, ...] = (), outcome: DemoOutcome | None = None) -> DemoState:
+def scene(*, run: RunSummary = TRAINING, output: tuple[str, ...] = (), outcome: DemoOutcome | None = None) -> DemoState:
     builds = (build(8, None), build(7, "SUCCESS"), build(6, "FAILURE"))
     return DemoState("training", builds, trainings={"7": run.status}, run=run, output=output, outcome=outcome)
 
