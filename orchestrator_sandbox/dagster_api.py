@@ -205,7 +205,7 @@ class DagsterApi:
         return None
 
     def output_key(self, run_id: str) -> list[str] | None:
-        """Where the captured output of a run's steps is; None before it has any."""
+        """The key of the captured output of a run's steps; None before there is any."""
         answer = self._ask(
             """query($id: ID!) { logsForRun(runId: $id) { __typename ... on EventConnection { events {
                  __typename ... on LogsCapturedEvent { fileKey } } } ... on Error { message } } }""",
@@ -239,7 +239,7 @@ class DagsterApi:
         except requests.RequestException as error:
             raise DagsterDown(f"Dagster on {self.url} does not answer ({type(error).__name__})") from error
         if answer.get("errors"):
-            raise DagsterDown(f"Dagster on {self.url} refuses a question: {answer['errors'][0]['message']}")
+            raise DagsterDown(f"Dagster on {self.url} refuses a query: {answer['errors'][0]['message']}")
         (field,) = answer["data"].values()
         if "message" in field or str(field.get("__typename", "")).endswith(("Error", "Failure")):
             raise DagsterDown(f"Dagster answers {field.get('__typename')}: {field.get('message', '')}")
@@ -248,7 +248,7 @@ class DagsterApi:
 
 
 def _innermost(error: Mapping[str, Any]) -> str:
-    """What Dagster has wrapped into its own errors."""
+    """The message of the error that Dagster has wrapped into its own."""
     return str([error, *error["causes"]][-1]["message"]).strip()
 
 

@@ -1,4 +1,4 @@
-"""A Dagster run and its steps, as the webserver's GraphQL tells of them."""
+"""A Dagster run and its steps, as the webserver's GraphQL describes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RUN_FIELDS = """
     runId status jobName startTime endTime tags { key value }
     stepStats { stepKey status startTime endTime }
 """
-"""What a query must ask of a run for `run_of`."""
+"""The fields of a run that `run_of` reads."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RunSummary:
 
     Attributes:
         started: seconds since the epoch; None while it is queued.
-        ended: likewise; None while it runs.
+        ended: seconds since the epoch; None while it runs.
     """
 
     id: str
@@ -58,7 +58,7 @@ class RunSummary:
 
 
 def run_of(answer: Mapping[str, Any]) -> RunSummary:
-    """Read the fields of `RUN_FIELDS`."""
+    """Make a run of the fields in `RUN_FIELDS`."""
     tags = {tag["key"]: tag["value"] for tag in answer["tags"]}
     return RunSummary(
         id=answer["runId"],

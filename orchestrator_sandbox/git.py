@@ -1,7 +1,6 @@
 """A Git remote on loopback: a bare repository of the sample project, served by `git daemon`.
 
-A protocol is needed, and not a path: `mlflow run file:///… -v SHA` does not clone, it fetches inside the
-source folder.
+It needs a protocol, because `mlflow run file:///… -v SHA` does not clone: it fetches inside the source folder.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ AUTHOR = {
     "GIT_COMMITTER_EMAIL": "ada@example.com",
 }
 GIT_SECONDS = 60
-NOT_PART_OF_IT = shutil.ignore_patterns("__pycache__", ".*_cache", "mlruns", "mlflow.db")
+NOT_COMMITTED = shutil.ignore_patterns("__pycache__", ".*_cache", "mlruns", "mlflow.db")
 HOOK = """#!/bin/sh
-# Tell Jenkins of every push; a Jenkins that is away finds the commit when it starts.
+# Tells Jenkins of every push; a Jenkins that is away finds the commit when it starts.
 exec "{python}" - <<'END'
 import contextlib, urllib.request
 with contextlib.suppress(OSError):
@@ -50,7 +49,7 @@ def git(*arguments: str, cwd: Path) -> str:
         SandboxError: it failed, or there is no Git.
     """
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", *arguments],
             cwd=cwd,
             env=git_environment(),
@@ -61,9 +60,9 @@ def git(*arguments: str, cwd: Path) -> str:
         )
     except FileNotFoundError as error:
         raise SandboxError("the sandbox needs Git: install the package git") from error
-    if done.returncode != 0:
-        raise SandboxError(f"git {' '.join(arguments)} failed in {cwd}: {done.stderr.strip()}")
-    return done.stdout.strip()
+    if process.returncode != 0:
+        raise SandboxError(f"git {' '.join(arguments)} failed in {cwd}: {process.stderr.strip()}")
+    return process.stdout.strip()
 
 
 class GitRemote:
@@ -84,7 +83,7 @@ class GitRemote:
         if not daemon.exists():
             raise SandboxError(
                 f"the sandbox needs `git daemon`, which this Git lacks ({daemon}): some distributions package "
-                "it apart, as git-daemon"
+                "it separately, as git-daemon"
             )
         served = directory / "served"
         self.repository = served / f"{source.name}.git"
@@ -185,4 +184,4 @@ class GitRemote:
 
 
 def _copy(source: Path, tree: Path) -> None:
-    shutil.copytree(source, tree, dirs_exist_ok=True, ignore=NOT_PART_OF_IT)
+    shutil.copytree(source, tree, dirs_exist_ok=True, ignore=NOT_COMMITTED)

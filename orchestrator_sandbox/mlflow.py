@@ -23,10 +23,10 @@ ANSWER_SECONDS = 30.0
 
 
 class MlflowServer:
-    """`mlflow server` on loopback, ended with everything that it started when the context ends.
+    """`mlflow server` on loopback; the end of the context ends it, with everything that it started.
 
     Args:
-        directory: holds database, artifacts and log; a later server in it goes on with them.
+        directory: holds database, artifacts and log; a later server in the same directory keeps them.
         port: where it listens; 0: any free port.
     """
 
@@ -40,7 +40,7 @@ class MlflowServer:
         """Start the server and wait until it answers.
 
         Raises:
-            SandboxError: it does not, or is closed meanwhile; tells the end of its log.
+            SandboxError: it does not, or is closed meanwhile; the text holds the end of its log.
         """
         try:
             self._exit.enter_context(self._start()).await_http(f"{self.url}/health", START_SECONDS)
@@ -60,9 +60,9 @@ class MlflowServer:
 
     def experiment(self, name: str) -> str:
         """The ID of the experiment of this name, which is created if there is none."""
-        found = self._ask("GET", "experiments/get-by-name", params={"experiment_name": name})
-        if "experiment" in found:
-            return str(found["experiment"]["experiment_id"])
+        answer = self._ask("GET", "experiments/get-by-name", params={"experiment_name": name})
+        if "experiment" in answer:
+            return str(answer["experiment"]["experiment_id"])
         return str(self._ask("POST", "experiments/create", json={"name": name})["experiment_id"])
 
     def env(self) -> dict[str, str]:
@@ -94,7 +94,7 @@ class MlflowServer:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what is meant for MLflow's clients, and with what keeps the server small and at home."""
+    """Our environment without what is meant for MLflow's clients, and with what keeps the server small."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "_MLFLOW_"))}
     return {
         **ours,

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from orchestrator import names
 from orchestrator.errors import SandboxError
 from orchestrator.operate.serve import prepare_home, require_free
 from orchestrator.operate.signals import undisturbed
@@ -24,9 +25,9 @@ from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.processes.child import ChildProcess, kept_port
 
 PIPELINE = "training"
-TRAINED_MODEL = (PIPELINE, "trained_model")
+TRAINED_MODEL = (PIPELINE, names.TRAINED_MODEL)
 JOB = "digits"
-SENSOR = f"{PIPELINE}_jenkins_sensor"
+SENSOR = names.jenkins_sensor(PIPELINE)
 
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PYTHONPATH")
 """What Dagster gets of the user's environment: nothing that could be a setting, or lead out of the sandbox."""
@@ -41,9 +42,9 @@ DAGSTER_GRACE_SECONDS = 20
 class Stack:
     """Everything that one pipeline needs, on loopback; Git and Jenkins are ready when constructed.
 
-    EC2 and MLflow start meanwhile, and are waited for by whoever asks for them; `start_dagster` comes last. A
-    folder that was used before goes on with its commits, builds, runs and events. Closing leaves no process
-    and no port.
+    EC2 and MLflow start in the background; `ec2` and `mlflow` wait for them. `start_dagster` comes last. A
+    folder that was used before keeps its commits, builds, runs and events. Closing leaves no process and no
+    port.
 
     Args:
         directory: where everything is kept.

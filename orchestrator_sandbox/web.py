@@ -27,10 +27,10 @@ class _Server(ThreadedWSGIServer):
 
 
 class HandlerServer(ThreadingHTTPServer):
-    """http.server's own, with nothing to say of a client that has hung up."""
+    """The server of http.server, which prints nothing about a client that has hung up."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print the error's traceback, unless the client is gone: here it may be killed at any time."""
+        """Print the traceback, unless the client is gone: clients are killed at any time here."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 

@@ -14,6 +14,8 @@ import requests
 
 from orchestrator.errors import SandboxError
 from orchestrator.names import Ec2Tag, MlflowTag
+from orchestrator.resources.mlflow.answers import Run, runs_page
+from orchestrator.resources.mlflow.search import conditions_on, search_body
 from orchestrator_sandbox.chaos.attempts import AttemptsApi
 from orchestrator_sandbox.chaos.checks import BuildFacts, EndedAttempt, RecordedModel
 from orchestrator_sandbox.chaos.service_manager import DagsterProcesses
@@ -100,40 +102,42 @@ class FaultLab:
             for raw in group["Instances"]
         ]
 
-    def mlflow_runs(self, condition: str = "") -> list[dict[str, Any]]:
-        """MLflow runs as its API tells them, from the server itself.
+    def mlflow_runs(self, *conditions: str) -> list[Run]:
+        """The MLflow runs that meet all conditions, from the server itself, past its proxy.
+
+        Args:
+            conditions: in MLflow's search language.
 
         Raises:
             SandboxError: it does not answer.
         """
-        body = {
-            "experiment_ids": [self.environment["MLFLOW_EXPERIMENT_ID"]],
-            "filter": condition,
-            "max_results": 1000,
-        }
-        try:
-            answer = requests.post(
-                f"{self.stack.mlflow.url}/api/2.0/mlflow/runs/search", json=body, timeout=REQUEST_SECONDS
-            )
-            answer.raise_for_status()
-        except requests.RequestException as error:
-            raise SandboxError(f"MLflow does not answer ({type(error).__name__})") from error
-        runs: list[dict[str, Any]] = answer.json().get("runs", [])
-        return runs
+        runs: list[Run] = []
+        page_token = ""
+        while True:
+            body = search_body(self.environment["MLFLOW_EXPERIMENT_ID"], conditions, page_token)
+            url = f"{self.stack.mlflow.url}/api/2.0/mlflow/runs/search"
+            try:
+                answer = requests.post(url, json=body, timeout=REQUEST_SECONDS)
+                answer.raise_for_status()
+            except requests.RequestException as error:
+                raise SandboxError(f"MLflow does not answer ({type(error).__name__})") from error
+            page, page_token = runs_page(answer.json())
+            runs += page
+            if not page_token:
+                return runs
 
     def open_mlflow_runs(self) -> dict[str, str]:
-        """MLflow run → build, of all that are RUNNING."""
+        """MLflow run → build, of all runs that are RUNNING."""
         return {
-            run["info"]["run_id"]: tag["value"]
+            run.id: run.tags[MlflowTag.PARTITION]
             for run in self.mlflow_runs("attributes.status = 'RUNNING'")
-            for tag in run["data"]["tags"]
-            if tag["key"] == MlflowTag.PARTITION
+            if MlflowTag.PARTITION in run.tags
         }
 
     def facts(self, dagster: AttemptsApi, partition: str) -> BuildFacts:
         """What there is of one build, now."""
-        runs = self.mlflow_runs(f"tags.`{MlflowTag.PARTITION}` = '{partition}'")
-        trained = {run["info"]["run_id"] for run in runs}
+        runs = self.mlflow_runs(*conditions_on({MlflowTag.PARTITION: partition}))
+        run_ids = {run.id for run in runs}
         return BuildFacts(
             partition=partition,
             attempts=tuple(
@@ -147,12 +151,12 @@ class FaultLab:
             ),
             live_instances=tuple(instance.id for instance in self.instances() if instance.partition == partition),
             left_processes=tuple(self.left_processes()),
-            mlflow_runs=tuple((run["info"]["run_id"], run["info"]["status"]) for run in runs),
+            mlflow_runs=tuple((run.id, run.status) for run in runs),
             records=tuple(
                 RecordedModel(attempt=record.run_id, mlflow_run=record.metadata["MLflow run ID"])
                 for record in dagster.materialisations(TRAINED_MODEL, partition=partition)
             ),
-            trainings=tuple(training for training in self.ledger.trainings() if training.run in trained),
+            trainings=tuple(training for training in self.ledger.trainings() if training.run in run_ids),
         )
 
     def left_processes(self) -> Iterator[str]:

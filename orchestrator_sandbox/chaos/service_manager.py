@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
@@ -19,7 +20,7 @@ from orchestrator_sandbox.processes.child import ChildProcess
 
 RESTART_SECONDS = 1.0
 WEBSERVER = ("-m", "dagster_webserver")
-DAEMON = ("-m", "dagster._daemon")
+DAEMON = (str(Path(sys.executable).with_name("dagster-daemon")),)
 CODE_SERVER = ("-m", "dagster", "api", "grpc")
 
 

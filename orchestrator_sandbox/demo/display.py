@@ -29,17 +29,17 @@ STYLES = {
     "IN_PROGRESS": "cyan",
     "STARTED": "cyan",
 }
-BUILDS_SHOWN = 5
+VISIBLE_BUILDS = 5
 BORDERS = 5
 LINK_WIDTH = 15
 
 
 @dataclass(frozen=True)
 class DemoState:
-    """What is to be seen at one moment.
+    """What the demo shows at one moment.
 
     Attributes:
-        doing: what is being waited for, in one line.
+        activity: what the demo waits for, in one line.
         builds: Jenkins' builds, newest first.
         trainings: partition → status of its newest Dagster run.
         run: the run that is followed.
@@ -48,7 +48,7 @@ class DemoState:
         hints: what the user may do now, one paragraph each.
     """
 
-    doing: str
+    activity: str
     builds: Sequence[Build] = ()
     trainings: Mapping[str, str] = field(default_factory=dict)
     run: RunSummary | None = None
@@ -58,10 +58,10 @@ class DemoState:
 
 
 class View(AbstractContextManager["View"], Protocol):
-    """Shows scenes."""
+    """Shows states of the demo."""
 
-    def show(self, scene: DemoState) -> None:
-        """Replace the scene before."""
+    def show(self, state: DemoState) -> None:
+        """Replace the previous state."""
 
 
 def view_on(console: Console) -> View:
@@ -70,7 +70,7 @@ def view_on(console: Console) -> View:
 
 
 class LiveView:
-    """Draws each scene over the one before; what stays true is written above it, once."""
+    """Draws each state over the previous one; what stays true is written above it, once."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -86,25 +86,25 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def show(self, scene: DemoState) -> None:
+    def show(self, state: DemoState) -> None:
         """Draw it."""
-        if scene.outcome is not None:
-            self._write_once(scene.outcome, _outcome(scene.outcome))
-            for name, url in _links(scene.outcome):
+        if state.outcome is not None:
+            self._write_once(state.outcome, _outcome(state.outcome))
+            for name, url in _links(state.outcome):
                 self._write_once(url, Text(f"{name:<{LINK_WIDTH}}{url}"))
-        for hint in scene.hints:
+        for hint in state.hints:
             self._write_once(hint, Text(hint))
-        self._live.update(picture(scene, height=self._console.height))
+        self._live.update(picture(state, height=self._console.height))
 
-    def _write_once(self, what: object, drawn: RenderableType) -> None:
-        if what not in self._written:
-            self._written.append(what)
+    def _write_once(self, key: object, drawn: RenderableType) -> None:
+        if key not in self._written:
+            self._written.append(key)
             # The terminal folds long lines itself, so that a command or an address can be copied whole.
             self._console.print(drawn, soft_wrap=isinstance(drawn, Text))
 
 
 class LineView:
-    """Writes a line for everything that is new in a scene."""
+    """Writes a line for everything that a state adds to the previous ones."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -119,38 +119,38 @@ class LineView:
     ) -> None:
         self._console.file.flush()
 
-    def show(self, scene: DemoState) -> None:
-        """Write what was not in the scenes before."""
-        self._say(scene.doing)
-        for build in reversed(scene.builds):
-            self._say(f"Jenkins: build {build.number} of {_short(build.commit)} is {_result(build)}")
-        if scene.run is not None:
-            for step in scene.run.steps:
+    def show(self, state: DemoState) -> None:
+        """Write what is new in it."""
+        self._write(state.activity)
+        for build in reversed(state.builds):
+            self._write(f"Jenkins: build {build.number} of {_short(build.commit)} is {_result(build)}")
+        if state.run is not None:
+            for step in state.run.steps:
                 took = f" in {step.seconds:.1f} s" if step.seconds is not None else ""
-                self._say(f"Dagster: run {scene.run.id[:8]}, step {step.name}: {step.status}{took}")
-            for line in _news(self._output, scene.output):
+                self._write(f"Dagster: run {state.run.id[:8]}, step {step.name}: {step.status}{took}")
+            for line in _new_lines(self._output, state.output):
                 self._console.print(f"  | {line}", markup=False, highlight=False, soft_wrap=True)
-            self._output = list(scene.output)
-        if scene.outcome is not None:
-            for name, value in [*_facts(scene.outcome), *_links(scene.outcome)]:
-                self._say(f"{name}: {value}")
-        for hint in scene.hints:
-            self._say(hint)
+            self._output = list(state.output)
+        if state.outcome is not None:
+            for name, value in [*_facts(state.outcome), *_links(state.outcome)]:
+                self._write(f"{name}: {value}")
+        for hint in state.hints:
+            self._write(hint)
 
-    def _say(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         if line not in self._before:
             self._before.add(line)
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def picture(scene: DemoState, *, height: int) -> RenderableType:
-    """What changes of a scene, in not more than `height` lines."""
-    parts: list[RenderableType] = [Text(f"● {scene.doing}", style="bold")]
-    if scene.builds:
-        parts.append(_builds(scene))
-    if scene.run is not None and not scene.run.over:
-        used = 1 + BUILDS_SHOWN + len(scene.run.steps) + BORDERS
-        parts.append(_run(scene.run, scene.output[-max(1, height - used) :]))
+def picture(state: DemoState, *, height: int) -> RenderableType:
+    """What changes of a state, in not more than `height` lines."""
+    parts: list[RenderableType] = [Text(f"● {state.activity}", style="bold")]
+    if state.builds:
+        parts.append(_builds(state))
+    if state.run is not None and not state.run.over:
+        used = 1 + VISIBLE_BUILDS + len(state.run.steps) + BORDERS
+        parts.append(_run(state.run, state.output[-max(1, height - used) :]))
     return Group(*parts)
 
 
@@ -172,10 +172,10 @@ def _links(outcome: DemoOutcome) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), url) for name, url in outcome.urls.items()]
 
 
-def _builds(scene: DemoState) -> Panel:
+def _builds(state: DemoState) -> Panel:
     table = Table.grid(padding=(0, 2))
-    for build in scene.builds[:BUILDS_SHOWN]:
-        training = scene.trainings.get(str(build.number))
+    for build in state.builds[:VISIBLE_BUILDS]:
+        training = state.trainings.get(str(build.number))
         table.add_row(
             f"#{build.number}",
             _short(build.commit),
@@ -219,7 +219,7 @@ def _short(commit: str | None) -> str:
     return commit[:8] if commit else "........"
 
 
-def _news(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+def _new_lines(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
     """What `now` has at its end that `before` had not; both are the tail of the same lines."""
     for overlap in range(min(len(before), len(now)), 0, -1):
         if list(before[-overlap:]) == list(now[:overlap]):

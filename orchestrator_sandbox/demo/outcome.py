@@ -11,8 +11,10 @@ from typing import Any
 import requests
 
 from orchestrator.errors import SandboxError
+from orchestrator.names import TRAINED_MODEL, MlflowTag
 from orchestrator.resources.jenkins.answers import BUILD_FIELDS, Build, build_of
-from orchestrator.resources.mlflow import answers as mlflow_data
+from orchestrator.resources.mlflow.answers import Run, runs_page
+from orchestrator.resources.mlflow.search import conditions_on, search_body
 from orchestrator_sandbox.dagster_runs import RunSummary
 
 REQUEST_SECONDS = 30
@@ -20,11 +22,11 @@ REQUEST_SECONDS = 30
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """One build's way to a model; None is what nothing is known of.
+    """What became of one build; None: unknown.
 
     Attributes:
-        commit: what Jenkins says it has tested.
-        trained_commit: what MLflow says was trained.
+        commit: the commit that Jenkins tested.
+        trained_commit: the commit that was trained, by MLflow's tags.
         failure: why the Dagster run failed, in its own words.
         metrics: as MLflow holds them.
         seconds: stage → how long it took.
@@ -53,14 +55,14 @@ class DemoOutcome:
         if self.dagster_run_id is None:
             return ["no Dagster run was launched"]
         why = f" ({self.failure})" if self.failure else ""
-        wrong = {
+        problems = {
             f"the Dagster run {self.dagster_run_id} is {self.dagster_status}{why}": self.dagster_status != "SUCCESS",
             f"the MLflow run {self.mlflow_run_id} is {self.mlflow_status}": self.mlflow_status != "FINISHED",
             "MLflow holds no metrics": not self.metrics,
             f"the instance {self.instance_id} is {self.instance_state}": self.instance_state != "terminated",
             f"Jenkins built {self.commit}, but {self.trained_commit} was trained": self.commit != self.trained_commit,
         }
-        return [fault for fault, found in wrong.items() if found]
+        return [fault for fault, is_so in problems.items() if is_so]
 
     def to_json(self) -> dict[str, Any]:
         """What `orchestrator demo --json` prints."""
@@ -69,7 +71,7 @@ class DemoOutcome:
 
 
 class OutcomeReader:
-    """Asks each system over its own API.
+    """Reads outcomes from each system over its own API.
 
     Args:
         environment: the settings that lead to them.
@@ -88,20 +90,18 @@ class OutcomeReader:
         answer = self._jenkins("", tree=f"builds[{BUILD_FIELDS}]{{0,20}}")
         return [self._build(build) for build in answer["builds"]]
 
-    def training(self, dagster_run_id: str) -> mlflow_data.Run | None:
+    def training(self, dagster_run_id: str) -> Run | None:
         """The MLflow run that a Dagster run has filled."""
-        body = {
-            "experiment_ids": [self._environment["MLFLOW_EXPERIMENT_ID"]],
-            "filter": f"tags.dagster_run_id = '{dagster_run_id}'",
-        }
+        conditions = conditions_on({MlflowTag.DAGSTER_RUN: dagster_run_id})
+        body = search_body(self._environment["MLFLOW_EXPERIMENT_ID"], conditions)
         url = f"{self._environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/runs/search"
-        runs, _ = mlflow_data.runs_page(_answer(self._session.post(url, json=body, timeout=REQUEST_SECONDS)))
+        runs, _ = runs_page(_answer(self._session.post(url, json=body, timeout=REQUEST_SECONDS)))
         return runs[0] if runs else None
 
     def instance_state(self, instance_id: str) -> str:
         """The state that EC2 describes an instance in."""
         if self._ec2 is None:
-            import boto3  # a second, which only who asks this pays
+            import boto3  # takes a second, which the demo saves until here
 
             self._ec2 = boto3.client(
                 "ec2",
@@ -123,17 +123,17 @@ class OutcomeReader:
             build: the Jenkins build.
             run: its Dagster run.
             failure: why that failed, if it did.
-            seconds: stages that nobody else has measured.
+            seconds: what only the demo has measured: stage → seconds.
         """
         training = self.training(run.id)
         tags = training.tags if training else {}
-        instance = tags.get("ec2.instance_id")
+        instance = tags.get(MlflowTag.INSTANCE_ID)
         steps = {step.name: round(step.seconds, 2) for step in run.steps if step.seconds is not None}
         return DemoOutcome(
             pipeline=pipeline,
             partition=run.partition,
             commit=build.commit,
-            trained_commit=tags.get("mlflow.source.git.commit"),
+            trained_commit=tags.get(MlflowTag.SOURCE_COMMIT),
             dagster_run_id=run.id,
             dagster_status=run.status,
             failure=failure,
@@ -142,17 +142,17 @@ class OutcomeReader:
             metrics=training.metrics if training else {},
             instance_id=instance,
             instance_state=self.instance_state(instance) if instance else None,
-            minutes=_number(tags.get("ec2.minutes")),
-            usd=_number(tags.get("ec2.usd")),
+            minutes=_number(tags.get(MlflowTag.MINUTES)),
+            usd=_number(tags.get(MlflowTag.USD)),
             seconds={**seconds, "build": build.duration_ms / 1000, **steps},
             urls=self._urls(pipeline, build, run, training),
         )
 
-    def _urls(self, pipeline: str, build: Build, run: RunSummary, training: mlflow_data.Run | None) -> dict[str, str]:
+    def _urls(self, pipeline: str, build: Build, run: RunSummary, training: Run | None) -> dict[str, str]:
         mlflow = self._environment["MLFLOW_TRACKING_URI"]
         urls = {
             "dagster_run": f"{self._dagster_url}/runs/{run.id}",
-            "dagster_asset": f"{self._dagster_url}/assets/{pipeline}/trained_model",
+            "dagster_asset": f"{self._dagster_url}/assets/{pipeline}/{TRAINED_MODEL}",
             "jenkins_build": build.url,
         }
         if training is not None:

@@ -19,11 +19,11 @@ from orchestrator_sandbox.dagster_runs import RunSummary
 from orchestrator_sandbox.demo.display import DemoState, View, view_on
 from orchestrator_sandbox.demo.outcome import DemoOutcome, OutcomeReader
 from orchestrator_sandbox.demo.project import Commit, another_training, history
-from orchestrator_sandbox.stack import PIPELINE, SENSOR, Stack
+from orchestrator_sandbox.stack import PIPELINE, SENSOR, TRAINED_MODEL, Stack
 
 ONCE_SECONDS = 600.0
 POLL_SECONDS = 0.5
-OUTPUT_KEPT = 100
+LINES_KEPT = 100
 
 
 def demo(*, directory: Path, port: int, once: bool, as_json: bool) -> int:
@@ -46,32 +46,32 @@ def demo(*, directory: Path, port: int, once: bool, as_json: bool) -> int:
     console = Console(stderr=as_json, highlight=False)
     console.print(f"Starting Git, Jenkins, EC2 and MLflow in {directory.absolute()}", soft_wrap=True)
     with Stack(directory, port=port) as stack:
-        story = Demo(stack, started=started)
-        return present(story, console, commits=story.commits(past=not once), once=once, as_json=as_json)
+        loop = DemoLoop(stack, started=started)
+        return present(loop, console, commits=loop.commits(past=not once), once=once, as_json=as_json)
 
 
-def present(story: Demo, console: Console, *, commits: Sequence[Commit], once: bool, as_json: bool) -> int:
-    """Show a story up to its first model, or for as long as the user likes; return the exit status."""
+def present(loop: DemoLoop, console: Console, *, commits: Sequence[Commit], once: bool, as_json: bool) -> int:
+    """Show a demo up to its first model, or until a signal ends it; return the exit status."""
     try:
         with view_on(console) as view:
-            story.first_model(view, commits=commits)
+            loop.first_model(view, commits=commits)
             if not once:
-                story.go_on(view)
+                loop.go_on(view)
     finally:
         console.print("Stopping everything")
         if as_json:
-            print(json.dumps(story.outcome.to_json()), flush=True)  # noqa: T201 - what --json is for
-    if faults := story.outcome.faults():
+            print(json.dumps(loop.outcome.to_json()), flush=True)  # noqa: T201 - what --json is for
+    if faults := loop.outcome.faults():
         sys.stderr.write(f"orchestrator: no model was trained: {'; '.join(faults)}\n")
     return 1 if faults else 0
 
 
-class Demo:
-    """One demo, from the first commit on.
+class DemoLoop:
+    """One demo, from its first commit on.
 
     Args:
         stack: the sandbox.
-        started: when the demo was, by the monotonic clock.
+        started: when it started, by the monotonic clock.
 
     Attributes:
         outcome: what became of the last build that was trained.
@@ -82,12 +82,12 @@ class Demo:
         self._stack = stack
         self._started = self._lap_began = started
         self._seconds: dict[str, float] = {}
-        self._earlier: set[str] = set()
-        self._told: set[str] = set()
+        self._earlier_runs: set[str] = set()
+        self._concluded: set[str] = set()
         self._output: OutputTail | None = None
 
     def commits(self, *, past: bool) -> Sequence[Commit]:
-        """What is to be committed: in a new folder the project's past, if wanted; else one change."""
+        """What to commit: the project's past, if wanted and the folder is new; else one change."""
         if self._stack.is_new:
             return history() if past else ()
         return (another_training(),)
@@ -100,21 +100,21 @@ class Demo:
         """
         jenkins = OutcomeReader(self._stack.jenkins.env(), dagster_url="")
         for commit in commits:
-            # A build takes the newest commit there is when it starts: the next one must not come before.
+            # A build takes the newest commit there is when it starts, so the next commit waits for that.
             self._await_builds(jenkins, view, finished=False)
             self._stack.git.commit(commit.message, commit.edit)
         head = self._stack.git.head()
-        # What is built before Dagster looks for the first time is the past, to be backfilled; and a build
-        # that ends just after a look waits for the next one.
+        # Whatever is built before the sensor's first tick is the past, which is left to backfills; and a build
+        # that ends just after a tick waits for the next one.
         self._await_builds(jenkins, view, finished=True)
         view.show(DemoState("waiting for EC2 and MLflow", builds=jenkins.builds()))
         environment = self._stack.env()
         self._lap("sandbox")
         view.show(DemoState("starting Dagster", builds=jenkins.builds()))
         self._dagster = self._stack.start_dagster()
-        self._witness = OutcomeReader(environment, dagster_url=self._dagster.url)
+        self._reader = OutcomeReader(environment, dagster_url=self._dagster.url)
         self._lap("dagster")
-        self._earlier = {run.id for run in self._dagster.runs() if run.over}
+        self._earlier_runs = {run.id for run in self._dagster.runs() if run.over}
         deadline = self._started + ONCE_SECONDS
         while not self._trained(head, view):
             if time.monotonic() > deadline:
@@ -127,29 +127,29 @@ class Demo:
         """Show what the user makes happen, until a signal."""
         hints = self._hints()
         while True:
-            view.show(self._scene(None, hints=hints))
+            view.show(self._state(None, hints=hints))
             time.sleep(POLL_SECONDS)
 
     def _trained(self, head: str, view: View) -> bool:
-        scene = self._scene(head)
-        view.show(scene)
-        if scene.run and "wait" not in self._seconds:
+        state = self._state(head)
+        view.show(state)
+        if state.run and "wait" not in self._seconds:
             self._lap("wait")
-        build = next((build for build in scene.builds if build.commit == head), None)
+        build = next((build for build in state.builds if build.commit == head), None)
         if build and build.finished and not build.succeeded():
             raise SandboxError(f"Jenkins' build {build.number} of {head} ended {build.result}: see {build.url}console")
         return self.outcome.commit == head
 
-    def _scene(self, head: str | None, *, hints: Sequence[str] = ()) -> DemoState:
-        builds = self._witness.builds()
+    def _state(self, head: str | None, *, hints: Sequence[str] = ()) -> DemoState:
+        builds = self._reader.builds()
         runs = self._dagster.runs()
         run = self._followed(runs, builds, head)
         output = self._output_of(run) if run else ()
-        if run is not None and run.over and run.id not in self._told:
-            self._told.add(run.id)
+        if run is not None and run.over and run.id not in self._concluded:
+            self._concluded.add(run.id)
             self._conclude(run, builds)
         return DemoState(
-            self._doing(run, builds, head),
+            self._activity(run, builds, head),
             builds=builds,
             trainings={run.partition: run.status for run in reversed(runs) if run.partition},
             run=run,
@@ -160,9 +160,9 @@ class Demo:
 
     def _followed(self, runs: Sequence[RunSummary], builds: Sequence[Build], head: str | None) -> RunSummary | None:
         """The run of the newest commit, else one that is under way, else the newest of this demo."""
-        wanted = {str(build.number) for build in builds if build.commit == head}
-        ours = [run for run in runs if run.id not in self._earlier]
-        order = sorted(ours, key=lambda run: (run.partition not in wanted, run.over))  # stable: newest first
+        of_head = {str(build.number) for build in builds if build.commit == head}
+        ours = [run for run in runs if run.id not in self._earlier_runs]
+        order = sorted(ours, key=lambda run: (run.partition not in of_head, run.over))  # stable: newest first
         return next(iter(order), None)
 
     def _output_of(self, run: RunSummary) -> Sequence[str]:
@@ -170,7 +170,7 @@ class Demo:
             self._output = OutputTail(self._dagster, run.id)
         return self._output.read()
 
-    def _doing(self, run: RunSummary | None, builds: Sequence[Build], head: str | None) -> str:
+    def _activity(self, run: RunSummary | None, builds: Sequence[Build], head: str | None) -> str:
         if run is not None and (head is not None or not run.over):
             step = next((step.name for step in run.steps if step.status == "IN_PROGRESS"), None)
             return f"run {run.id[:8]} of build {run.partition}: {step or run.status}"
@@ -187,7 +187,7 @@ class Demo:
         if build is None:
             return  # an old build, out of the list: its run's page says it all
         self._seconds["total"] = _rounded(time.monotonic() - self._started)
-        self.outcome = self._witness.outcome(
+        self.outcome = self._reader.outcome(
             PIPELINE,
             build=build,
             run=run,
@@ -212,6 +212,7 @@ class Demo:
         self._lap_began = now
 
     def _hints(self) -> tuple[str, ...]:
+        asset = "/".join(TRAINED_MODEL)
         git = self._stack.git.url
         folder = git.rpartition("/")[2].removesuffix(".git")
         return (
@@ -219,7 +220,7 @@ class Demo:
             f"  git clone {git} && cd {folder}\n"
             "  sed -i 's/default: 0.02}/default: 0.05}/' MLproject\n"
             "  git -c user.name=me -c user.email=me@example.com commit --allow-empty -am 'Learn faster' && git push",
-            f"Train past builds: {self._dagster.url}/assets/{PIPELINE}/trained_model, Materialize, missing partitions",
+            f"Train past builds: {self._dagster.url}/assets/{asset}, Materialize, missing partitions",
             f"Jenkins: {self._stack.jenkins.url}    MLflow: {self._stack.mlflow.url}    Ctrl-C stops everything",
         )
 
@@ -228,29 +229,29 @@ class OutputTail:
     """The last lines that the training of one run has printed.
 
     Args:
-        dagster: where they are captured.
+        dagster: has captured them.
         run_id: the run.
 
     Attributes:
-        lines: these lines.
+        lines: the lines, the oldest first.
     """
 
     def __init__(self, dagster: DagsterApi, run_id: str) -> None:
         self.run_id = run_id
-        self.lines: deque[str] = deque(maxlen=OUTPUT_KEPT)
+        self.lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._dagster = dagster
         self._key: Sequence[str] | None = None
         self._cursor: str | None = None
-        self._begun = ""
+        self._unfinished_line = ""
 
     def read(self) -> Sequence[str]:
-        """The lines, with what is new."""
+        """The lines up to now."""
         self._key = self._key or self._dagster.output_key(self.run_id)
         if self._key is not None:
-            new = self._dagster.output(self._key, cursor=self._cursor)
-            self._cursor = new.cursor
-            *whole, self._begun = (self._begun + new.text).split("\n")
-            self.lines.extend(whole)
+            chunk = self._dagster.output(self._key, cursor=self._cursor)
+            self._cursor = chunk.cursor
+            *lines, self._unfinished_line = (self._unfinished_line + chunk.text).split("\n")
+            self.lines.extend(lines)
         return tuple(self.lines)
 
 

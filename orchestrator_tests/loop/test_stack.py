@@ -23,7 +23,7 @@ from orchestrator_sandbox.dagster_runs import RunSummary
 from orchestrator_sandbox.demo.display import DemoState, LineView
 from orchestrator_sandbox.demo.outcome import DemoOutcome, OutcomeReader
 from orchestrator_sandbox.demo.project import Commit
-from orchestrator_sandbox.demo.story import Demo, OutputTail, present
+from orchestrator_sandbox.demo.story import DemoLoop, OutputTail, present
 from orchestrator_sandbox.stack import PIPELINE, TRAINED_MODEL, Stack
 from orchestrator_tests.support.waiting import until
 
@@ -77,7 +77,7 @@ class World:
     """
 
     stack: Stack
-    story: Demo
+    story: DemoLoop
     dagster: DagsterApi
     witness: OutcomeReader
     builds: dict[str, Build]
@@ -128,7 +128,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("stack")
     shown, printed = io.StringIO(), io.StringIO()
     with _no_process_left(), Stack(directory) as stack:
-        story = Demo(stack, started=time.monotonic())
+        story = DemoLoop(stack, started=time.monotonic())
         commits = [_commit(name) for name in COMMITS]
         with redirect_stdout(printed):
             code = present(story, Console(file=shown), commits=commits, once=True, as_json=True)

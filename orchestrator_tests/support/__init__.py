@@ -1,0 +1,1 @@
+"""What several test modules share; the first line of each module says for which."""

@@ -1,4 +1,4 @@
-"""Parts for tests of one attempt: a tiny ML project behind a Git server, an EC2 with real SSH hosts, an MLflow."""
+"""All that one attempt needs, running: a tiny project behind Git, EC2 with SSH hosts, MLflow; for pipeline/training."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Dagster's private API as far as tests need it, so that a new Dagster is met in one place.
-
-For tests of sensors (test_sensor), of retries by Dagster's daemon (test_retries), of the run history and of metadata.
-"""
+"""Dagster's private API as far as tests need it, in one place to mend; for tests of sensors, retries, run history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An AWS account for tests: moto's EC2, and faults injected into the calls of one client."""
+"""An AWS account (moto), and faults put into the calls of one client; for tests of resources/ec2 and of the janitor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that answers everything with the path it was asked for; for tests of proxies and of the light training."""
+"""A server that answers with the path it was asked for; for tests of the proxies and of the light training."""
 
 from __future__ import annotations
 

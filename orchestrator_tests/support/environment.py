@@ -1,4 +1,4 @@
-"""The settings that one pipeline needs at least; for tests of settings and plans."""
+"""The settings that a pipeline needs at least; for tests of settings and plans."""
 
 COMPLETE = {
     "JENKINS_URL": "https://jenkins.example.com/",

@@ -1,4 +1,4 @@
-"""A training on a test host, with all that is told of it; and a look at its processes."""
+"""A training on an SSH host, all that it reports, and a look at its processes; for tests of remote/."""
 
 from __future__ import annotations
 

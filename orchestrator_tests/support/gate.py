@@ -1,4 +1,4 @@
-"""A gate that trainings stand before until a test opens it: a lock on a file, so that nobody asks again and again."""
+"""A gate that trainings wait at until a test opens it: a lock on a file, without polling; for all real trainings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""States of the world for the janitor's tests: short ways to name instances, MLflow runs and Dagster runs."""
+"""Short ways to write down instances, MLflow runs and Dagster runs; for tests of the janitor's rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client of the sandbox's Jenkins, and what its tests share."""
+"""A client of the sandbox's Jenkins; for its tests (sandbox/jenkins)."""
 
 from __future__ import annotations
 

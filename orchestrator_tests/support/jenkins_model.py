@@ -1,4 +1,4 @@
-"""A compact Jenkins for tests: jobs, branches and builds in memory, asked directly or over HTTP."""
+"""A compact Jenkins in memory, asked directly or over HTTP; for tests of builds and of the Jenkins client."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Job:
 
 @dataclass
 class Model:
-    """The truth in Jenkins; it has what `Source` asks for."""
+    """Jobs and builds as they are in Jenkins; a `Source` of pipeline/builds/discovery."""
 
     job: str = "team/churn"
     multibranch: bool = False

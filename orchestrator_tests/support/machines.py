@@ -1,4 +1,4 @@
-"""Sandbox machines without an EC2 API, booted and logged into by tests."""
+"""Sandbox machines without an EC2 API, booted and logged into; for their tests (sandbox/ec2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients for the tests of MLflow: ours, and a plain one for what ours does not do."""
+"""Our MLflow client, and a plain one for what ours does not do; for tests of resources/mlflow and of the janitor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another EC2 than the sandbox's: moto's API, whose instances are OpenSSH servers on port 22."""
+"""An EC2 other than the sandbox's: moto's API, whose instances are OpenSSH servers; for loop/test_other_systems."""
 
 from __future__ import annotations
 

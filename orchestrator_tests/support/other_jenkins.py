@@ -1,4 +1,4 @@
-"""Another Jenkins than the sandbox's: a multibranch project in a folder, behind a path, that ignores most of `tree=`.
+"""A Jenkins other than the sandbox's, for loop/test_other_systems: multibranch, in a folder, deaf to most of `tree=`.
 
 Shapes as in https://www.jenkins.io/doc/book/using/remote-access-api/ and what ci.jenkins.io answers.
 """

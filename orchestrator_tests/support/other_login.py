@@ -1,4 +1,4 @@
-"""The login `ubuntu` on this very machine, with mlflow where an image keeps it: in ~/.local/bin."""
+"""The login `ubuntu` on this machine, with mlflow in ~/.local/bin as on an image; for loop/test_other_systems."""
 
 from __future__ import annotations
 

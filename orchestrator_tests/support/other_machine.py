@@ -1,4 +1,4 @@
-"""A running EC2 instance: OpenSSH's sshd on port 22 of a loopback address of its own."""
+"""A running EC2 instance: OpenSSH on port 22 of its own loopback address; for loop/test_other_systems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project unchanged among other systems than the sandbox's: it learns of them from the environment alone."""
+"""The project among other systems, which it knows from the environment alone; for loop/test_other_systems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to instances that fall silent; for tests of a machine that AWS takes away (test_instance_loss)."""
+"""Ways to instances that fall silent; for tests of instances that AWS takes away (test_instance_loss)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An SSH host for tests: asyncssh in front of real `sh` processes, and a network that can be made to fail."""
+"""An SSH host: asyncssh in front of real `sh` processes, behind a network that fails; for remote/ and resources/ssh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Await a condition instead of sleeping for a guess."""
+"""Awaits a condition instead of sleeping for a guess; for all tests with threads or processes."""
 
 from __future__ import annotations
 
