@@ -70,7 +70,7 @@ class DagsterApi:
         """Why the code location did not load; None when it did.
 
         Raises:
-            DagsterDown: as for every call here.
+            DagsterDown: no answer, or a refusal; as with every method here.
         """
         entries = self._ask(
             """{ workspaceOrError { __typename ... on Workspace { locationEntries {

@@ -36,7 +36,7 @@ T3_MEDIUM_USD = 0.0416
 """On-demand price of an hour in us-east-1: https://aws.amazon.com/ec2/pricing/on-demand/"""
 
 DAGSTER_GRACE_SECONDS = 20
-"""A run that is under way terminates its instance when it is told to end."""
+"""Time for runs under way to terminate their instances."""
 
 
 class Stack:

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "--replay",
         type=_seed_and_index,
         metavar="SEED/INDEX",
-        help="do one fault of a campaign again, and no other: not those that were under way beside it",
+        help="do one fault of a campaign again, without those that were under way at the same time",
     )
     parser.add_argument("--at-once", type=int, default=6, metavar="N", help="builds in flight (default: %(default)s)")
     parser.add_argument("--dir", type=Path, help="folder of its data; default: a new one, removed if all went well")

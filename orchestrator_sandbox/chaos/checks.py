@@ -52,7 +52,7 @@ class BuildFacts:
         mlflow_runs: MLflow run → status.
         records: the materialisations of its model.
         trainings: what the trainings themselves wrote down.
-        kind: what was done to it, or tried in vain; None: nothing.
+        kind: what was done to it, or tried without effect; None: nothing.
         settled: whether it came to rest in time.
         orphaned_seconds: the longest time that something of it had no live attempt.
         unattended_seconds: the longest time that no living process looked after something of it.

@@ -135,7 +135,7 @@ class FaultInjector:
             case FaultKind.CANCELLED:
                 self._cancel(_required(attempt))
             case FaultKind.TRAINING_FAILS:
-                pass  # the campaign has told the training before it began
+                pass  # the ledger has told the training before it began
             case _:
                 return self._outage(fault)
         return nullcontext(HitCount(count=1))

@@ -96,7 +96,7 @@ class PlannedFault:
     Attributes:
         index: its place in the campaign.
         phase: the step of the build's run that it is meant for, or `IDLE`.
-        after: how long that step has been under way by then, in seconds.
+        after: how long that step has been under way when it comes, in seconds.
         seconds: how long it lasts at least, where it lasts at all.
         times: how many calls it spoils, where it spoils calls.
     """

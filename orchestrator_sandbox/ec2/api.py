@@ -132,7 +132,7 @@ class ApiServer:
 
 
 def _quiet(handler: type[WSGIRequestHandler]) -> type[WSGIRequestHandler]:
-    """Without a line on standard error for each call; and nobody may keep a connection idle for long."""
+    """The handler without a line on standard error for each call, and without connections that stay idle for long."""
 
     class Handler(handler):  # type: ignore[valid-type, misc]
         timeout = IDLE_SECONDS

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import yaml
 
-# The order in which OpenSSH offers its keys matters to nobody; the names are cloud-init's.
+# The names are cloud-init's; the order, in which the keys are offered, does not matter.
 HOST_KEYS = ("ed25519_private", "ecdsa_private", "rsa_private")
 KNOWN = {"bootcmd", "runcmd", "ssh_keys", "ssh_deletekeys", "ssh_authorized_keys"}
 
@@ -23,7 +23,7 @@ class CloudConfig:
 
     Attributes:
         host_keys: private SSH host keys; empty: the machine makes one itself.
-        authorized_keys: public keys that may log in beside the EC2 key pair.
+        authorized_keys: public keys that may log in, besides that of the EC2 key pair.
         boot_script: shell script run at every boot, before SSH answers; "" for none.
         first_boot_script: shell script run after the first boot, when SSH answers; "" for none.
         remarks: what was not understood or is not supported, for the log.

@@ -31,7 +31,7 @@ class Host:
     """One boot of one machine.
 
     Args:
-        config: what it is told by the sandbox.
+        config: what the sandbox wants it to be.
     """
 
     def __init__(self, config: HostConfig) -> None:
@@ -67,7 +67,7 @@ class Host:
             shutil.rmtree(self.config.scratch, ignore_errors=True)
 
     def home(self, user: str) -> Path:
-        """The home directory of a user, made if need be."""
+        """The home directory of a user, made when it is missing."""
         path = self.config.directory / "home" / user
         path.mkdir(parents=True, exist_ok=True)
         return path

@@ -1,4 +1,4 @@
-"""What a sandbox machine's host process is told, and what its end means: shared by `machine.py` and `host.py`."""
+"""The configuration of a machine's host process, and what its exit status means; for `machine.py` and `host.py`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Init:
 
     It is a "child subreaper" (https://man7.org/linux/man-pages/man2/PR_SET_CHILD_SUBREAPER.2const.html):
     whatever is started on the machine stays its descendant, also as a daemon, and can be ended. It alone
-    waits for children: were a daemon not reaped, `kill -0` would find it alive for ever. When our own
+    waits for children, because `kill -0` finds a daemon alive until it is reaped. When our own
     parent, `guardian.py`, is killed, the kernel sends us SIGTERM.
     """
 

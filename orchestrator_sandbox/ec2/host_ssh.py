@@ -31,7 +31,7 @@ class Accounts(Protocol):
     """The users of a machine."""
 
     def home(self, user: str) -> Path:
-        """The home directory, made if need be."""
+        """The home directory, made when it is missing."""
 
     def environment(self, user: str) -> Mapping[str, str]:
         """The variables that a login starts with."""

@@ -1,4 +1,4 @@
-"""EC2 on one laptop: moto's API, whose running instances are real SSH hosts on loopback addresses of their own."""
+"""EC2 on one computer: moto's API, whose running instances are real SSH hosts on loopback addresses of their own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Ec2Server:
 
     Attributes:
         url: of the API.
-        faults: errors that the API answers with when told to.
+        faults: errors for the next calls of the API.
         key_path: private key of the key pair.
     """
 
@@ -51,7 +51,7 @@ class Ec2Server:
         status_check_seconds: float = 1,
         instance_type: str = "t3.medium",
     ) -> None:
-        # Seconds of import, which nothing but a sandbox that starts shall pay for.
+        # These imports take seconds, which only a sandbox that starts has to pay.
         from moto.ec2.models import ec2_backends
         from moto.moto_server.werkzeug_app import (
             DomainDispatcherApplication,
@@ -118,11 +118,11 @@ class Ec2Server:
         self._machine(instance_id).tell("cut")
 
     def refuse_connections(self, instance_id: str, *, seconds: float) -> None:
-        """Drop them, and let nobody in again for so long."""
+        """Drop the instance's SSH connections, and accept no other for some seconds."""
         self._machine(instance_id).tell(f"refuse {seconds}")
 
     def swallow_traffic(self, instance_id: str, *, seconds: float) -> None:
-        """Answer nothing on any connection for so long, without closing one; its programs run on."""
+        """Answer nothing on any connection for some seconds, without closing one; its programs go on."""
         self._machine(instance_id).tell(f"swallow {seconds}")
 
     def close(self) -> None:

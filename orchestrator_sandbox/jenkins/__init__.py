@@ -1,0 +1,1 @@
+"""A Jenkins that answers the Remote Access API, and really builds."""

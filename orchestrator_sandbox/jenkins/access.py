@@ -26,7 +26,7 @@ class Access:
     Attributes:
         user: the user's name.
         token: the API token; it may be changed at any time, which revokes the old one.
-        password: the password; whoever uses it, and not a token, needs a crumb to change something.
+        password: the password; a request with it instead of the token needs a crumb to change something.
         anonymous_read: everybody may look.
     """
 

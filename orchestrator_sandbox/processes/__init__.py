@@ -1,0 +1,1 @@
+"""Programs that are started, awaited and surely ended."""

@@ -122,7 +122,7 @@ class ChildProcess:
         """Wait for the program's end, and return its exit status.
 
         Args:
-            seconds: how long at most; default: for ever.
+            seconds: how long at most; default: no limit.
 
         Raises:
             SandboxError: it still runs after that time.
