@@ -7,6 +7,8 @@
 #   job.*           exports and command, mode 0600; removed before the command starts
 #   log             standard output and error of the training, in order
 #   supervisor.log  complaints of this script
+#   hooks/          what is loaded into `mlflow run` and the command's bash, so that a failed training exits non-zero
+#   guarded         `mlflow run` has loaded its hook
 #
 # What must appear at once and whole, and can be claimed only once, is a symbolic link whose target is the
 # text: one system call, and it works on a full disk, where a file would be left empty.
@@ -105,6 +107,14 @@ find_program() { # NAME: widens PATH, for a login over SSH lacks what the profil
   done
 }
 
+guard() { # PROGRAM: see hooks/sitecustomize.py and hooks/pipes.bash
+  ORCHESTRATOR_MLFLOW=$(command -v "$1")
+  PYTHONPATH=${ORCHESTRATOR_TRAINING}hooks${PYTHONPATH:+:$PYTHONPATH}
+  ORCHESTRATOR_BASH_ENV=${BASH_ENV-}
+  BASH_ENV=${ORCHESTRATOR_TRAINING}hooks/pipes.bash
+  export ORCHESTRATOR_MLFLOW PYTHONPATH ORCHESTRATOR_BASH_ENV BASH_ENV
+}
+
 run() { # PROGRAM ARGUMENT...: the last line of the job; becomes the program
   rm -f -- "$job"
   cd || exit 126
@@ -118,6 +128,7 @@ run() { # PROGRAM ARGUMENT...: the last line of the job; becomes the program
       "or AMI_ID to an image that has it"
     exit 127
   fi
+  guard "$1"
   exec "$@"
 }
 

@@ -38,14 +38,16 @@ ANSWER_SECONDS = 20.0
 REFUSED_SECONDS = 120.0
 """A login refused for so long is final. A machine that shuts down (spot) refuses, too, before it is gone."""
 
-_SUPERVISOR = Path(__file__).with_name("supervisor.sh")
+_HERE = Path(__file__).parent
+_FILES = ("hooks/sitecustomize.py", "hooks/pipes.bash", "supervisor.sh")
+"""What is uploaded; the last one is what makes the upload usable."""
+
 _LOG_BEGINS = b"\x1eorchestrator log\n"
 _STATE = "state: "
 _UPLOAD = (
-    'umask 077; d="$HOME/.orchestrator/$1"; mkdir -p "$d" && cd "$d" || exit 1; '
+    'umask 077; d="$HOME/.orchestrator/$1"; mkdir -p "$d/hooks" && cd "$d" || exit 1; '
     "[ -h pid ] && exit 0; "  # a started supervisor keeps its own verbs
-    'cat >"supervisor.sh.$$" && [ $(($(wc -c <"supervisor.sh.$$"))) -eq "$2" ] '
-    '&& mv -f "supervisor.sh.$$" supervisor.sh'
+    'cat >"$3.$$" && [ $(($(wc -c <"$3.$$"))) -eq "$2" ] && mv -f "$3.$$" "$3"'
 )
 _CALL = (
     'if cd "$HOME/.orchestrator/$1" 2>/dev/null && [ -e supervisor.sh ]; '
@@ -97,9 +99,11 @@ class RemoteTraining:
             ValueError: no program can be given this command or environment (see `job.py`).
         """
         job = job_file(command, environment)
-        script = _SUPERVISOR.read_bytes()
         seconds = max(0, math.ceil((deadline - datetime.now(UTC)).total_seconds()))
-        self._checked(["sh", "-c", _UPLOAD, "sh", self._run_id, str(len(script))], stdin=script, check=check)
+        for name in _FILES:
+            content = (_HERE / name).read_bytes()
+            upload = ["sh", "-c", _UPLOAD, "sh", self._run_id, str(len(content)), name]
+            self._checked(upload, stdin=content, check=check)
         return _state_in(self._call("start", str(seconds), str(len(job)), stdin=job, check=check)) == "started"
 
     def state(self) -> Outcome | Literal["absent", "running"]:

@@ -1,0 +1,220 @@
+"""A command of a project that failed ends non-zero, however it hides that; one that succeeded stays green."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import orchestrator.remote
+from orchestrator_sandbox.mlflow import MlflowServer
+from orchestrator_tests.support.mlflow_client import client
+
+HOOKS = Path(orchestrator.remote.__file__).parent / "hooks"
+
+FAILS = f"{sys.executable} -c 'raise SystemExit(3)'"
+
+
+def bash(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as `mlflow run` does, below our hook."""
+    environment = {**os.environ, "MLFLOW_RUN_ID": "1", "BASH_ENV": str(HOOKS / "pipes.bash"), **variables}
+    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{FAILS} 2>&1 | tee /dev/null",
+        f"{FAILS} |& cat",
+        f"{FAILS} |\n  cat |\n  cat",
+        f"cat /dev/null | {FAILS} | cat",
+        f"{FAILS} | tee /dev/null && echo evaluated",
+        f"cd / && {FAILS} | tee /dev/null && echo a && echo b",
+        f"{{ {FAILS} | cat; }} && echo evaluated",
+        f"for fold in 1; do {FAILS} | cat; done",
+        f"set -eux; {FAILS} | while read line; do echo $line; done",
+        f"time {FAILS} | cat",
+    ],
+)
+def test_a_failure_that_the_status_of_a_pipe_hides_is_the_status_of_the_command(command: str) -> None:
+    done = bash(command)
+    assert done.returncode == 3
+    assert "failed with status 3, which the pipe's own status hides" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "seq 1000000 | head -n 1",
+        "yes | head -n 1 >/dev/null && echo trained",
+        "cat /dev/zero | head -c 9 | wc -c && echo trained",
+    ],
+)
+def test_a_part_of_a_pipe_that_nobody_reads_on_from_is_no_failure(command: str) -> None:
+    done = bash(command)
+    assert done.returncode == 0
+    assert "was ended by SIGPIPE" in done.stderr
+    assert "trained" in done.stdout or "&&" not in command
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "true",
+        "exec true",
+        "true | true",
+        "set -euo pipefail; true | true; true",
+        "no-such-gpu-tool 2>&1 | head -n 5; true",
+        "if no-such-gpu-tool 2>/dev/null | grep -q T4; then exit 9; else echo cpu; fi; true",
+        "false | false || echo handled",
+        "count=$(false | wc -l) && [ $count = 0 ]",
+        'mkdir -p "$HOME/made" && cd $_ && [ "$PWD" = "$HOME/made" ]',
+        'false | true; [ "${PIPESTATUS[*]}" = "1 0" ]',
+        "false; [ $? = 1 ]",
+        'set -- a b; echo $1 | grep -q a && [ "$2" = b ]',
+        "echo 'a \" that is alone && |' | cat",
+        "bash -c 'false | cat'",
+        "trap 'echo cleaned up' EXIT; true | true",
+    ],
+)
+def test_a_command_that_succeeded_is_left_alone(command: str, tmp_path: Path) -> None:
+    done = bash(command, HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [("exit 7", 7), ("false", 1), ("kill -9 $$", -9), ("syntax error (", 2)]
+)
+def test_a_command_that_fails_by_itself_keeps_its_status(command: str, status: int) -> None:
+    assert bash(command).returncode == status
+
+
+def test_the_login_s_own_bash_env_is_loaded_and_handed_on(tmp_path: Path) -> None:
+    own = tmp_path / "own.bash"
+    own.write_text("greeting=hello\n")
+    done = bash('echo "$greeting $BASH_ENV ${ORCHESTRATOR_BASH_ENV-gone}"', ORCHESTRATOR_BASH_ENV=str(own))
+    assert done.stdout == f"hello {own} gone\n"
+
+
+def test_what_the_command_starts_is_none_of_the_hook_s_business() -> None:
+    assert bash("env").stdout.count("BASH_ENV") == 0
+
+
+# ---- the other half: `mlflow run` looks at what the script made of its run
+
+SCRIPTS = {
+    "swallows": """
+        try:
+            with mlflow.start_run():
+                raise ValueError("the data is not what it was")
+        except ValueError as error:
+            print("went on", error)
+        """,
+    "says so": """
+        mlflow.start_run()
+        mlflow.end_run("FAILED")
+        """,
+    "killed by its own hand": """
+        mlflow.start_run()
+        mlflow.end_run("KILLED")
+        """,
+    "leaves by a hook": """
+        sys.excepthook = lambda *_: os._exit(0)
+        with mlflow.start_run():
+            raise ValueError("the data is not what it was")
+        """,
+}
+
+
+def mlproject(directory: Path, script: str, command: str = "python train.py") -> Path:
+    (directory / "MLproject").write_text(f"name: p\nentry_points:\n  main:\n    command: {command!r}\n")
+    (directory / "train.py").write_text("import os, sys\nimport mlflow\n" + textwrap.dedent(script))
+    return directory
+
+
+def mlflow_run(server: MlflowServer, project: Path, *, home: Path, program: str | None = None) -> tuple[int, str, str]:
+    """The exit status of `mlflow run` below our hooks, its output, and the status that MLflow then holds."""
+    mlflow = client(server.url)
+    run = mlflow.create_run("0", name="hooks", tags={})
+    (home / "run").mkdir()
+    command = program or str(Path(sys.executable).with_name("mlflow"))
+    environment = {
+        **os.environ,
+        **server.env(),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ORCHESTRATOR_TRAINING": f"{home}/run/",
+        "ORCHESTRATOR_MLFLOW": command,
+        "PYTHONPATH": str(HOOKS),
+        "BASH_ENV": str(HOOKS / "pipes.bash"),
+    }
+    argv = [command, "run", str(project), "--env-manager", "local", "--run-id", run.id, "--experiment-id", "0"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr, mlflow.run(run.id).status
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_a_run_that_the_script_ended_as_failed_is_a_failure_and_stays_what_it_is(
+    mlflow_server: MlflowServer, tmp_path: Path, script: str
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    status, output, held = mlflow_run(mlflow_server, mlproject(project, script), home=tmp_path)
+    assert status != 0
+    assert "the script had ended its MLflow run" in output
+    assert held == ("KILLED" if "KILLED" in script else "FAILED")
+
+
+@pytest.mark.services
+def test_a_first_part_that_failed_inside_its_run_is_not_made_good_by_a_second_one(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    project = mlproject(
+        tmp_path, "with mlflow.start_run():\n    raise ValueError('no')\n", "python train.py; echo evaluated"
+    )
+    status, output, held = mlflow_run(mlflow_server, project, home=tmp_path)
+    assert (status != 0, held) == (True, "FAILED")
+    assert "evaluated" in output
+
+
+def test_a_python_that_loads_no_hook_is_asked_for_by_the_other_one(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    program = tmp_path / "isolated"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -m mlflow "$@"\n')
+    program.chmod(0o755)
+    project = mlproject(tmp_path, SCRIPTS["swallows"])
+    status, output, _ = mlflow_run(mlflow_server, project, home=tmp_path, program=str(program))
+    assert status != 0
+    assert "the script had ended its MLflow run" in output
+
+
+def test_a_training_that_went_well_is_finished_and_finds_nothing_of_the_hooks(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    script = """
+        assert not {"PYTHONPATH", "BASH_ENV"} & set(os.environ), os.environ
+        assert not any("hooks" in place for place in sys.path), sys.path
+        with mlflow.start_run():
+            mlflow.log_metric("accuracy", 1.0)
+        """
+    project = mlproject(tmp_path, script)
+    status, output, held = mlflow_run(mlflow_server, project, home=tmp_path)
+    assert (status, held) == (0, "FINISHED"), output
+    assert (tmp_path / "run" / "guarded").exists()
+
+
+@pytest.mark.services
+def test_a_training_that_never_asks_mlflow_is_finished(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    status, output, held = mlflow_run(mlflow_server, mlproject(tmp_path, "print('no call of mlflow')"), home=tmp_path)
+    assert (status, held) == (0, "FINISHED"), output
+
+
+def test_the_machine_s_own_sitecustomize_is_loaded_as_well(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import builtins\nbuiltins.own = 'the machine s own'\n")
+    environment = {**os.environ, "PYTHONPATH": f"{HOOKS}{os.pathsep}{tmp_path}"}
+    argv = [sys.executable, "-c", "print(own)"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "the machine s own\n", done.stderr
