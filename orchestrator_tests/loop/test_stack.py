@@ -64,7 +64,7 @@ COMMITS = {
 
 
 @dataclass(frozen=True)
-class World:
+class TrainedStack:
     """The stack after its newest build was trained.
 
     Attributes:
@@ -77,9 +77,9 @@ class World:
     """
 
     stack: Stack
-    story: DemoLoop
+    loop: DemoLoop
     dagster: DagsterApi
-    witness: OutcomeReader
+    reader: OutcomeReader
     builds: dict[str, Build]
     first: DemoOutcome
     code: int
@@ -96,7 +96,7 @@ class World:
 
     def outcome(self, name: str, run: RunSummary) -> DemoOutcome:
         failure = None if run.status == "SUCCESS" else self.dagster.failure(run.id)
-        return self.witness.outcome(PIPELINE, build=self.builds[name], run=run, failure=failure, seconds={})
+        return self.reader.outcome(PIPELINE, build=self.builds[name], run=run, failure=failure, seconds={})
 
 
 def _commit(name: str) -> Commit:
@@ -124,17 +124,17 @@ def _no_process_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedStack]:
     directory = tmp_path_factory.mktemp("stack")
     shown, printed = io.StringIO(), io.StringIO()
     with _no_process_left(), Stack(directory) as stack:
-        story = DemoLoop(stack, started=time.monotonic())
+        loop = DemoLoop(stack, started=time.monotonic())
         commits = [_commit(name) for name in COMMITS]
         with redirect_stdout(printed):
-            code = present(story, Console(file=shown), commits=commits, once=True, as_json=True)
+            code = present(loop, Console(file=shown), commits=commits, once=True, as_json=True)
         dagster = DagsterApi(stack.dagster_url)
-        witness = OutcomeReader(stack.env(), dagster_url=stack.dagster_url)
-        builds = dict(zip(["example", *COMMITS], reversed(witness.builds()), strict=True))
+        reader = OutcomeReader(stack.env(), dagster_url=stack.dagster_url)
+        builds = dict(zip(["example", *COMMITS], reversed(reader.builds()), strict=True))
         partitions = {name: str(build.number) for name, build in builds.items()}
         dagster.backfill(asset=TRAINED_MODEL, partitions=[partitions["example"]])
         launched = {
@@ -143,11 +143,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         }
         with dagster:
             texts = (shown.getvalue(), printed.getvalue())
-            yield World(stack, story, dagster, witness, builds, story.outcome, code, *texts, launched)
+            yield TrainedStack(stack, loop, dagster, reader, builds, loop.outcome, code, *texts, launched)
 
 
 def test_the_newest_green_build_becomes_a_finished_run_one_materialisation_and_a_terminated_instance(
-    world: World,
+    world: TrainedStack,
 ) -> None:
     outcome = world.first
     assert outcome.faults() == []
@@ -161,16 +161,16 @@ def test_the_newest_green_build_becomes_a_finished_run_one_materialisation_and_a
     assert outcome.mlflow_run_id in recorded.metadata.values()
 
 
-def test_the_last_line_of_standard_output_is_the_promised_json(world: World) -> None:
+def test_the_last_line_of_standard_output_is_the_promised_json(world: TrainedStack) -> None:
     assert world.code == 0
-    told = json.loads(world.printed.splitlines()[-1])
-    assert told == world.first.to_json()
-    assert set(told) == set(KEYS.split())
-    assert {"sandbox", "dagster", "build", "provision", "train", "total"} <= set(told["seconds"])
-    assert set(told["urls"]) == {"dagster_run", "dagster_asset", "mlflow_run", "jenkins_build", "git"}
+    summary = json.loads(world.printed.splitlines()[-1])
+    assert summary == world.first.to_json()
+    assert set(summary) == set(KEYS.split())
+    assert {"sandbox", "dagster", "build", "provision", "train", "total"} <= set(summary["seconds"])
+    assert set(summary["urls"]) == {"dagster_run", "dagster_asset", "mlflow_run", "jenkins_build", "git"}
 
 
-def test_without_a_terminal_the_story_is_told_line_by_line(world: World) -> None:
+def test_without_a_terminal_the_story_is_told_line_by_line(world: TrainedStack) -> None:
     lines = world.shown.splitlines()
     assert f"Jenkins: build {world.partition('broken')} of {world.builds['broken'].commit[:8]} is FAILURE" in lines  # type: ignore[index]
     assert "  | trained lightly" in lines
@@ -179,14 +179,14 @@ def test_without_a_terminal_the_story_is_told_line_by_line(world: World) -> None
     assert lines[-1] == "Stopping everything"
 
 
-def test_a_red_build_trains_nothing_and_past_green_ones_wait_for_a_backfill(world: World) -> None:
+def test_a_red_build_trains_nothing_and_past_green_ones_wait_for_a_backfill(world: TrainedStack) -> None:
     assert world.builds["broken"].result == "FAILURE"
     green = [world.partition(name) for name in ("example", "failing", "endless", "light")]
     assert sorted(world.dagster.partitions(TRAINED_MODEL)) == sorted(green)
     assert [run.partition for run in world.dagster.runs()][-1] == world.partition("light")
 
 
-def test_a_backfill_trains_a_past_build(world: World) -> None:
+def test_a_backfill_trains_a_past_build(world: TrainedStack) -> None:
     partition = world.partition("example")
     (run,) = until(lambda: world.dagster.runs(partition=partition), every=0.3)
     outcome = world.outcome("example", world.over(run.id))
@@ -195,7 +195,7 @@ def test_a_backfill_trains_a_past_build(world: World) -> None:
     assert outcome.metrics["accuracy"] > 0.9
 
 
-def test_materialising_from_the_asset_page_behaves_as_a_run_of_the_job(world: World) -> None:
+def test_materialising_from_the_asset_page_behaves_as_a_run_of_the_job(world: TrainedStack) -> None:
     outcome = world.outcome("light", world.over(world.asset_page["light"]))
     assert outcome.faults() == []
     assert outcome.commit == world.first.commit
@@ -203,7 +203,7 @@ def test_materialising_from_the_asset_page_behaves_as_a_run_of_the_job(world: Wo
     assert set(world.first.seconds) - set(outcome.seconds) == {"sandbox", "dagster", "wait", "total"}
 
 
-def test_a_training_that_exits_1_ends_red_with_its_last_lines_and_the_instance_terminated(world: World) -> None:
+def test_a_training_that_exits_1_ends_red_with_its_last_lines_and_the_instance_terminated(world: TrainedStack) -> None:
     run = world.over(world.asset_page["failing"])
     outcome = world.outcome("failing", run)
     assert (run.status, outcome.mlflow_status, outcome.instance_state) == ("FAILURE", "FAILED", "terminated")
@@ -214,14 +214,14 @@ def test_a_training_that_exits_1_ends_red_with_its_last_lines_and_the_instance_t
     assert world.dagster.materialisations(TRAINED_MODEL, partition=world.partition("failing")) == []
 
 
-def test_cancelling_while_it_trains_terminates_the_instance_and_kills_the_training(world: World) -> None:
+def test_cancelling_while_it_trains_terminates_the_instance_and_kills_the_training(world: TrainedStack) -> None:
     run_id = world.asset_page["endless"]
     until(lambda: "this takes a while" in OutputTail(world.dagster, run_id).read(), seconds=120, every=0.3)
-    training = world.witness.training(run_id)
+    training = world.reader.training(run_id)
     assert training is not None
     instance = training.tags["ec2.instance_id"]
     world.dagster.cancel(run_id)
-    until(lambda: world.witness.instance_state(instance) == "terminated", every=0.3)
+    until(lambda: world.reader.instance_state(instance) == "terminated", every=0.3)
     outcome = world.outcome("endless", world.over(run_id))
     assert (outcome.dagster_status, outcome.mlflow_status) == ("CANCELED", "KILLED")
     assert [command for command in _commands().values() if "train.py" in command] == []
@@ -241,18 +241,20 @@ class OneLook(LineView):
         raise Enough
 
 
-def test_the_commands_that_the_demo_shows_push_a_commit_that_jenkins_builds(world: World, tmp_path: Path) -> None:
+def test_the_commands_that_the_demo_shows_push_a_commit_that_jenkins_builds(
+    world: TrainedStack, tmp_path: Path
+) -> None:
     view = OneLook(Console(file=io.StringIO()))
     with pytest.raises(Enough):
-        world.story.go_on(view)
+        world.loop.go_on(view)
     commands = [line for line in "\n".join(view.seen.hints).splitlines() if line.startswith("  ")]
     done = subprocess.run(["sh", "-ec", "\n".join(commands)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert world.stack.git.head() != world.first.commit
-    until(lambda: any(build.commit == world.stack.git.head() for build in world.witness.builds()))
+    until(lambda: any(build.commit == world.stack.git.head() for build in world.reader.builds()))
 
 
-def test_a_second_sandbox_in_the_same_folder_is_refused(world: World) -> None:
+def test_a_second_sandbox_in_the_same_folder_is_refused(world: TrainedStack) -> None:
     with pytest.raises(SandboxError, match=r"process \d+ runs a sandbox in .*; stop it, or choose another folder"):
         Stack(world.stack.directory)
     assert world.stack.git.head()  # it is not disturbed

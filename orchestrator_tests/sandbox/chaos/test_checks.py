@@ -106,9 +106,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("told", BROKEN)
-def test_each_broken_promise_is_told(told: str) -> None:
-    assert [fault for fault in violations(BROKEN[told]) if told in fault], violations(BROKEN[told])
+@pytest.mark.parametrize("promise", BROKEN)
+def test_each_broken_promise_is_named(promise: str) -> None:
+    assert [fault for fault in violations(BROKEN[promise]) if promise in fault], violations(BROKEN[promise])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FaultKind if kind is not FaultKind.INSTANCE_TERMINATED])

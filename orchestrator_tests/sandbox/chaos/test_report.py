@@ -15,7 +15,7 @@ from orchestrator_sandbox.chaos.report import FaultResult, line, show, summary
 DONE = PlannedFault(index=3, kind=FaultKind.SSH_CUT, phase="train", after=1.0, seconds=3.0, times=1)
 
 
-def told_of(
+def result_of(
     fault: PlannedFault,
     *,
     missed: str | None = None,
@@ -40,34 +40,34 @@ def told_of(
 
 
 def test_the_report_names_what_broke_and_how_to_do_it_again() -> None:
-    result = told_of(DONE, trainings=2, violations=("build 12: two trainings at once",))
+    result = result_of(DONE, trainings=2, violations=("build 12: two trainings at once",))
     console = Console(record=True, width=200, file=io.StringIO())
     show(console, [result], seed=7, minutes=2.0)
     text = console.export_text()
     assert "--replay 7/3" in text
     assert "two trainings at once" in text
-    told = json.loads(summary([result], seed=7, minutes=2.0))
-    assert told["violations"] == ["build 12: two trainings at once"]
-    assert (told["faults"], told["green"], told["seed"], told["trained_again"]) == (1, 1, 7, 1)
+    report = json.loads(summary([result], seed=7, minutes=2.0))
+    assert report["violations"] == ["build 12: two trainings at once"]
+    assert (report["faults"], report["green"], report["seed"], report["trained_again"]) == (1, 1, 7, 1)
 
 
 def test_the_report_names_the_faults_that_never_hit() -> None:
-    missed = told_of(DONE, missed="there is no instance")
+    missed = result_of(DONE, missed="there is no instance")
     other = replace(DONE, index=4, kind=FaultKind.SSHD_AWAY)
     console = Console(record=True, width=200, file=io.StringIO())
-    show(console, [missed, told_of(DONE), told_of(other, missed="it was over")], seed=7, minutes=2.0)
+    show(console, [missed, result_of(DONE), result_of(other, missed="it was over")], seed=7, minutes=2.0)
     assert [text for text in console.export_text().splitlines() if "never hit" in text] == [f"never hit: {other}"]
 
 
-def test_an_outage_that_was_shortened_is_told_with_both_lengths() -> None:
+def test_an_outage_that_was_shortened_is_reported_with_both_lengths() -> None:
     fault = replace(DONE, kind=FaultKind.MLFLOW_DOWN, seconds=60.0)
-    told = line(told_of(fault, lasted_seconds=21.4))
-    assert "MLflow down in train for 60 s" in told
-    assert "lasted 21 s" in told
+    text = line(result_of(fault, lasted_seconds=21.4))
+    assert "MLflow down in train for 60 s" in text
+    assert "lasted 21 s" in text
 
 
 def test_what_a_later_look_finds_is_added_to_what_was_wrong_before() -> None:
-    before = told_of(DONE, violations=("build 12: it did not come to rest in time",))
+    before = result_of(DONE, violations=("build 12: it did not come to rest in time",))
     again = before.updated(
         BuildFacts(partition="12", attempts=(EndedAttempt("d1", "SUCCESS"), EndedAttempt("d2", "SUCCESS")))
     )
