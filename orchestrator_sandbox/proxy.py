@@ -167,9 +167,9 @@ class FaultyProxy:
         newest.
 
         Args:
-            fault: how.
+            fault: how. A refusal is for all requests.
             times: how many requests; None: all of them, which makes it an outage.
-            applies: which requests. A refusal applies to all.
+            applies: which requests.
         """
         active = _ActiveFault(fault, applies, times)
         with self._lock:
@@ -212,7 +212,7 @@ class FaultyProxy:
         return [active for active in self._active if active.remaining is None]
 
     def _refusals(self) -> list[_ActiveFault]:
-        return [active for active in self._active if active.fault.mode is FaultMode.REFUSE]
+        return [active for active in self._outages() if active.fault.mode is FaultMode.REFUSE]
 
     def _wait_while_held(self, request: Request) -> None:
         with self._lock:
