@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.proxy import FaultyProxy
 from orchestrator_tests.support.attempts import PROJECT, World
-from orchestrator_tests.support.follower import Follower
+from orchestrator_tests.support.follower import LOGGER, Follower
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.ssh_server import SshHost
 
@@ -80,7 +81,8 @@ def ssh(host: SshHost) -> Iterator[Ssh]:
 
 
 @pytest.fixture
-def follower(host: SshHost, ssh: Ssh) -> Iterator[Follower]:
+def follower(host: SshHost, ssh: Ssh, caplog: pytest.LogCaptureFixture) -> Iterator[Follower]:
+    caplog.set_level(logging.INFO, logger=LOGGER)
     follower = Follower(host, ssh=ssh)
     yield follower
     if (follower.directory / "pid").is_symlink() and not (follower.directory / "exit").is_symlink():

@@ -12,15 +12,14 @@ import dagster as dg
 
 from orchestrator.errors import Ec2Error, MlflowError, SettingsError
 from orchestrator.janitor.snapshot import OpenRun
-from orchestrator.resources.ec2.client import Ec2, Instance, Pace
-from orchestrator.resources.ec2.instance import tag_value
+from orchestrator.resources import retry
+from orchestrator.resources.ec2 import Ec2, Instance, tag_value
 from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.settings.groups import Group, MachineSettings, MlflowSettings
 from orchestrator.settings.source import SETTINGS_METADATA, Settings
 
 T = TypeVar("T")
 
-ANSWER_SECONDS = 10.0
 PATIENCE_SECONDS = 10.0
 """How long one call rides out an outage; the next tick is a minute away, and Dagster ends one after 60 s."""
 
@@ -101,9 +100,7 @@ class Systems:
     def __init__(self, pipelines: Sequence[Pipeline]) -> None:
         self._pipelines = pipelines
         self._ec2 = {
-            tag_value(one.machine.deployment): Ec2(
-                one.machine, pace=Pace(outage=PATIENCE_SECONDS, answer=ANSWER_SECONDS)
-            )
+            tag_value(one.machine.deployment): Ec2(one.machine, policy=retry.JANITOR_EC2)
             for one in pipelines
             if one.machine
         }

@@ -14,8 +14,7 @@ from orchestrator import names
 from orchestrator.janitor.clients import Sight, settings_of
 from orchestrator.janitor.rules import RETRY_DECIDED
 from orchestrator.janitor.snapshot import FINISHED, OpenRun, TrainingRun
-from orchestrator.resources.ec2.client import Instance
-from orchestrator.resources.ec2.instance import tag_value
+from orchestrator.resources.ec2 import Instance, tag_value
 
 # https://github.com/dagster-io/dagster/blob/1.13.27/python_modules/dagster/dagster/_core/storage/tags.py
 _PARTITION_TAG = "dagster/partition"

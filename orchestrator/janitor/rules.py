@@ -16,8 +16,7 @@ from dagster import DagsterRunStatus
 
 from orchestrator.janitor.snapshot import BuildKey, OpenRun, TrainingRun, World
 from orchestrator.pipeline.training.lease import LEASE, RENEW_SECONDS
-from orchestrator.resources.ec2.client import Instance
-from orchestrator.resources.ec2.instance import tag_value
+from orchestrator.resources.ec2 import Instance, tag_value
 
 SETTLE = timedelta(seconds=RENEW_SECONDS + 5)
 """How long a live worker may need to renew its lease once nothing keeps it from it, and so how long the janitor must

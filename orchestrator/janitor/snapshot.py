@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from dagster import DagsterRunStatus
 
-from orchestrator.resources.ec2.client import Instance
-from orchestrator.resources.ec2.instance import tag_value
+from orchestrator.resources.ec2 import Instance, tag_value
 
 FINISHED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
 

@@ -1,1 +1,7 @@
 """The supervisor that runs on the instance, and our side of it."""
+
+from orchestrator.remote.masking import Masker
+from orchestrator.remote.training import RemoteTraining
+from orchestrator.remote.training_exit import TrainingExit
+
+__all__ = ["Masker", "RemoteTraining", "TrainingExit"]

@@ -13,7 +13,7 @@ SHORTEST = 4
 
 
 class Masker:
-    """Replaces secrets by ``****``, also as they stand in a URL, and also when split over pieces.
+    """Replaces secrets by `****`, also as they stand in a URL, and also when split over pieces.
 
     What comes out, put together, equals masking the whole text at once. Only the end of a piece that
     may be the beginning of a secret is held back.

@@ -6,6 +6,7 @@ The other half is `supervisor.sh`, which runs on the instance.
 from __future__ import annotations
 
 import codecs
+import logging
 import math
 import re
 import threading
@@ -19,24 +20,11 @@ import tenacity
 
 from orchestrator.errors import SshError, SshRefused, SshUnreachable
 from orchestrator.remote.job import job_file
-from orchestrator.remote.outcome import Outcome
-from orchestrator.resources.ssh.channel import Completed
-from orchestrator.resources.ssh.connection import Ssh
+from orchestrator.remote.training_exit import TrainingExit
+from orchestrator.resources.retry import REMOTE_CALLS, REMOTE_FOLLOWING, RetryPolicy
+from orchestrator.resources.ssh import Completed, Ssh
 
-SILENCE_SECONDS = 20.0
-"""The supervisor gives a sign of life every 2 s; after so long without one the connection is given up."""
-
-RECONNECT_SECONDS = 8.0
-"""One try to reconnect; between two of them the caller's `check` looks at the instance."""
-
-LONGEST_PAUSE_SECONDS = 4.0
-"""Between two tries to reconnect while the training is followed."""
-
-ANSWER_SECONDS = 20.0
-"""A short command that is not done by then, or a connection that says nothing while it runs, is given up."""
-
-REFUSED_SECONDS = 120.0
-"""A login refused for so long is final. A machine that shuts down (spot) refuses, too, before it is gone."""
+_log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 _FILES = ("hooks/sitecustomize.py", "hooks/pipes.bash", "supervisor.sh")
@@ -60,16 +48,27 @@ class RemoteTraining:
 
     Args:
         ssh: the connection; it is opened, and opened again, as needed.
-        run_id: the MLflow run; names the directory ``~/.orchestrator/<run_id>`` on the instance.
-        silence_seconds: a connection without a sign of life for so long is given up.
+        run_id: the MLflow run; names the directory `~/.orchestrator/<run_id>` on the instance.
+        calls: how patient to be with short commands; `connect_seconds` is for one try to connect.
+        following: how patient to be while the output is followed. A connection without a sign of life for
+            `answer_seconds` is given up; after `connect_seconds` without one, the caller's `check` is asked; a login
+            that is refused for `total_seconds` is final.
     """
 
-    def __init__(self, ssh: Ssh, run_id: str, *, silence_seconds: float = SILENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        ssh: Ssh,
+        run_id: str,
+        *,
+        calls: RetryPolicy = REMOTE_CALLS,
+        following: RetryPolicy = REMOTE_FOLLOWING,
+    ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", run_id):
             raise ValueError(f"not an MLflow run ID: {run_id!r}")
         self._ssh = ssh
         self._run_id = run_id
-        self._silence_seconds = silence_seconds
+        self._calls = calls
+        self._following = following
 
     def start(
         self,
@@ -106,23 +105,22 @@ class RemoteTraining:
             self._checked(upload, stdin=content, check=check)
         return _state_in(self._call("start", str(seconds), str(len(job)), stdin=job, check=check)) == "started"
 
-    def state(self) -> Outcome | Literal["absent", "running"]:
-        """What the instance knows of this training; ``absent`` when it was never started there.
+    def state(self) -> TrainingExit | Literal["absent", "running"]:
+        """What the instance knows of this training; `absent` when it was never started there.
 
         Raises:
             SshError: the instance was not reached three times.
         """
-        said = _state_in(self._call("state"))
-        return Outcome.parse(said) or ("running" if said == "running" else "absent")
+        state = _state_in(self._call("state"))
+        return TrainingExit.parse(state) or ("running" if state == "running" else "absent")
 
     def follow(
         self,
         write: Callable[[str], object],
         *,
-        on_event: Callable[[str], object] = lambda _: None,
         check: Callable[[], object] = lambda: None,
         offset: int = 0,
-    ) -> Outcome:
+    ) -> TrainingExit:
         """Pass on the training's output as it comes, until its end, over any number of broken connections.
 
         Memory does not grow with the output: pieces are passed on as they arrive, lines or not. Bytes that
@@ -130,38 +128,39 @@ class RemoteTraining:
 
         Args:
             write: takes each piece of the output, stdout and stderr in the order they were written.
-            on_event: takes a sentence when the connection broke, and when it is there again.
-            check: called after each loss (at most ``silence_seconds`` later) and each vain try to reconnect;
-                raises when waiting is in vain, for the instance is gone.
+            check: called after each loss, as soon as it is noticed, and each vain try to reconnect; raises when waiting
+                is in vain, because the instance is gone.
             offset: in bytes, where to begin in the output; 0 tells all of it again.
 
         Raises:
             HostKeyMismatch: another machine answers at that address now.
-            SshRefused: the login is refused for `REFUSED_SECONDS`, and `check` finds nothing wrong.
+            SshRefused: the login is refused for too long, and `check` finds nothing wrong.
         """
-        tail = _Tail(write, offset)
+        output = _SupervisorOutput(write, offset)
         pause = 0.0
         while True:
             try:
                 if not self._ssh.connected:
-                    self._ssh.connect(deadline_seconds=RECONNECT_SECONDS)
-                outcome = self._follow_once(tail, on_event)
-                if outcome is not None:
-                    tail.finish()
-                    return outcome
+                    self._ssh.connect(deadline_seconds=self._following.connect_seconds)
+                training_exit = self._follow_once(output)
+                if training_exit is not None:
+                    output.finish()
+                    return training_exit
                 raise SshUnreachable("the command that reads the output was ended on the instance")
             except (SshUnreachable, SshRefused) as error:
                 now = time.monotonic()
-                if tail.lost_at is None:
-                    tail.lost_at, pause = now, 0.25
-                    on_event(f"{error}. The training goes on without us; reconnecting")
+                if output.lost_at is None:
+                    output.lost_at, pause = now, self._following.first_pause_seconds
+                    _log.warning(
+                        f"Connection to the instance lost, reconnecting: {error}. The training goes on without us"
+                    )
                 check()
-                if isinstance(error, SshRefused) and now - tail.lost_at > REFUSED_SECONDS:
+                if isinstance(error, SshRefused) and now - output.lost_at > self._following.total_seconds:
                     raise
             threading.Event().wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, self._following.longest_pause_seconds)
 
-    def stop(self, *, grace_seconds: int = 5) -> Outcome | None:
+    def stop(self, *, grace_seconds: int = 5) -> TrainingExit | None:
         """End the training and all its processes: asked by SIGTERM first, then by SIGKILL.
 
         Args:
@@ -173,7 +172,7 @@ class RemoteTraining:
         Raises:
             SshError: the instance was not reached three times.
         """
-        return Outcome.parse(_state_in(self._call("stop", str(grace_seconds), more_seconds=grace_seconds + 20)))
+        return TrainingExit.parse(_state_in(self._call("stop", str(grace_seconds), extra_seconds=grace_seconds + 20)))
 
     def last_lines(self, count: int) -> list[str]:
         """The last lines of the output, of its last 64 kB, unmasked.
@@ -186,25 +185,25 @@ class RemoteTraining:
         """
         return self._call("last", str(count)).stdout.decode(errors="replace").splitlines()[-count:]
 
-    def _follow_once(self, tail: _Tail, on_event: Callable[[str], object]) -> Outcome | None:
-        def hears(part: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    def _follow_once(self, output: _SupervisorOutput) -> TrainingExit | None:
+        def noticed(part: Callable[[bytes], None]) -> Callable[[bytes], None]:
             def on_data(data: bytes) -> None:
                 part(data)
-                if tail.begun and tail.lost_at is not None:
-                    seconds = time.monotonic() - tail.lost_at
-                    tail.lost_at = None
-                    on_event(f"connected again after {seconds:.0f} s; no output was missed")
+                if output.begun and output.lost_at is not None:
+                    seconds = time.monotonic() - output.lost_at
+                    output.lost_at = None
+                    _log.info(f"Connected again to the instance after {seconds:.0f} s; no output was missed")
 
             return on_data
 
-        tail.begin()
+        output.begin()
         self._ssh.stream(
-            self._argv("follow", str(tail.offset)),
-            on_stdout=hears(tail.on_stdout),
-            on_stderr=hears(tail.on_stderr),
-            silence_seconds=self._silence_seconds,
+            self._argv("follow", str(output.offset)),
+            on_stdout=noticed(output.on_stdout),
+            on_stderr=noticed(output.on_stderr),
+            silence_seconds=self._following.answer_seconds,
         )
-        return Outcome("lost") if tail.state == "absent" else Outcome.parse(tail.state or "unknown")
+        return TrainingExit("lost") if output.state == "absent" else TrainingExit.parse(output.state or "unknown")
 
     def _argv(self, verb: str, *arguments: str) -> list[str]:
         return ["sh", "-c", _CALL, "sh", self._run_id, verb, *arguments]
@@ -214,42 +213,38 @@ class RemoteTraining:
         verb: str,
         *arguments: str,
         stdin: bytes = b"",
-        more_seconds: float = 0,
+        extra_seconds: float = 0,
         check: Callable[[], object] = lambda: None,
     ) -> Completed:
-        return self._checked(self._argv(verb, *arguments), stdin=stdin, more_seconds=more_seconds, check=check)
+        return self._checked(self._argv(verb, *arguments), stdin=stdin, extra_seconds=extra_seconds, check=check)
 
     def _checked(
-        self, argv: Sequence[str], *, stdin: bytes, more_seconds: float = 0, check: Callable[[], object]
+        self, argv: Sequence[str], *, stdin: bytes, extra_seconds: float = 0, check: Callable[[], object]
     ) -> Completed:
         """Run something that may be run twice."""
 
         def before_another_try(_: tenacity.RetryCallState) -> None:
             check()
 
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(SshUnreachable),
-            stop=tenacity.stop_after_attempt(3),
-            wait=tenacity.wait_exponential(multiplier=0.25),
-            before_sleep=before_another_try,
-            reraise=True,
+        retrying = self._calls.retrying(
+            retry=tenacity.retry_if_exception_type(SshUnreachable), before_sleep=before_another_try
         )
-        answer = retrying(self._once, argv, stdin=stdin, timeout_seconds=ANSWER_SECONDS + more_seconds)
+        answer = retrying(self._once, argv, stdin=stdin, timeout_seconds=self._calls.answer_seconds + extra_seconds)
         if answer.exit_status != 0:
-            said = answer.stderr.decode(errors="replace").strip()[-300:]
+            complaint = answer.stderr.decode(errors="replace").strip()[-300:]
             raise SshError(
                 f"the supervisor of the training could not work on the instance (status {answer.exit_status}): "
-                f"{said or 'it said nothing'}; check the disk's space (ROOT_VOLUME_GB) and the image AMI_ID"
+                f"{complaint or 'it said nothing'}; check the disk's space (ROOT_VOLUME_GB) and the image AMI_ID"
             )
         return answer
 
     def _once(self, argv: Sequence[str], *, stdin: bytes, timeout_seconds: float) -> Completed:
         if not self._ssh.connected:
-            self._ssh.connect(deadline_seconds=2 * RECONNECT_SECONDS)
+            self._ssh.connect(deadline_seconds=self._calls.connect_seconds)
         return self._ssh.run(argv, stdin=stdin, timeout_seconds=timeout_seconds)
 
 
-class _Tail:
+class _SupervisorOutput:
     """What `supervisor.sh follow` says: the log on stdout behind a mark, states on stderr."""
 
     def __init__(self, write: Callable[[str], object], offset: int) -> None:

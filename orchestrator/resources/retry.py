@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ class RetryPolicy:
         first_pause_seconds: pause after the first failed try; it doubles each time, with some jitter.
         longest_pause_seconds: the longest pause, also when a `Retry-After` asks for more.
         max_attempts: the most tries; None: as many as fit into `total_seconds`.
+        jitter: whether the pauses are random, because many callers may have failed at the same moment.
     """
 
     total_seconds: float
@@ -27,20 +29,121 @@ class RetryPolicy:
     first_pause_seconds: float = 0.5
     longest_pause_seconds: float = 10
     max_attempts: int | None = None
+    jitter: bool = True
 
     def with_total(self, seconds: float) -> Self:
         """The same, but giving up after another time."""
         return replace(self, total_seconds=seconds)
 
-    def retrying(self, *, retry: tenacity.retry_base, **options: Any) -> tenacity.Retrying:
+    def retrying(
+        self, *, retry: tenacity.retry_base, stop: tenacity.stop.stop_base | None = None, **options: Any
+    ) -> tenacity.Retrying:
         """A tenacity loop that keeps this policy and raises the last error.
 
         Args:
             retry: which outcomes are worth another try.
+            stop: another reason to give up.
             options: what else `tenacity.Retrying` takes; `wait` replaces the pauses.
         """
-        stop: tenacity.stop.stop_base = tenacity.stop_before_delay(self.total_seconds)
+        stops: tenacity.stop.stop_base = tenacity.stop_before_delay(self.total_seconds)
         if self.max_attempts is not None:
-            stop |= tenacity.stop_after_attempt(self.max_attempts)
-        pauses = tenacity.wait_random_exponential(multiplier=self.first_pause_seconds, max=self.longest_pause_seconds)
-        return tenacity.Retrying(**{"retry": retry, "stop": stop, "wait": pauses, "reraise": True, **options})
+            stops |= tenacity.stop_after_attempt(self.max_attempts)
+        if stop is not None:
+            stops |= stop
+        return tenacity.Retrying(**{"retry": retry, "stop": stops, "wait": self.pauses, "reraise": True, **options})
+
+    def polling(self, *, retry: tenacity.retry_base) -> tenacity.Retrying:
+        """A tenacity loop that asks until the answer changes, and once more when the time is over.
+
+        Its pauses have no jitter. When the time is over, it raises `tenacity.RetryError`, which holds the last answer.
+
+        Args:
+            retry: which answers are worth another question.
+        """
+        even = replace(self, jitter=False)
+        return tenacity.Retrying(retry=retry, stop=tenacity.stop_after_delay(self.total_seconds), wait=even.pauses)
+
+    @property
+    def pauses(self) -> tenacity.wait.wait_base:
+        """The pauses between two tries."""
+        if self.jitter:
+            return tenacity.wait_random_exponential(multiplier=self.first_pause_seconds, max=self.longest_pause_seconds)
+        return tenacity.wait_exponential(multiplier=self.first_pause_seconds, max=self.longest_pause_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ec2Policy(RetryPolicy):
+    """How patient we are with EC2; the pauses are also those between two looks at an instance that is not ready.
+
+    Attributes:
+        appearance_seconds: how long a new instance may be unknown to some of AWS's servers
+            (https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
+    """
+
+    appearance_seconds: float = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class SshPolicy(RetryPolicy):
+    """How patient we are when we connect over SSH; `connect_seconds` is one attempt, from TCP to login.
+
+    Attributes:
+        last_attempt_seconds: the last attempt gets so much, even beyond `total_seconds`.
+        login_seconds: how long a refused login is tried again; cloud-init may write authorized_keys after sshd answers.
+    """
+
+    last_attempt_seconds: float
+    login_seconds: float
+
+
+# ---- the table: how patient we are with whom
+#
+# An instance that is gone is noticed within 30 s in every phase: a test adds these numbers up.
+
+EC2 = Ec2Policy(total_seconds=150, connect_seconds=5, answer_seconds=30)
+"""Calls that a training needs: an outage of two minutes costs no training."""
+
+EC2_ONE_TRY = Ec2Policy(total_seconds=0, connect_seconds=2.5, answer_seconds=5, appearance_seconds=0)
+"""Questions whose answer is of use at once or not at all, such as whether an instance that does not answer is gone."""
+
+EC2_PRICES = RetryPolicy(total_seconds=0, connect_seconds=3, answer_seconds=5)
+"""A price is nice to have."""
+
+SSH = SshPolicy(
+    total_seconds=20,
+    connect_seconds=15,
+    answer_seconds=60,
+    first_pause_seconds=0.25,
+    longest_pause_seconds=3,
+    jitter=False,
+    last_attempt_seconds=2,
+    login_seconds=20,
+)
+"""An instance that does not answer for so long may be gone: EC2 is asked before the next try."""
+
+REMOTE_CALLS = RetryPolicy(
+    total_seconds=math.inf,
+    connect_seconds=16,
+    answer_seconds=20,
+    first_pause_seconds=0.25,
+    longest_pause_seconds=0.5,
+    max_attempts=3,
+    jitter=False,
+)
+"""Short commands to the supervisor, such as `start`. EC2 is asked between two tries; MAX_TRAINING_MINUTES ends all."""
+
+REMOTE_FOLLOWING = RetryPolicy(
+    total_seconds=120,
+    connect_seconds=8,
+    answer_seconds=20,
+    first_pause_seconds=0.25,
+    longest_pause_seconds=4,
+    jitter=False,
+)
+"""The output of a training, with a sign of life every 2 s. EC2 is asked after each vain try to reconnect, for ever.
+
+`total_seconds` is for a refused login only: a machine that shuts down (spot) refuses, too, before it is gone.
+"""
+
+JANITOR_EC2 = Ec2Policy(total_seconds=10, connect_seconds=5, answer_seconds=10)
+"""The janitor: its next tick is a minute away, and Dagster ends one after 60 s."""

@@ -18,9 +18,9 @@ from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.janitor.dagster_runs import ASKED_TAG, MOST_ASKED
 from orchestrator.janitor.rules import decide
 from orchestrator.janitor.sensor import GAP, KEY, Watch, janitor, janitor_spec
-from orchestrator.names import DagsterTag
-from orchestrator.resources.ec2.client import Ec2
-from orchestrator.resources.ec2.instance import DAGSTER_RUN_TAG, DEPLOYMENT_TAG, PARTITION_TAG, PIPELINE_TAG
+from orchestrator.names import DagsterTag, Ec2Tag
+from orchestrator.resources import retry
+from orchestrator.resources.ec2 import Ec2
 from orchestrator.resources.mlflow.client import REASON_TAG, Mlflow
 from orchestrator.settings.source import SETTINGS_METADATA
 from orchestrator_sandbox.mlflow import MlflowServer
@@ -29,7 +29,7 @@ from orchestrator_tests.support.dagster_internals import (
     RemoteRepositoryOrigin,
     SensorExecutionData,
 )
-from orchestrator_tests.support.ec2_account import Account, http_answer, inject, lease, open_account
+from orchestrator_tests.support.ec2_account import Account, http_answer, inject, open_account, owner
 from orchestrator_tests.support.mlflow_client import client, post
 
 BUILDS = dg.DynamicPartitionsDefinition(name="iris_builds")
@@ -104,7 +104,7 @@ class Site:
         self.instance.report_dagster_event(event, run_id=run.run_id)
 
     def launch(self, run: str, *, pipeline: str = "iris", partition: str = "7", mlflow_run: str = "none") -> str:
-        leased = lease(dagster_run=run, pipeline=pipeline, partition=partition, mlflow_run=mlflow_run)
+        leased = owner(dagster_run=run, pipeline=pipeline, partition=partition, mlflow_run=mlflow_run)
         return self.ec2.launch(leased, attempt=str(uuid.uuid4())).id
 
     def open_run(self, run: str, *, partition: str = "7") -> str:
@@ -443,7 +443,7 @@ def test_a_retry_in_the_queue_keeps_the_instance_of_its_parent(site: Site) -> No
 
 
 def test_another_deployments_instances_are_never_touched(site: Site) -> None:
-    theirs = site.account.ec2(deployment="theirs").launch(lease(dagster_run=site.run("CANCELED")), attempt="1")
+    theirs = site.account.ec2(deployment="theirs").launch(owner(dagster_run=site.run("CANCELED")), attempt="1")
     site.tick()
     assert site.account.alive() == [theirs.id]
 
@@ -469,7 +469,7 @@ def test_an_outage_of_mlflow_does_not_keep_an_instance_alive(site: Site, monkeyp
 
 
 def test_an_outage_of_aws_does_not_keep_an_mlflow_run_open(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.janitor.clients.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "JANITOR_EC2", retry.EC2_ONE_TRY)
     opened = site.open_run(site.run("CANCELED"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     site.tick()
@@ -477,6 +477,7 @@ def test_an_outage_of_aws_does_not_keep_an_mlflow_run_open(site: Site, monkeypat
 
 
 def test_a_tick_that_sees_nothing_at_all_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "JANITOR_EC2", retry.EC2_ONE_TRY)
     monkeypatch.setattr("orchestrator.janitor.clients.PATIENCE_SECONDS", 0.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
@@ -552,7 +553,12 @@ def test_a_run_that_begins_after_the_look_keeps_its_instance(site: Site, monkeyp
 
 def thousand_instances(run: str) -> AWSResponse:
     """A page of DescribeInstances, as AWS words it; moto takes half a minute to make so many."""
-    tags = {DEPLOYMENT_TAG: "ours", PIPELINE_TAG: "iris", PARTITION_TAG: "7", DAGSTER_RUN_TAG: run}
+    tags = {
+        Ec2Tag.DEPLOYMENT: "ours",
+        Ec2Tag.PIPELINE: "iris",
+        Ec2Tag.PARTITION: "7",
+        Ec2Tag.DAGSTER_RUN: run,
+    }
     tag_set = "".join(f"<item><key>{key}</key><value>{value}</value></item>" for key, value in tags.items())
     items = "".join(
         f"<item><instanceId>i-{one}</instanceId><instanceState><name>running</name></instanceState>"

@@ -74,7 +74,7 @@ def test_a_killed_sshd_session_changes_nothing_but_a_log_line(world: OtherWorld)
     sessions = until(world.machine(partition).sessions)
     for session in sessions:
         session.kill()
-    world.hears(run_id, "connected again")
+    world.hears(run_id, "Connected again")
     gate.open()
     assert world.ended(run_id).status == "SUCCESS", world.dagster.failure(run_id)
     (mlflow_run,) = world.mlflow_runs(partition)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.remote.outcome import Outcome
+from orchestrator.remote import TrainingExit
 from orchestrator.remote.training import RemoteTraining
 from orchestrator_tests.support.follower import GATED, Follower, of_session, of_training, shell, supervisor_of
 from orchestrator_tests.support.gate import Gate
@@ -101,7 +101,7 @@ def test_a_killed_supervisor_is_told_as_lost_and_its_training_can_still_be_stopp
     following = follower.following()
     until(lambda: follower.text)
     supervisor_of(follower).kill()
-    assert following.result() == Outcome("lost")
+    assert following.result() == TrainingExit("lost")
     assert of_training(follower)
     outcome = follower.training.stop(grace_seconds=1)
     assert outcome is not None
@@ -111,22 +111,22 @@ def test_a_killed_supervisor_is_told_as_lost_and_its_training_can_still_be_stopp
 
 def test_what_was_never_started_is_lost_when_followed(follower: Follower) -> None:
     assert follower.training.state() == "absent"
-    assert follower.follow() == Outcome("lost")
+    assert follower.follow() == TrainingExit("lost")
 
 
 @pytest.mark.parametrize(
-    ("outcome", "sentence"),
+    ("training_exit", "sentence"),
     [
-        (Outcome("exited", 1), "the training exited with status 1"),
-        (Outcome("signaled", 9), "the training was killed by signal 9 (SIGKILL): out of memory?"),
-        (Outcome("signaled", 99), "the training was killed by signal 99"),
-        (Outcome("deadline", 143), "MAX_TRAINING_MINUTES"),
-        (Outcome("stopped", 143), "stopped on request"),
-        (Outcome("lost"), "vanished without an exit status"),
+        (TrainingExit("exited", 1), "the training exited with status 1"),
+        (TrainingExit("signaled", 9), "the training was killed by signal 9 (SIGKILL): out of memory?"),
+        (TrainingExit("signaled", 99), "the training was killed by signal 99"),
+        (TrainingExit("deadline", 143), "MAX_TRAINING_MINUTES"),
+        (TrainingExit("stopped", 143), "stopped on request"),
+        (TrainingExit("lost"), "vanished without an exit status"),
     ],
 )
-def test_an_outcome_is_described_in_a_sentence(outcome: Outcome, sentence: str) -> None:
-    assert sentence in outcome.describe()
+def test_an_exit_is_described_in_a_sentence(training_exit: TrainingExit, sentence: str) -> None:
+    assert sentence in training_exit.describe()
 
 
 # Starting twice

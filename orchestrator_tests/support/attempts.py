@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.pipeline.training.plan import make_plan
-from orchestrator.resources.ec2.client import Ec2, Instance
+from orchestrator.resources.ec2 import Ec2, Instance
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.resources.ssh.connection import Ssh

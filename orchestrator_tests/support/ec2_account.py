@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,15 +19,19 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.core.botocore_stubber import MockRawResponse
 
-from orchestrator.resources.ec2.client import Ec2, Lease, Pace
+from orchestrator.resources import retry
+from orchestrator.resources.ec2 import Ec2, Owner
 from orchestrator.resources.ec2.user_data import HostKey
+from orchestrator.resources.retry import Ec2Policy
 from orchestrator.settings.groups import MachineSettings
 
 REGION = "us-east-1"
 # Waits short enough for a test, and limits that no test ever reaches by being slow.
-HASTY = Pace(outage=60, first_wait=0.01, longest_wait=0.05, appearance=60)
-IMPATIENT = Pace(outage=0, first_wait=0.01, longest_wait=0.05, appearance=0)
-EXPIRES = datetime(2031, 5, 17, 8, 30, tzinfo=UTC)
+QUICK = replace(
+    retry.EC2, total_seconds=60, first_pause_seconds=0.01, longest_pause_seconds=0.05, appearance_seconds=60
+)
+IMPATIENT = replace(QUICK, total_seconds=0, appearance_seconds=0)
+POWER_OFF_AT = datetime(2031, 5, 17, 8, 30, tzinfo=UTC)
 
 
 def aws_error(code: str, message: str = "as AWS words it", *, status: int = 400) -> ClientError:
@@ -75,9 +79,9 @@ class Account:
         }
         return MachineSettings.model_validate({**values, **changed})
 
-    def ec2(self, *, pace: Pace = HASTY, **changed: Any) -> Ec2:
+    def ec2(self, *, policy: Ec2Policy = QUICK, **changed: Any) -> Ec2:
         """Our client, whose calls are noted."""
-        ec2 = Ec2(self.settings(**changed), pace=pace)
+        ec2 = Ec2(self.settings(**changed), policy=policy)
 
         def note(params: Mapping[str, Any], model: Any, **_: object) -> None:
             self.requests.append((model.name, params))
@@ -102,21 +106,21 @@ def _shared_loader(search_path: str | None = None) -> botocore.loaders.Loader:
     return botocore.loaders.create_loader(search_path)
 
 
-def lease(**changed: Any) -> Lease:
-    """A lease for build 7 of pipeline `iris`."""
+def owner(**changed: Any) -> Owner:
+    """Build 7 of pipeline `iris`."""
     values: dict[str, Any] = {
         "pipeline": "iris",
         "partition": "7",
         "dagster_run": "run-1",
         "mlflow_run": "mlflow-1",
-        "expires_at": EXPIRES,
+        "power_off_at": POWER_OFF_AT,
     }
-    return Lease(**{**values, **changed})
+    return Owner(**{**values, **changed})
 
 
 def events(ec2: Ec2) -> Any:
     """The hooks of the client's own boto3 client: the only place where AWS's answers can be changed."""
-    return ec2._calls.client.meta.events
+    return ec2._api.client.meta.events
 
 
 def inject(ec2: Ec2, operation: str, *faults: Callable[[], AWSResponse] | Exception) -> list[AWSRequest]:

@@ -6,29 +6,34 @@ import os
 import threading
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psutil
+import pytest
 
-from orchestrator.remote.outcome import Outcome
-from orchestrator.remote.training import RemoteTraining
+from orchestrator.remote import RemoteTraining, TrainingExit, training
+from orchestrator.resources import retry
+from orchestrator.resources.retry import RetryPolicy
 from orchestrator.resources.ssh.connection import Ssh
 from orchestrator_tests.support.gate import PASS_IN_SHELL
 from orchestrator_tests.support.ssh_server import SshHost
 
-SILENCE = 4.0
+LOGGER = training.__name__
+QUICK = replace(retry.REMOTE_FOLLOWING, answer_seconds=4)
 
 
 class Follower:
     """One training on the host, with all that it says."""
 
-    def __init__(self, host: SshHost, *, run_id: str = "", ssh: Ssh | None = None) -> None:
+    def __init__(
+        self, host: SshHost, *, run_id: str = "", ssh: Ssh | None = None, following: RetryPolicy = QUICK
+    ) -> None:
         self.run_id = run_id or uuid.uuid4().hex
         self.directory = host.home / ".orchestrator" / self.run_id
         self.ssh = ssh or Ssh(host.settings(), address="127.0.0.1", host_key=host.host_key)
-        self.training = RemoteTraining(self.ssh, self.run_id, silence_seconds=SILENCE)
+        self.training = RemoteTraining(self.ssh, self.run_id, following=following)
         self.said: list[str] = []
-        self.events: list[str] = []
         self.checks = 0
 
     @property
@@ -42,8 +47,8 @@ class Follower:
     def check(self) -> None:
         self.checks += 1
 
-    def follow(self, offset: int = 0) -> Outcome:
-        return self.training.follow(self.said.append, on_event=self.events.append, check=self.check, offset=offset)
+    def follow(self, offset: int = 0) -> TrainingExit:
+        return self.training.follow(self.said.append, check=self.check, offset=offset)
 
     def following(self) -> Future:
         return Future(self)
@@ -60,14 +65,15 @@ class Future(threading.Thread):
     def run(self) -> None:
         self._outcome = self._follower.follow()
 
-    def result(self) -> Outcome:
+    def result(self) -> TrainingExit:
         self.join(120)
         assert not self.is_alive()
         return self._outcome
 
 
-def told(follower: Follower, events: int) -> bool:
-    return len(follower.events) == events
+def connection_log(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged of connections that broke, and were there again."""
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
 
 
 def of_training(follower: Follower) -> list[psutil.Process]:

@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 
 from orchestrator.janitor.snapshot import BuildKey, OpenRun, TrainingRun, World
-from orchestrator.resources.ec2.client import Instance
-from orchestrator.resources.ec2.instance import DAGSTER_RUN_TAG, LEASE_UNTIL_TAG, MLFLOW_RUN_TAG, build_tags, timestamp
+from orchestrator.names import Ec2Tag
+from orchestrator.resources.ec2 import Instance, build_tags, timestamp
 
 NOW = datetime(2031, 5, 17, 8, 30, tzinfo=UTC)
 
@@ -33,9 +33,9 @@ def instance(
     state: str = "running",
 ) -> Instance:
     tags = build_tags(deployment=deployment, pipeline="iris", partition=partition)
-    tags |= {DAGSTER_RUN_TAG: owner, MLFLOW_RUN_TAG: mlflow_run}
+    tags |= {Ec2Tag.DAGSTER_RUN: owner, Ec2Tag.MLFLOW_RUN: mlflow_run}
     if lease_until:
-        tags[LEASE_UNTIL_TAG] = timestamp(lease_until)
+        tags[Ec2Tag.LEASE_UNTIL] = timestamp(lease_until)
     return Instance(
         id=id,
         state=state,

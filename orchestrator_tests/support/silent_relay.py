@@ -5,15 +5,21 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Self
 
-from orchestrator.resources.ssh.connection import Ssh
+from orchestrator.resources import retry
+from orchestrator.resources.ssh import Ssh
 from orchestrator.settings.groups import SshSettings
 from orchestrator_sandbox.proxy import TcpRelay
 
 
 class SilentRelay:
-    """Leads to any number of hosts, until one of them is to fall silent."""
+    """Leads to any number of hosts, until one of them is to fall silent.
+
+    Attributes:
+        policy: how patient its connections are.
+    """
 
     def __init__(self) -> None:
+        self.policy = retry.SSH
         self._exits = ExitStack()
         self._relays: dict[str, list[TcpRelay]] = {}
 
@@ -34,4 +40,5 @@ class SilentRelay:
         relays = self._relays.setdefault(address, [])
         relay.silent = any(other.silent for other in relays)
         relays.append(relay)
-        return Ssh(settings.model_copy(update={"port": relay.port}), address="127.0.0.1", host_key=host_key)
+        settings = settings.model_copy(update={"port": relay.port})
+        return Ssh(settings, address="127.0.0.1", host_key=host_key, policy=self.policy)

@@ -17,7 +17,7 @@ from orchestrator.pipeline.training.metadata import training_metadata
 from orchestrator.pipeline.training.plan import make_plan
 from orchestrator.pipeline.training.run_history import ThisRun
 from orchestrator.pipeline.training.run_scope import TrainingAttempts
-from orchestrator.resources.ec2.client import Ec2Resource, Instance
+from orchestrator.resources.ec2 import Ec2Resource, Instance
 from orchestrator.resources.jenkins.client import JenkinsResource
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator.resources.ssh.connection import Ssh, SshResource

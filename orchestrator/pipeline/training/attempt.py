@@ -10,18 +10,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 from orchestrator.errors import BuildBusy, Ec2Error, InstanceLost, OrchestratorError
+from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training import lease
 from orchestrator.pipeline.training.environment import training_environment
 from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.mlflow_run import TrackedRun
 from orchestrator.pipeline.training.on_instance import GRACE, OnInstance
 from orchestrator.pipeline.training.plan import Plan
-from orchestrator.resources.ec2.client import Ec2, Instance, Lease
-from orchestrator.resources.ec2.instance import LEASE_UNTIL_TAG, timestamp
+from orchestrator.resources import retry
+from orchestrator.resources.ec2 import Ec2, Instance, Owner, timestamp
 from orchestrator.resources.mlflow.client import Mlflow
-from orchestrator.resources.ssh.connection import Ssh
-from orchestrator.resources.ssh.host_keys import require_known_hosts
-from orchestrator.resources.ssh.login_key import private_key
+from orchestrator.resources.ssh import Ssh, private_key, require_known_hosts
 from orchestrator.settings.source import PipelineSettings, Settings
 
 T = TypeVar("T")
@@ -79,7 +78,7 @@ class Attempt:
         self.ending = False
         self._read = read
         self._ec2 = ec2
-        self._hasty = ec2.hasty()
+        self._ec2_once = ec2.with_policy(retry.EC2_ONE_TRY)
         self._connect = connect
         self._run = run
         self._write = write
@@ -147,7 +146,7 @@ class Attempt:
     def _ready_instance(self) -> Instance:
         if self._instance is None or not self._ready:
             instance = self._instance or self._adopt() or self._launch()
-            self._instance = self._ec2.wait_until_ready(instance, on_progress=_log.info)
+            self._instance = self._ec2.wait_until_ready(instance)
             self._ready = True
         return self._instance
 
@@ -165,7 +164,7 @@ class Attempt:
             self._ec2.terminate(found.id)
             return None
         _log.info(f"Adopting instance {found.id} and MLflow run {found.mlflow_run} of run {owner}, which is over")
-        self._ec2.take_over(found.id, self._new_lease(found.mlflow_run, expires_at=found.expires_at))
+        self._ec2.take_over(found.id, self._owner(found.mlflow_run, power_off_at=found.power_off_at))
         self._instance = self._ec2.describe(found.id)
         return self._instance
 
@@ -178,22 +177,21 @@ class Attempt:
         mlflow_run = self._tracked.open()
         self._launches += 1
         self._instance = self._ec2.launch(
-            self._new_lease(mlflow_run, expires_at=None),
+            self._owner(mlflow_run, power_off_at=None),
             attempt=f"{self._run.run_id}-{self._launches}",
             instance_type=self.plan.instance_type,
-            on_progress=_log.info,
         )
         _log.info(f"Launched instance {self._instance.id} ({self._instance.type}, {self._instance.market})")
         self._tracked.launched(self._instance)
         return self._instance
 
-    def _new_lease(self, mlflow_run: str, *, expires_at: datetime | None) -> Lease:
-        return Lease(
+    def _owner(self, mlflow_run: str, *, power_off_at: datetime | None) -> Owner:
+        return Owner(
             pipeline=self.plan.pipeline,
             partition=self.plan.partition,
             dagster_run=self._run.run_id,
             mlflow_run=mlflow_run,
-            expires_at=expires_at or datetime.now(UTC) + timedelta(minutes=self.plan.max_minutes) + GRACE,
+            power_off_at=power_off_at or datetime.now(UTC) + timedelta(minutes=self.plan.max_minutes) + GRACE,
         )
 
     def _is_anothers(self, instance: Instance) -> bool:
@@ -250,9 +248,9 @@ class Attempt:
             plan=self.plan,
             read=self._read,
             mlflow_run=mlflow_run,
-            deadline=self._new_lease(mlflow_run, expires_at=instance.expires_at).expires_at - GRACE,
+            deadline=self._owner(mlflow_run, power_off_at=instance.power_off_at).power_off_at - GRACE,
             environment=self._environment,
-            ec2=self._hasty,
+            ec2=self._ec2_once,
             write=self._write,
         )
         with self._connect(instance) as ssh:
@@ -351,4 +349,4 @@ class Attempt:
     def renew_lease(self) -> None:
         """Say on the instance that this attempt is alive."""
         if (instance := self._instance) is not None and self._open:
-            self._hasty.tag(instance.id, {LEASE_UNTIL_TAG: timestamp(lease.until())})
+            self._ec2_once.tag(instance.id, {Ec2Tag.LEASE_UNTIL: timestamp(lease.until())})

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.errors import TrainingError, TrainingFailed, TrainingLost, TrainingTimedOut
-from orchestrator.remote.outcome import Outcome
+from orchestrator.remote import TrainingExit
 
 
-def failure(what: str, outcome: Outcome, last_lines: Sequence[str]) -> TrainingError:
+def failure(what: str, training_exit: TrainingExit, last_lines: Sequence[str]) -> TrainingError:
     """The error for a training that did not end with status 0.
 
     Args:
         what: the build.
-        outcome: how it ended.
+        training_exit: how it ended.
         last_lines: of its output, masked.
     """
     cause = cause_of_failure(last_lines)
     because = f" ({cause})" if cause else ""
     tail = "; the last lines of its output:\n" + "\n".join(last_lines) if last_lines else "; it printed nothing"
     kinds = {"deadline": TrainingTimedOut, "lost": TrainingLost}
-    return kinds.get(outcome.kind, TrainingFailed)(f"{what}: {outcome.describe()}{because}{tail}")
+    return kinds.get(training_exit.kind, TrainingFailed)(f"{what}: {training_exit.describe()}{because}{tail}")
 
 
 def cause_of_failure(lines: Sequence[str]) -> str | None:

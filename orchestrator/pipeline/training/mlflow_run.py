@@ -8,7 +8,7 @@ from orchestrator.errors import MlflowError, MlflowNotFound, MlflowUnavailable, 
 from orchestrator.pipeline.training.curves import curve_metrics
 from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.plan import Plan
-from orchestrator.resources.ec2.client import Instance
+from orchestrator.resources.ec2 import Instance
 from orchestrator.resources.mlflow.client import FinalStatus, Mlflow, Run
 from orchestrator.settings.groups import MlflowSettings
 

@@ -20,20 +20,15 @@ from orchestrator.pipeline.training.command import mlflow_run_command
 from orchestrator.pipeline.training.environment import secrets_in
 from orchestrator.pipeline.training.failure import failure
 from orchestrator.pipeline.training.plan import Plan
-from orchestrator.remote.masking import Masker
-from orchestrator.remote.outcome import Outcome
-from orchestrator.remote.training import RemoteTraining
-from orchestrator.resources.ec2.client import Ec2, Instance
-from orchestrator.resources.ssh.connection import Ssh
+from orchestrator.remote import Masker, RemoteTraining, TrainingExit
+from orchestrator.resources.ec2 import Ec2, Instance
+from orchestrator.resources.ssh import Ssh
 from orchestrator.settings.source import PipelineSettings
 
 _log = logging.getLogger(__name__)
 
 GRACE = timedelta(minutes=1)
 """Between the training's deadline and the machine's own: the time to fetch the last output and say why."""
-
-CONNECT_SECONDS = 20.0
-"""One try to connect; after it we ask EC2 whether the instance is still there."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +70,14 @@ class OnInstance:
         masker = Masker(secrets_in(self.environment, self.read))
         try:
             self._start(ssh, remote)
-            outcome = remote.follow(lambda text: self.write(masker.feed(text)), on_event=_log.warning, check=self.check)
+            training_exit = remote.follow(lambda text: self.write(masker.feed(text)), check=self.check)
         except SshError:
             self.check()  # a machine that shuts down refuses logins and kills commands; its address gets a new owner
             raise
         self.write(masker.flush())
-        if not outcome.succeeded:
+        if not training_exit.succeeded:
             self.check()  # a machine that is taken away ends its processes first
-            raise self._explain(remote, outcome, masker)
+            raise self._explain(remote, training_exit, masker)
 
     def check(self) -> None:
         """Find out whether it makes sense to go on.
@@ -110,7 +105,7 @@ class OnInstance:
         while True:
             try:
                 if not ssh.connected:
-                    ssh.connect(deadline_seconds=CONNECT_SECONDS)
+                    ssh.connect()
                 if not remote.start(command, environment=self.environment, deadline=self.deadline, check=self.check):
                     _log.info("Following the training, which is under way already")
                 return
@@ -119,9 +114,9 @@ class OnInstance:
                 if time.monotonic() > give_up:
                     raise
 
-    def _explain(self, remote: RemoteTraining, outcome: Outcome, masker: Masker) -> OrchestratorError:
+    def _explain(self, remote: RemoteTraining, training_exit: TrainingExit, masker: Masker) -> OrchestratorError:
         try:
             lines = remote.last_lines(20)
         except SshError as error:
             lines = [f"(its last lines could not be fetched: {error})"]
-        return failure(f"build {self.plan.partition}", outcome, masker.mask("\n".join(lines)).splitlines())
+        return failure(f"build {self.plan.partition}", training_exit, masker.mask("\n".join(lines)).splitlines())

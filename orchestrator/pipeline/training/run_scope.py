@@ -13,7 +13,7 @@ from orchestrator import names
 from orchestrator.pipeline.training import lease
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.cancellation import Cancellation
-from orchestrator.resources.ec2.instance import timestamp
+from orchestrator.resources.ec2 import timestamp
 
 
 class TrainingAttempts(dg.ConfigurableResource):  # type: ignore[type-arg]

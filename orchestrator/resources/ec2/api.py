@@ -1,10 +1,10 @@
-"""Calls to EC2 that ride out an outage, and fail in plain words."""
+"""EC2's API: calls that ride out an outage and fail in plain words, and how instances are looked for."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,71 +14,58 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
-from orchestrator.errors import Ec2Error
+from orchestrator.errors import Ec2Error, InstanceLost
 from orchestrator.resources.ec2.errors import AWS_ERRORS, explain, transient
+from orchestrator.resources.ec2.instance import ALIVE, Instance
+from orchestrator.resources.ec2.tags import build_tags
+from orchestrator.resources.retry import Ec2Policy
 from orchestrator.settings.groups import MachineSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
+    from mypy_boto3_ec2.type_defs import InstanceTypeDef
 
 T = TypeVar("T")
 
 # boto3 tries once: how long a call is repeated is ours to say, in time instead of in numbers, and between
 # two run_instances we look whether the first one was heard (not every EC2 API minds the ClientToken).
-_ONE_TRY = Config(
+_BOTO3_TRIES_ONCE = Config(
     retries={"mode": "standard", "total_max_attempts": 1},
     user_agent_extra="orchestrator",
 )
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How patient we are with AWS, in seconds.
+# The most that DescribeInstances gives at once:
+# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html
+_PAGE = 1000
+
+
+class Ec2Api:
+    """boto3's EC2 client, connected when it is first used, and one way to call it.
 
     Attributes:
-        outage: how long a call is repeated while AWS is away, broken, or throttles us; 0: one try.
-        first_wait: pause after the first failed call or unanswered poll; it doubles each time.
-        longest_wait: the longest pause.
-        appearance: how long a new instance may be unknown to some of AWS's servers
-            (https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
-        connect: how long one connection to AWS may take.
-        answer: how long one answer may take.
+        settings: of the machine.
+        policy: how patient we are.
+        session: boto3's, which carries the credentials.
     """
 
-    outage: float = 150
-    first_wait: float = 0.5
-    longest_wait: float = 10
-    appearance: float = 30
-    connect: float = 5
-    answer: float = 30
-
-
-USUAL_PACE = Pace()
-
-# An instance that is gone has to be noticed within 30 s, of which SSH takes up to 22.
-HASTY_CONNECT_SECONDS = 2.5
-HASTY_ANSWER_SECONDS = 5.0
-
-
-class Ec2Calls:
-    """boto3's EC2 client, connected when it is first used, and one way to call it."""
-
-    def __init__(self, settings: MachineSettings, *, pace: Pace) -> None:
+    def __init__(self, settings: MachineSettings, *, policy: Ec2Policy) -> None:
         """Connect to nothing yet.
 
         Args:
             settings: what errors speak of; credentials, region and endpoint are boto3's own business.
-            pace: how long and how often a failing call is repeated.
+            policy: how long and how often a failing call is repeated.
         """
-        self._settings = settings
-        self._pace = pace
+        self.settings = settings
+        self.policy = policy
         self.session = boto3.session.Session()
+        self._new_until: dict[str, float] = {}
 
     @cached_property
     def client(self) -> EC2Client:
-        """The client. Only use it in what is handed to `call`, for already its making may fail."""
-        times = Config(connect_timeout=self._pace.connect, read_timeout=self._pace.answer)
-        client = self.session.client("ec2", config=_ONE_TRY.merge(times))
+        """The client. Only use it in what is handed to `call`, because already its making may fail."""
+        times = Config(connect_timeout=self.policy.connect_seconds, read_timeout=self.policy.answer_seconds)
+        client = self.session.client("ec2", config=_BOTO3_TRIES_ONCE.merge(times))
         client.meta.events.register("after-call.ec2", _refuse_pages)
         return client
 
@@ -98,16 +85,60 @@ class Ec2Calls:
         Raises:
             Ec2Error: or one of its kinds, with the setting to change.
         """
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(transient),
-            stop=tenacity.stop_after_delay(self._pace.outage),
-            wait=tenacity.wait_random_exponential(multiplier=self._pace.first_wait, max=self._pace.longest_wait),
+        try:
+            return self.policy.retrying(retry=tenacity.retry_if_exception(transient))(send)
+        except AWS_ERRORS as error:
+            raise explain(error, doing=doing, settings=self.settings, region=self.region, refusal=refusal) from error
+
+    def note_launch(self, instance_id: str) -> None:
+        """Remember that an instance is new, so that not all of AWS's servers know it yet."""
+        self._new_until[instance_id] = time.monotonic() + self.policy.appearance_seconds
+
+    def call_about(self, instance_id: str, doing: str, send: Callable[[], T]) -> T:
+        """Call, and be patient when AWS does not know an instance yet that we have just launched."""
+        while_new = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(InstanceLost),
+            stop=lambda _: time.monotonic() >= self._new_until.get(instance_id, 0),
+            wait=tenacity.wait_fixed(self.policy.first_pause_seconds),
             reraise=True,
         )
+        return while_new(lambda: self.call(doing, send))
+
+    def instance(self, raw: InstanceTypeDef) -> Instance:
+        """One instance of an answer, with the address that INSTANCE_ADDRESS asks for."""
+        return Instance.from_api(raw, address=self.settings.address)
+
+    def look(self, instance_id: str) -> Instance | None:
+        """What AWS says of one instance, alive or not; None when it knows no such instance."""
+
+        def send() -> Instance | None:
+            answer = self.client.describe_instances(InstanceIds=[instance_id])
+            instances = [raw for group in answer["Reservations"] for raw in group["Instances"]]
+            return self.instance(instances[0]) if instances else None
+
         try:
-            return retrying(send)
-        except AWS_ERRORS as error:
-            raise explain(error, doing=doing, settings=self._settings, region=self.region, refusal=refusal) from error
+            return self.call(f"look at instance {instance_id}", send)
+        except InstanceLost:
+            return None
+
+    def find_once(self, *, pipeline: str, partition: str) -> Instance | None:
+        """The instance that is alive for a build, the newest of several; to be used in what is handed to `call`."""
+        tags = build_tags(deployment=self.settings.deployment, pipeline=pipeline, partition=partition)
+        return next(reversed(self.list_once(tags, states=ALIVE)), None)
+
+    def list_once(self, tags: Mapping[str, str], *, states: Collection[str]) -> list[Instance]:
+        """All instances with these tags in these states, the oldest first; to be used in what is handed to `call`."""
+        wanted = {"instance-state-name": list(states), **{f"tag:{key}": [tags[key]] for key in tags}}
+        pages = self.client.get_paginator("describe_instances").paginate(
+            Filters=[{"Name": name, "Values": values} for name, values in wanted.items()],
+            PaginationConfig={"PageSize": _PAGE},
+        )
+        instances = [
+            self.instance(raw) for page in pages for group in page["Reservations"] for raw in group["Instances"]
+        ]
+        # What is found here is adopted or ended: an API that does not know a filter must not widen it.
+        ours = [each for each in instances if each.state in states and tags.items() <= each.tags.items()]
+        return sorted(ours, key=lambda instance: (instance.launched_at, instance.id))
 
 
 def _refuse_pages(http_response: AWSResponse, **_: object) -> None:

@@ -231,12 +231,12 @@ def explain(
         The error to raise: CapacityUnavailable, LaunchRefused, InstanceLost or Ec2Error.
     """
     if not isinstance(error, ClientError):
-        said = next(
-            (sentence for kind, sentence in _WITHOUT_ANSWER if isinstance(error, kind)),
+        sentence = next(
+            (words for kind, words in _WITHOUT_ANSWER if isinstance(error, kind)),
             f"{type(error).__name__}: check AWS_ENDPOINT_URL and the AWS settings",
         )
         kind = Ec2Error if transient(error) else refusal
-        return kind(f"could not {doing}: {said} ({_short(str(error))})")
+        return kind(f"could not {doing}: {sentence} ({_short(str(error))})")
     code, message = error_code(error), str(error.response.get("Error", {}).get("Message", ""))
     asked = f"AWS says {code}: {_short(message)}"
     if transient(error):

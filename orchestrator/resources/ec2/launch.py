@@ -1,4 +1,4 @@
-"""Launches one instance: what is asked of EC2, and in which order places are tried."""
+"""Launches one instance: what is asked of EC2, and in which order launch options are tried."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
 
 from orchestrator.errors import CapacityUnavailable, Ec2Error, LaunchRefused
-from orchestrator.resources.ec2.api import Ec2Calls
+from orchestrator.resources.ec2.api import Ec2Api
 from orchestrator.resources.ec2.errors import error_code
-from orchestrator.resources.ec2.instance import Instance, Lease, Market, build_tags, launch_tags
+from orchestrator.resources.ec2.instance import Instance, Market
+from orchestrator.resources.ec2.tags import Owner, api_tags, build_tags, launch_tags
 from orchestrator.resources.ec2.user_data import HostKey, cloud_config
 from orchestrator.settings.groups import MachineSettings
 
@@ -25,17 +26,16 @@ if TYPE_CHECKING:
         EbsBlockDeviceTypeDef,
         ImageTypeDef,
         RunInstancesRequestTypeDef,
-        TagTypeDef,
     )
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # What most images call their root device; taken when AWS does not tell.
 _USUAL_ROOT_DEVICE = "/dev/sda1"
 
 
 @dataclass(frozen=True)
-class Place:
+class LaunchOption:
     """One way to get an instance: which market, which type, which subnet."""
 
     market: Market
@@ -47,7 +47,7 @@ class Place:
         return f"{self.instance_type} ({self.market}){where}"
 
 
-def places(settings: MachineSettings, *, instance_type: str | None) -> list[Place]:
+def launch_options(settings: MachineSettings, *, instance_type: str | None) -> list[LaunchOption]:
     """Everything that may be tried, the most wanted first.
 
     Args:
@@ -55,31 +55,26 @@ def places(settings: MachineSettings, *, instance_type: str | None) -> list[Plac
         instance_type: replaces INSTANCE_TYPE.
     """
     return [
-        Place(market=cast(Market, market), instance_type=type_, subnet=subnet)
+        LaunchOption(market=cast(Market, market), instance_type=type_, subnet=subnet)
         for market in settings.market
         for type_ in ([instance_type] if instance_type else settings.instance_types)
         for subnet in (settings.subnets or [None])
     ]
 
 
-def client_token(place: Place, *, build: Mapping[str, str], attempt: str) -> str:
-    """The same for the same build, attempt and place, so that AWS launches once however often it is asked.
+def client_token(option: LaunchOption, *, build: Mapping[str, str], attempt: str) -> str:
+    """The same for the same build, attempt and option, so that AWS launches once however often it is asked.
 
-    At most 64 ASCII characters; a token stands for one place only, for another parameter under the same
+    At most 64 ASCII characters; a token stands for one option only, for another parameter under the same
     token is an error: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/Run_Instance_Idempotency.html
 
     Args:
-        place: where the instance is to run.
+        option: market, type and subnet.
         build: the tags that identify the build.
         attempt: what makes this launch different from an earlier one for this build.
     """
-    parts = [sorted(build.items()), attempt, place.subnet, place.instance_type, place.market]
+    parts = [sorted(build.items()), attempt, option.subnet, option.instance_type, option.market]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def api_tags(tags: Mapping[str, str]) -> list[TagTypeDef]:
-    """Tags in the API's form."""
-    return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
 def disks(settings: MachineSettings, image: ImageTypeDef) -> list[BlockDeviceMappingTypeDef]:
@@ -117,7 +112,7 @@ def disks(settings: MachineSettings, image: ImageTypeDef) -> list[BlockDeviceMap
 
 def run_instances_request(
     settings: MachineSettings,
-    place: Place,
+    option: LaunchOption,
     *,
     token: str,
     tags: Mapping[str, str],
@@ -130,7 +125,7 @@ def run_instances_request(
 
     Args:
         settings: image, key pair, security group and instance profile.
-        place: market, type and subnet.
+        option: market, type and subnet.
         token: the ClientToken.
         tags: for the instance and its volumes.
         user_data: the cloud-init document (boto3 encodes it).
@@ -141,7 +136,7 @@ def run_instances_request(
         "MaxCount": 1,
         "ClientToken": token,
         "ImageId": settings.ami,
-        "InstanceType": cast(Any, place.instance_type),
+        "InstanceType": cast(Any, option.instance_type),
         "KeyName": settings.key_pair,
         "SecurityGroupIds": [settings.security_group],
         "UserData": user_data,
@@ -154,11 +149,11 @@ def run_instances_request(
             {"ResourceType": "volume", "Tags": api_tags(tags)},
         ],
     }
-    if place.subnet:
-        request["SubnetId"] = place.subnet
+    if option.subnet:
+        request["SubnetId"] = option.subnet
     if profile := settings.instance_profile:
         request["IamInstanceProfile"] = {"Arn": profile} if profile.startswith("arn:") else {"Name": profile}
-    if place.market == "spot":
+    if option.market == "spot":
         request["InstanceMarketOptions"] = {
             "MarketType": "spot",
             "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
@@ -166,86 +161,69 @@ def run_instances_request(
     return request
 
 
-def launch(
-    calls: Ec2Calls,
-    settings: MachineSettings,
-    lease: Lease,
-    *,
-    attempt: str,
-    instance_type: str | None,
-    find: Callable[[], Instance | None],
-    on_progress: Callable[[str], None],
-) -> Instance:
-    """Launch an instance in the first place that has one; see `Ec2.launch`.
+def launch(api: Ec2Api, owner: Owner, *, attempt: str, instance_type: str | None) -> Instance:
+    """Launch an instance by the first option that has one; see `Ec2.launch`.
 
     Args:
-        calls: sends the requests.
-        settings: the machine.
-        lease: for whom, and until when.
+        api: sends the requests.
+        owner: for whom, and until when.
         attempt: different for each instance that a build may get.
         instance_type: replaces INSTANCE_TYPE.
-        find: looks for an instance of this build once, without patience.
-        on_progress: gets a line when a place has no capacity.
     """
+    settings = api.settings
     host_key = HostKey.generate()
-    tags = launch_tags(lease, deployment=settings.deployment, host_key=host_key.public)
-    user_data = cloud_config(host_key=host_key, deadline=lease.expires_at)
-    build = build_tags(deployment=settings.deployment, pipeline=lease.pipeline, partition=lease.partition)
-    block_devices = disks(settings, _image(calls, settings))
+    tags = launch_tags(owner, deployment=settings.deployment, host_key=host_key.public)
+    user_data = cloud_config(host_key=host_key, deadline=owner.power_off_at)
+    build = build_tags(deployment=settings.deployment, pipeline=owner.pipeline, partition=owner.partition)
+    block_devices = disks(settings, _image(api))
     refusals: list[str] = []
-    for place in places(settings, instance_type=instance_type):
+    for option in launch_options(settings, instance_type=instance_type):
         request = run_instances_request(
             settings,
-            place,
-            token=client_token(place, build=build, attempt=attempt),
+            option,
+            token=client_token(option, build=build, attempt=attempt),
             tags=tags,
             user_data=user_data,
             block_devices=block_devices,
         )
         try:
-            return _launch_once(calls, settings, request, doing=f"launch {place}", find=find)
+            return _launch_once(api, owner, request, doing=f"launch {option}")
         except CapacityUnavailable as error:
-            on_progress(str(error))
+            _log.warning(f"No capacity, looking for another market, type or subnet: {error}")
             refusals.append(str(error))
     raise CapacityUnavailable(
-        f"there is no instance for {lease.pipeline} {lease.partition} now: " + "; ".join(refusals)
+        f"there is no instance for {owner.pipeline} {owner.partition} now: " + "; ".join(refusals)
     )
 
 
-def _launch_once(
-    calls: Ec2Calls,
-    settings: MachineSettings,
-    request: RunInstancesRequestTypeDef,
-    *,
-    doing: str,
-    find: Callable[[], Instance | None],
-) -> Instance:
+def _launch_once(api: Ec2Api, owner: Owner, request: RunInstancesRequestTypeDef, *, doing: str) -> Instance:
     tries = itertools.count()
+
+    def find() -> Instance | None:
+        return api.find_once(pipeline=owner.pipeline, partition=owner.partition)
 
     def send() -> Instance:
         # An earlier try whose answer was lost may have been heard.
-        if next(tries) and (heard := find()):
-            return heard
+        if next(tries) and (launched := find()):
+            return launched
         try:
-            answer = calls.client.run_instances(**request)
+            answer = api.client.run_instances(**request)
         except ClientError as error:
             # The token was used before, with another host key: by this attempt, in a process that died.
-            if error_code(error) == "IdempotentParameterMismatch" and (former := find()):
-                return former
+            if error_code(error) == "IdempotentParameterMismatch" and (launched := find()):
+                return launched
             raise
-        return Instance.from_api(answer["Instances"][0], address=settings.address)
+        return api.instance(answer["Instances"][0])
 
-    return calls.call(doing, send, refusal=LaunchRefused)
+    return api.call(doing, send, refusal=LaunchRefused)
 
 
-def _image(calls: Ec2Calls, settings: MachineSettings) -> ImageTypeDef:
+def _image(api: Ec2Api) -> ImageTypeDef:
     """What AWS tells of the image; nothing when it does not: RunInstances will judge whether it can be used."""
+    ami = api.settings.ami
     try:
-        images = calls.call(
-            f"look at image {settings.ami}",
-            lambda: calls.client.describe_images(ImageIds=[settings.ami])["Images"],
-        )
+        images = api.call(f"look at image {ami}", lambda: api.client.describe_images(ImageIds=[ami])["Images"])
     except Ec2Error as error:
-        log.warning("taking %s for the image's only disk, because we %s", _USUAL_ROOT_DEVICE, error)
+        _log.warning(f"Taking {_USUAL_ROOT_DEVICE} for the image's only disk: {error}")
         images = []
     return images[0] if images else {}

@@ -14,13 +14,18 @@ from botocore.config import Config
 
 from orchestrator.resources.ec2.errors import AWS_ERRORS
 from orchestrator.resources.ec2.instance import Instance
+from orchestrator.resources.retry import EC2_PRICES
 
 if TYPE_CHECKING:
     import boto3
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-_ONE_QUICK_TRY = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 1})
+_ONE_QUICK_TRY = Config(
+    connect_timeout=EC2_PRICES.connect_seconds,
+    read_timeout=EC2_PRICES.answer_seconds,
+    retries={"mode": "standard", "total_max_attempts": 1},
+)
 
 # The Price List API lives in a few regions only and knows the prices of all:
 # https://docs.aws.amazon.com/awsaccountbilling/latest/aboutv2/using-price-list-query-api.html
@@ -49,14 +54,9 @@ def hourly_usd(session: boto3.session.Session, instance: Instance, *, region: st
             _on_demand[key] = _listed(session, instance.type, region=region)
         return _on_demand[key]
     except (*AWS_ERRORS, LookupError, TypeError, ValueError) as error:
-        log.info(
-            "no price for %s (%s) in %s, so no cost: set INSTANCE_HOURLY_USD, or allow pricing:GetProducts and "
-            "ec2:DescribeSpotPriceHistory (%s: %s)",
-            instance.type,
-            instance.market,
-            region,
-            type(error).__name__,
-            error,
+        _log.info(
+            f"No price, so no cost, of {instance.type} ({instance.market}) in {region}: set INSTANCE_HOURLY_USD, or "
+            f"allow pricing:GetProducts and ec2:DescribeSpotPriceHistory ({type(error).__name__}: {error})"
         )
         return None
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 
 import tenacity
 
 from orchestrator.errors import Ec2Error, InstanceLost
-from orchestrator.resources.ec2.api import Ec2Calls, Pace
+from orchestrator.resources.ec2.api import Ec2Api
 from orchestrator.resources.ec2.instance import Instance
-from orchestrator.settings.groups import MachineSettings
+
+_log = logging.getLogger(__name__)
 
 
 def require_alive(instance: Instance) -> Instance:
@@ -27,39 +28,22 @@ def require_alive(instance: Instance) -> Instance:
 class Readiness:
     """One wait for one instance, see `Ec2.wait_until_ready`."""
 
-    def __init__(
-        self,
-        calls: Ec2Calls,
-        settings: MachineSettings,
-        *,
-        look: Callable[[], Instance | None],
-        on_progress: Callable[[str], None],
-        pace: Pace,
-    ) -> None:
+    def __init__(self, api: Ec2Api) -> None:
         """Prepare to wait.
 
         Args:
-            calls: sends the requests.
-            settings: READY_WHEN, READY_MINUTES and INSTANCE_ADDRESS.
-            look: asks AWS for the instance; None while it is not known.
-            on_progress: gets a line whenever something has changed.
-            pace: how often to ask.
+            api: sends the requests.
         """
-        self._calls = calls
-        self._settings = settings
-        self._look = look
-        self._on_progress = on_progress
-        self._pace = pace
-        self._new_until = time.monotonic() + pace.appearance
+        self._api = api
+        self._settings = api.settings
+        self._new_until = time.monotonic() + api.policy.appearance_seconds
         self._last_line = ""
 
     def wait(self, instance: Instance) -> Instance:
         """Wait for this instance; the one that is returned has its address."""
         minutes = self._settings.ready_minutes
-        polling = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda seen: bool(seen[1])),
-            stop=tenacity.stop_after_delay(minutes * 60),
-            wait=tenacity.wait_exponential(multiplier=self._pace.first_wait, max=self._pace.longest_wait),
+        polling = self._api.policy.with_total(minutes * 60).polling(
+            retry=tenacity.retry_if_result(lambda look: bool(look[1]))
         )
         try:
             ready, _ = polling(self._poll, instance)
@@ -74,15 +58,19 @@ class Readiness:
 
     def _poll(self, instance: Instance) -> tuple[Instance, str]:
         """The instance as it is now, and what it still lacks: nothing when it is ready."""
-        seen = self._look()
+        seen = self._api.look(instance.id)
         if seen is None:
             if not self._new:
                 raise InstanceLost(f"AWS does not know instance {instance.id} any more: start the run again")
             return instance, "AWS does not list it yet"
         lack = self._lack(require_alive(seen))
-        line = f"instance {seen.id} is {seen.state}" + (f": {lack}" if lack else f" and ready at {seen.address}")
+        line = (
+            f"Waiting for instance {seen.id} ({seen.state}): {lack}"
+            if lack
+            else f"Instance is ready: {seen.id} at {seen.address}"
+        )
         if line != self._last_line:
-            self._on_progress(line)
+            _log.info(line)
             self._last_line = line
         return seen, lack
 
@@ -93,7 +81,7 @@ class Readiness:
 
     def _lack(self, instance: Instance) -> str:
         if instance.state == "pending":
-            return "waiting for it to run"
+            return "it does not run yet"
         if not instance.address:
             if not self._new:
                 raise Ec2Error(
@@ -101,7 +89,7 @@ class Readiness:
                     "INSTANCE_ADDRESS=private if we can reach that, or SUBNET_ID to a subnet that gives its "
                     "instances public addresses"
                 )
-            return "waiting for its address"
+            return "it has no address yet"
         if self._settings.ready_when == "ssh":
             return ""
         passed = self._checks_passed(instance.id)
@@ -113,9 +101,9 @@ class Readiness:
         https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/monitoring-system-instance-status-check.html
         """
         try:
-            answer = self._calls.call(
+            answer = self._api.call(
                 f"ask for the status checks of instance {instance_id}",
-                lambda: self._calls.client.describe_instance_status(InstanceIds=[instance_id]),
+                lambda: self._api.client.describe_instance_status(InstanceIds=[instance_id]),
             )
         except InstanceLost:
             return 0  # not listed yet; whether it is really gone, the next look tells

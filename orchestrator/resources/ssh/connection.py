@@ -19,20 +19,13 @@ import paramiko
 import tenacity
 
 from orchestrator.errors import SshRefused, SshUnreachable
+from orchestrator.resources import retry
+from orchestrator.resources.retry import SshPolicy
 from orchestrator.resources.ssh.channel import FAULTS, KEPT_BYTES, Completed, ExchangeError, close, exchange
 from orchestrator.resources.ssh.host_keys import HostTrust
 from orchestrator.resources.ssh.login_key import private_key
 from orchestrator.settings.groups import SshSettings
 from orchestrator.settings.source import Settings
-
-ATTEMPT_SECONDS = 15.0
-"""One attempt to connect, from TCP to login, takes no longer."""
-
-LAST_ATTEMPT_SECONDS = 2.0
-"""The last attempt of `Ssh.connect` gets so much, even beyond its deadline."""
-
-LOGIN_SECONDS = 20.0
-"""A refused login is tried again for so long: cloud-init may write authorized_keys after sshd answers."""
 
 KEEPALIVE_SECONDS = 15
 """Pause between two signs of life, under the idle timeouts of NAT gateways (AWS: 350 s) and firewalls."""
@@ -40,7 +33,7 @@ KEEPALIVE_SECONDS = 15
 _TCP_KEEPALIVE = {"TCP_KEEPIDLE": KEEPALIVE_SECONDS, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 # What goes wrong in paramiko's thread reaches us as an exception; its tracebacks would stand in the run's log.
-_PARAMIKO_LOG = "orchestrator.ssh.paramiko"
+_PARAMIKO_LOG = f"{__name__}.paramiko"
 logging.getLogger(_PARAMIKO_LOG).setLevel(logging.CRITICAL)
 
 
@@ -52,16 +45,20 @@ class Ssh:
     Args:
         settings: the login.
         address: host name or IP address.
-        host_key: the key planted on the instance, as ``ssh-ed25519 AAAA...``.
+        host_key: the key planted on the instance, as `ssh-ed25519 AAAA...`.
+        policy: how patient to be.
 
     Raises:
         SshRefused: the private key cannot be used.
         SshError: there is no host key to compare with.
     """
 
-    def __init__(self, settings: SshSettings, *, address: str, host_key: str | None) -> None:
+    def __init__(
+        self, settings: SshSettings, *, address: str, host_key: str | None, policy: SshPolicy = retry.SSH
+    ) -> None:
         self._settings = settings
         self._address = address
+        self._policy = policy
         self._trust = HostTrust(settings, address=address, host_key=host_key)
         self._key = private_key(settings)
         self._transport: paramiko.Transport | None = None
@@ -85,53 +82,62 @@ class Ssh:
         transport = self._transport
         return transport is not None and transport.is_active()
 
-    def connect(self, *, deadline_seconds: float) -> None:
+    def connect(self, *, deadline_seconds: float | None = None) -> None:
         """Connect, verify the host and log in; try again until the deadline.
 
         Args:
-            deadline_seconds: how long to try, in seconds.
+            deadline_seconds: how long to try; None: as the policy says.
 
         Raises:
             SshUnreachable: no connection before the deadline.
-            SshRefused: the login is still refused after `LOGIN_SECONDS`.
+            SshRefused: the login is still refused after the policy's `login_seconds`.
             HostKeyMismatch: another machine answers; not tried again.
         """
-        deadline = time.monotonic() + deadline_seconds
+        policy = self._policy if deadline_seconds is None else self._policy.with_total(deadline_seconds)
+        deadline = time.monotonic() + policy.total_seconds
         refused_since: list[float] = []
 
         def worth_another(error: BaseException) -> bool:
             if isinstance(error, SshRefused):
                 refused_since.append(time.monotonic())
-                return time.monotonic() - refused_since[0] < LOGIN_SECONDS
+                return time.monotonic() - refused_since[0] < policy.login_seconds
             return isinstance(error, SshUnreachable)
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            """The last attempt begins at the deadline, and no later."""
+            return min(policy.pauses(state), max(0.0, deadline - time.monotonic()))
+
+        def attempt() -> None:
+            self._attempt(min(policy.connect_seconds, max(policy.last_attempt_seconds, deadline - time.monotonic())))
 
         tenacity.Retrying(
             retry=tenacity.retry_if_exception(worth_another),
-            stop=tenacity.stop_after_delay(deadline_seconds) | tenacity.stop_when_event_set(self._closed),
-            wait=tenacity.wait_exponential(multiplier=0.25, max=3),
+            stop=tenacity.stop_after_delay(policy.total_seconds) | tenacity.stop_when_event_set(self._closed),
+            wait=pause,
             sleep=tenacity.sleep_using_event(self._closed),
             reraise=True,
-        )(lambda: self._attempt(min(ATTEMPT_SECONDS, max(LAST_ATTEMPT_SECONDS, deadline - time.monotonic()))))
+        )(attempt)
 
-    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 60) -> Completed:
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float | None = None) -> Completed:
         """Run a short command to its end.
 
         Args:
             argv: program and arguments, which arrive as they are.
             stdin: what it reads.
-            timeout_seconds: how long it may take.
+            timeout_seconds: how long it may take; None: as the policy says.
 
         Raises:
             SshUnreachable: the connection broke, or the command took too long.
         """
+        limit = self._policy.answer_seconds if timeout_seconds is None else timeout_seconds
         stdout, stderr = bytearray(), bytearray()
         status = self._execute(
             argv,
             stdin=stdin,
             on_stdout=lambda data: stdout.extend(data[: KEPT_BYTES - len(stdout)]),
             on_stderr=lambda data: stderr.extend(data[: KEPT_BYTES - len(stderr)]),
-            silence_seconds=timeout_seconds,
-            timeout_seconds=timeout_seconds,
+            silence_seconds=limit,
+            timeout_seconds=limit,
         )
         return Completed(exit_status=status, stdout=bytes(stdout), stderr=bytes(stderr))
 
@@ -155,7 +161,7 @@ class Ssh:
             The exit status; None when a signal killed the command.
 
         Raises:
-            SshUnreachable: the connection broke, or nothing came for ``silence_seconds``.
+            SshUnreachable: the connection broke, or nothing came for `silence_seconds`.
         """
         return self._execute(
             argv,

@@ -19,9 +19,9 @@ class HostTrust:
     """The host keys that one address may show, by SSH_HOST_KEYS.
 
     Args:
-        settings: the policy (``planted``, ``accept-new``, ``known_hosts``), the port, the file.
+        settings: the policy (`planted`, `accept-new`, `known_hosts`), the port, the file.
         address: host name or IP address.
-        host_key: the key given to the instance through cloud-init, as ``ssh-ed25519 AAAA...``.
+        host_key: the key given to the instance through cloud-init, as `ssh-ed25519 AAAA...`.
 
     Raises:
         SshError: there is nothing to compare with: no planted key, no entry in known_hosts.
@@ -50,22 +50,26 @@ class HostTrust:
             for algorithm in (("rsa-sha2-512", "rsa-sha2-256") if name == "ssh-rsa" else (name,))
         )
 
-    def verify(self, shown: paramiko.PKey) -> None:
-        """Accept or refuse the key that the host has shown; ``accept-new`` remembers the first.
+    def verify(self, host_key: paramiko.PKey) -> None:
+        """Accept or refuse the key that the host has shown; `accept-new` remembers the first.
 
         Raises:
             HostKeyMismatch: it is another key.
         """
         if self._accept_new and not self._keys:
-            self._keys.append(shown)
-        if not any(hmac.compare_digest(shown.asbytes(), key.asbytes()) for key in self._keys):
-            raise self.mismatch(f"the {shown.get_name()} key {shown.fingerprint}")
+            self._keys.append(host_key)
+        if not any(hmac.compare_digest(host_key.asbytes(), key.asbytes()) for key in self._keys):
+            raise self.mismatch(f"the {host_key.get_name()} key {host_key.fingerprint}")
 
-    def mismatch(self, shown: str) -> HostKeyMismatch:
-        """The error for a host that showed something else."""
+    def mismatch(self, found: str) -> HostKeyMismatch:
+        """The error for a host that showed something else.
+
+        Args:
+            found: what it showed, in words.
+        """
         expected = ", ".join(f"{key.get_name()} {key.fingerprint}" for key in self._keys)
         return HostKeyMismatch(
-            f"{self._host} showed {shown}, not {expected}: it is not the machine that was launched, or its "
+            f"{self._host} showed {found}, not {expected}: it is not the machine that was launched, or its "
             "image takes no host key from cloud-init (then set SSH_HOST_KEYS to accept-new or known_hosts)"
         )
 

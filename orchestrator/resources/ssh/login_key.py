@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from orchestrator.errors import SshRefused
 from orchestrator.settings.groups import SshSettings
 
-_LOG = logging.getLogger("orchestrator.ssh")
+_log = logging.getLogger(__name__)
 _NOT_PRIVATE = (
     (b"PuTTY-User-Key-File", "is a PuTTY key; convert it: puttygen key.ppk -O private-openssh -o key.pem"),
     (b"PUBLIC KEY", "is a public key; KEY_PATH must name the private half of KEY_PAIR_NAME"),
@@ -32,7 +32,7 @@ _CLASSES: dict[type, type[paramiko.PKey]] = {
 def private_key(settings: SshSettings) -> paramiko.PKey:
     """Read the key of KEY_PATH: RSA, ECDSA or Ed25519, in PEM (PKCS#1, PKCS#8, SEC1) or OpenSSH format.
 
-    ``ssh`` refuses a key file that others may read. We only warn: mounted secrets of containers often
+    `ssh` refuses a key file that others may read. We only warn: mounted secrets of containers often
     cannot be made private.
 
     Raises:
@@ -61,7 +61,7 @@ def _content(path: Path) -> bytes:
     except OSError as error:
         raise SshRefused(f"the private key KEY_PATH={path} cannot be read: {error.strerror}") from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        _LOG.warning("the private key KEY_PATH=%s can be read by others; chmod 600 it", path)
+        _log.warning(f"Private key KEY_PATH={path} can be read by others; chmod 600 it")
     return data
 
 

@@ -48,8 +48,8 @@ def test_a_build_that_jenkins_has_deleted_is_trained_as_the_launchpad_says(
     assert event.metadata["instance type"].value == "m5.large"
     instance = world.ec2.describe(str(event.metadata["instance"].value))
     assert not instance.alive
-    assert instance.expires_at is not None
-    assert 7 * 60 <= (instance.expires_at - instance.launched_at).total_seconds() <= 9 * 60
+    assert instance.power_off_at is not None
+    assert 7 * 60 <= (instance.power_off_at - instance.launched_at).total_seconds() <= 9 * 60
     assert event.tags is not None
     assert event.tags["dagster/data_version"] == run.id
     run_tags = dagster.get_run_by_id(result.run_id)

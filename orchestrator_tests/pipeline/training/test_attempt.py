@@ -18,8 +18,9 @@ from orchestrator.errors import (
     TrainingFailed,
     TrainingTimedOut,
 )
+from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training.config import TrainingConfig
-from orchestrator.resources.ec2.instance import LEASE_UNTIL_TAG, timestamp
+from orchestrator.resources.ec2 import timestamp
 from orchestrator_sandbox.proxy import HUNG_UP, FaultyProxy
 from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 from orchestrator_tests.support.waiting import until
@@ -276,7 +277,7 @@ def test_the_next_attempt_takes_over_what_a_dead_one_left(world: World) -> None:
     instance = provisioned(attempt)
     assert instance.id == left.id
     assert instance.dagster_run == "run-11b"
-    assert instance.expires_at == left.expires_at, "the machine's own deadline does not move"
+    assert instance.power_off_at == left.power_off_at, "the machine's own deadline does not move"
     assert attempt.train() == left.mlflow_run
     attempt.terminate()
     assert gone(world, left.id)
@@ -313,7 +314,7 @@ def test_an_instance_of_a_run_that_dagster_does_not_know_is_left_to_it_while_its
     attempt.close()
     assert world.ec2.describe(others.id).alive
 
-    world.ec2.tag(others.id, {LEASE_UNTIL_TAG: timestamp(datetime.now(UTC) - timedelta(seconds=1))})
+    world.ec2.tag(others.id, {Ec2Tag.LEASE_UNTIL: timestamp(datetime.now(UTC) - timedelta(seconds=1))})
     later = world.attempt(24, run=ThisRun("run-24c", "run-24a", unknown={"run-24a"}))
     assert provisioned(later).id == others.id
     later.close()

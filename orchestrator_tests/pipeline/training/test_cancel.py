@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -17,7 +18,8 @@ from orchestrator.errors import TrainingFailed
 from orchestrator.pipeline.training import lease
 from orchestrator.pipeline.training import mlflow_run as tracking
 from orchestrator.pipeline.training.cancellation import Cancellation
-from orchestrator.resources.ec2.client import Ec2, Pace
+from orchestrator.resources import retry
+from orchestrator.resources.ec2 import Ec2
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator_sandbox.proxy import HUNG_UP, REFUSED, FaultyProxy, Request
@@ -177,7 +179,8 @@ def test_a_cancel_does_not_wait_long_for_an_mlflow_that_is_away(world: World, mo
 def test_an_aws_that_is_away_does_not_hide_why_the_training_ended(
     ending: str, expected: str, world: World, aws_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "Ec2", functools.partial(Ec2, pace=Pace(outage=0.2, first_wait=0.05)))
+    policy = replace(retry.EC2, total_seconds=0.2, first_pause_seconds=0.05)
+    monkeypatch.setattr(attempts, "Ec2", functools.partial(Ec2, policy=policy))
     how = "exit 4\n" if ending == "failed" else SLEEPS
     program = world.script(ending, f"#!/bin/sh\necho begun\n{how}")
     began: list[str] = []

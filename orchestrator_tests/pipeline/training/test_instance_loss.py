@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,13 +13,10 @@ import pytest
 
 from orchestrator.errors import InstanceLost
 from orchestrator.pipeline.training import on_instance
-from orchestrator.remote import training as training_module
-from orchestrator.remote.training import RemoteTraining
-from orchestrator.resources.ec2 import api as ec2_calls
-from orchestrator.resources.ec2.client import Instance
-from orchestrator.resources.ssh import channel as ssh_exec
-from orchestrator.resources.ssh import connection as ssh_module
-from orchestrator.resources.ssh.connection import Ssh
+from orchestrator.remote import RemoteTraining
+from orchestrator.resources import retry
+from orchestrator.resources.ec2 import Instance
+from orchestrator.resources.ssh import Ssh, channel
 from orchestrator.settings.groups import SshSettings
 from orchestrator_sandbox.proxy import FaultyProxy, Request
 from orchestrator_tests.support import attempts
@@ -38,24 +36,25 @@ QUICK = "#!/bin/sh\nexit 0\n"
 def relay(monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentRelay]:
     with SilentRelay() as relay:
         monkeypatch.setattr(attempts, "Ssh", relay.ssh)
-        monkeypatch.setattr(on_instance, "RemoteTraining", functools.partial(RemoteTraining, silence_seconds=3))
+        quick = replace(retry.REMOTE_FOLLOWING, answer_seconds=3)
+        monkeypatch.setattr(on_instance, "RemoteTraining", functools.partial(RemoteTraining, following=quick))
         yield relay
 
 
-def test_by_the_constants_a_loss_is_seen_within_30_seconds_in_every_phase() -> None:
-    last_try = ssh_module.LAST_ATTEMPT_SECONDS
-    polling = ssh_exec.POLL_MS / 1000
-    longest_pause = training_module.LONGEST_PAUSE_SECONDS
+def test_by_the_table_a_loss_is_seen_within_30_seconds_in_every_phase() -> None:
+    last_try = retry.SSH.last_attempt_seconds
+    polling = channel.POLL_MS / 1000
     # An AWS that is asked and takes longer is away, and then nobody can say whether the instance is lost.
-    asked = ec2_calls.HASTY_CONNECT_SECONDS + ec2_calls.HASTY_ANSWER_SECONDS
+    asked = retry.EC2_ONE_TRY.connect_seconds + retry.EC2_ONE_TRY.answer_seconds
+    calls, following = retry.REMOTE_CALLS, retry.REMOTE_FOLLOWING
     phases = {
         # At worst it ends just after a look, before the question for its status checks.
-        "wait until ready": asked + ec2_calls.USUAL_PACE.longest_wait,
-        "connect": on_instance.CONNECT_SECONDS + last_try,
-        "start": training_module.ANSWER_SECONDS + polling,
-        "connect again in start": 2 * training_module.RECONNECT_SECONDS + last_try,
-        "follow": training_module.SILENCE_SECONDS + polling,
-        "connect again in follow": training_module.RECONNECT_SECONDS + last_try + longest_pause,
+        "wait until ready": asked + retry.EC2.longest_pause_seconds,
+        "connect": retry.SSH.total_seconds + last_try,
+        "start": calls.answer_seconds + polling,
+        "connect again in start": calls.connect_seconds + last_try,
+        "follow": following.answer_seconds + polling,
+        "connect again in follow": following.connect_seconds + last_try + following.longest_pause_seconds,
     }
     assert {phase: seconds + asked for phase, seconds in phases.items() if seconds + asked > 30} == {}
 
@@ -104,10 +103,8 @@ def test_an_instance_that_ends_while_its_traffic_is_swallowed_is_noticed_and_the
     attempt.close()
 
 
-def test_an_instance_that_falls_silent_and_ends_before_the_login_is_replaced(
-    world: World, relay: SilentRelay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(on_instance, "CONNECT_SECONDS", 0.5)
+def test_an_instance_that_falls_silent_and_ends_before_the_login_is_replaced(world: World, relay: SilentRelay) -> None:
+    relay.policy = replace(retry.SSH, total_seconds=0.5)
     attempt = world.attempt(103, run=ThisRun("run-103"), settings=world.script("quick", QUICK))
     first = provisioned(attempt)
     relay.fall_silent(first.address)
@@ -117,10 +114,8 @@ def test_an_instance_that_falls_silent_and_ends_before_the_login_is_replaced(
     attempt.close()
 
 
-def test_a_loss_while_the_training_is_started_is_noticed_after_one_try(
-    host: SshHost, follower: Follower, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training_module, "ANSWER_SECONDS", 0.5)
+def test_a_loss_while_the_training_is_started_is_noticed_after_one_try(host: SshHost, follower: Follower) -> None:
+    impatient = RemoteTraining(follower.ssh, follower.run_id, calls=replace(retry.REMOTE_CALLS, answer_seconds=0.5))
     follower.ssh.connect(deadline_seconds=5)
 
     def check() -> None:
@@ -130,7 +125,7 @@ def test_a_loss_while_the_training_is_started_is_noticed_after_one_try(
     host.swallow()
     try:
         with pytest.raises(InstanceLost):
-            follower.training.start(["true"], environment={}, deadline=datetime.now(UTC), check=check)
+            impatient.start(["true"], environment={}, deadline=datetime.now(UTC), check=check)
     finally:
         host.swallow(False)
     assert follower.checks == 1

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,12 +16,11 @@ import pytest
 import urllib3.util.connection as urllib3_connection
 
 from orchestrator.pipeline.builds import sensor as builds
-from orchestrator.pipeline.training import lease, on_instance
-from orchestrator.remote import training as training_module
-from orchestrator.resources.ec2 import api as ec2_calls
+from orchestrator.pipeline.training import lease
+from orchestrator.resources import retry
 from orchestrator.resources.mlflow import client as mlflow_module
 from orchestrator.resources.mlflow.client import Mlflow
-from orchestrator.resources.ssh.connection import Ssh
+from orchestrator.resources.ssh import Ssh
 from orchestrator.settings.groups import MachineSettings, MlflowSettings, SshSettings
 from orchestrator_sandbox.proxy import HTML_PAGE, PAGE, REFUSED, FaultyProxy, HitCount, ProxyFault, Request
 from orchestrator_tests.support import attempts
@@ -139,23 +140,23 @@ class Breakable(Ssh):
         self._behind = behind
         self._hang_up()
 
-    def connect(self, *, deadline_seconds: float) -> None:
+    def connect(self, *, deadline_seconds: float | None = None) -> None:
         super().connect(deadline_seconds=deadline_seconds)
         if self._behind:
             self._behind.open()
 
 
 def test_whoever_is_asked_is_waited_for_longer_than_a_minute() -> None:
-    assert ec2_calls.USUAL_PACE.outage > A_MINUTE
+    assert retry.EC2.total_seconds > A_MINUTE
     assert mlflow_module.PATIENCE_SECONDS > A_MINUTE
     assert MlflowSettings.model_fields["patience_minutes"].default * 60 > A_MINUTE
     assert builds.PATIENCE_SECONDS > A_MINUTE
     assert MachineSettings.model_fields["ready_minutes"].default * 60 > A_MINUTE
-    assert training_module.REFUSED_SECONDS > A_MINUTE
+    assert retry.REMOTE_FOLLOWING.total_seconds > A_MINUTE
 
 
 def test_an_outage_of_a_minute_does_not_make_a_live_attempt_look_dead() -> None:
-    one_try = ec2_calls.HASTY_CONNECT_SECONDS + ec2_calls.HASTY_ANSWER_SECONDS
+    one_try = retry.EC2_ONE_TRY.connect_seconds + retry.EC2_ONE_TRY.answer_seconds
     last_before, first_after = 0.0, A_MINUTE + lease.RENEW_SECONDS + one_try
     assert first_after - last_before < lease.LEASE.total_seconds()
 
@@ -247,9 +248,9 @@ def test_a_connection_that_breaks_while_aws_is_away_does_not_end_the_training(
 def test_a_loss_of_the_instance_while_mlflow_is_away_ends_in_another_training(
     world: World, mlflow_proxy: FaultyProxy, outages: Outages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attempts, "Ssh", partial(Ssh, policy=replace(retry.SSH, total_seconds=0.5)))
     attempt = world.attempt(421, run=ThisRun("run-421"), settings=world.script("quick", "#!/bin/sh\nexit 0\n"))
     first = provisioned(attempt)
-    monkeypatch.setattr(on_instance, "CONNECT_SECONDS", 0.5)
     world.ec2_server.terminate_from_outside(first.id)
     away = outages.begin(mlflow_proxy, enough=REFUSALS)
     trained = attempt.train()

@@ -9,19 +9,17 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
 from orchestrator.errors import Ec2Error, InstanceLost, SettingsError
-from orchestrator.resources.ec2 import client as ec2_module
-from orchestrator.resources.ec2.client import Ec2, Ec2Resource
-from orchestrator.resources.ec2.instance import tag_value
+from orchestrator.resources.ec2 import Ec2, Ec2Resource, api, tag_value
 from orchestrator.settings.source import Settings
 from orchestrator_tests.support.ec2_account import (
-    EXPIRES,
     IMPATIENT,
+    POWER_OFF_AT,
     Account,
     aws_error,
     http_answer,
     inject,
-    lease,
     open_account,
+    owner,
 )
 
 
@@ -35,21 +33,21 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
 
 
 def test_a_second_attempt_finds_what_the_first_one_left(account: Account) -> None:
-    first = account.ec2().launch(lease(), attempt="run-1")
+    first = account.ec2().launch(owner(), attempt="run-1")
     later = account.ec2()
     found = later.find(pipeline="iris", partition="7")
     assert found
     assert (found.id, found.host_key) == (first.id, first.host_key)
-    later.take_over(found.id, lease(dagster_run="run-2", expires_at=EXPIRES - timedelta(hours=1)))
+    later.take_over(found.id, owner(dagster_run="run-2", power_off_at=POWER_OFF_AT - timedelta(hours=1)))
     taken = later.describe(found.id)
     assert (taken.dagster_run, taken.mlflow_run) == ("run-2", "mlflow-1")
-    assert taken.expires_at == EXPIRES - timedelta(hours=1)
+    assert taken.power_off_at == POWER_OFF_AT - timedelta(hours=1)
     assert taken.host_key == first.host_key
 
 
 def test_of_several_the_newest_is_found(account: Account) -> None:
     ec2 = account.ec2()
-    instances = [ec2.launch(lease(), attempt=f"run-{number}") for number in range(3)]
+    instances = [ec2.launch(owner(), attempt=f"run-{number}") for number in range(3)]
     newest = max(instances, key=lambda one: (one.launched_at, one.id))
     assert ec2.find(pipeline="iris", partition="7") == ec2.describe(newest.id)
 
@@ -57,10 +55,10 @@ def test_of_several_the_newest_is_found(account: Account) -> None:
 def test_nobody_elses_instance_is_found_and_none_that_ended(account: Account) -> None:
     ec2 = account.ec2()
     theirs = account.ec2(deployment="theirs")
-    theirs.launch(lease(), attempt="run-1")
-    ec2.launch(lease(partition="70"), attempt="run-1")
-    ec2.launch(lease(pipeline="iris-2"), attempt="run-1")
-    ec2.terminate(ec2.launch(lease(), attempt="run-1").id)
+    theirs.launch(owner(), attempt="run-1")
+    ec2.launch(owner(partition="70"), attempt="run-1")
+    ec2.launch(owner(pipeline="iris-2"), attempt="run-1")
+    ec2.terminate(ec2.launch(owner(), attempt="run-1").id)
     assert ec2.find(pipeline="iris", partition="7") is None
     assert {one.partition for one in ec2.find_all()} == {"70", "7"}
     assert {one.deployment for one in ec2.find_all()} == {"ours"}
@@ -68,9 +66,9 @@ def test_nobody_elses_instance_is_found_and_none_that_ended(account: Account) ->
 
 def test_wildcards_in_names_find_nothing_else(account: Account) -> None:
     ec2 = account.ec2()
-    ec2.launch(lease(partition="7"), attempt="run-1")
+    ec2.launch(owner(partition="7"), attempt="run-1")
     assert ec2.find(pipeline="*", partition="?") is None
-    starred = ec2.launch(lease(pipeline="*", partition="?"), attempt="run-1")
+    starred = ec2.launch(owner(pipeline="*", partition="?"), attempt="run-1")
     assert (found := ec2.find(pipeline="*", partition="?"))
     assert found.id == starred.id
 
@@ -79,18 +77,18 @@ def test_instances_are_listed_a_thousand_at_a_time_and_every_page_is_read(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ec2 = account.ec2()
-    instances = [ec2.launch(lease(partition=str(number)), attempt="run-1") for number in range(5)]
+    instances = [ec2.launch(owner(partition=str(number)), attempt="run-1") for number in range(5)]
     sent = inject(ec2, "DescribeInstances")
     assert {one.id for one in ec2.find_all()} == {one.id for one in instances}
     assert [request["MaxResults"] for request in account.asked("DescribeInstances")] == [1000]
-    monkeypatch.setattr(ec2_module, "_PAGE", 2)
+    monkeypatch.setattr(api, "_PAGE", 2)
     assert {one.id for one in ec2.find_all()} == {one.id for one in instances}
     assert len(sent) == 1 + 3
 
 
 def test_a_stopped_instance_is_not_alive_but_still_ours_to_clean_up(account: Account) -> None:
     ec2 = account.ec2()
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     account.aws.stop_instances(InstanceIds=[instance.id])
     assert ec2.find(pipeline="iris", partition="7") is None
     (left,) = ec2.find_all()
@@ -104,7 +102,7 @@ def test_a_stopped_instance_is_not_alive_but_still_ours_to_clean_up(account: Acc
 
 def test_terminating_twice_or_an_unknown_instance_does_no_harm(account: Account) -> None:
     ec2 = account.ec2()
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     assert ec2.terminate(instance.id) == "shutting-down"
     assert ec2.terminate(instance.id) in ("shutting-down", "terminated")
     assert ec2.terminate("i-0123456789abcdef0") is None
@@ -115,14 +113,14 @@ def test_terminating_twice_or_an_unknown_instance_does_no_harm(account: Account)
 
 def test_an_instance_that_aws_does_not_list_yet_is_terminated_all_the_same(account: Account) -> None:
     ec2 = account.ec2()
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     inject(ec2, "TerminateInstances", *[aws_error("InvalidInstanceID.NotFound")] * 3)
     assert ec2.terminate(instance.id) == "shutting-down"
     assert account.alive() == []
 
 
 def test_an_instance_that_does_not_end_is_reported(account: Account) -> None:
-    ec2 = account.ec2(pace=IMPATIENT)
+    ec2 = account.ec2(policy=IMPATIENT)
     still_running = (
         "<TerminateInstancesResponse><instancesSet><item><instanceId>i-0123456789abcdef0</instanceId>"
         "<currentState><code>16</code><name>running</name></currentState></item></instancesSet>"
@@ -135,7 +133,7 @@ def test_an_instance_that_does_not_end_is_reported(account: Account) -> None:
 
 def test_termination_protection_is_explained(account: Account) -> None:
     ec2 = account.ec2()
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     account.aws.modify_instance_attribute(InstanceId=instance.id, DisableApiTermination={"Value": True})
     with pytest.raises(Ec2Error, match="termination protection"):
         ec2.terminate(instance.id)
@@ -174,11 +172,11 @@ def test_an_ordinary_partition_stands_in_its_tag_as_it_is(text: str) -> None:
 
 def test_a_broken_time_in_a_tag_is_no_time(account: Account) -> None:
     ec2 = account.ec2()
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     assert instance.lease_until is None
     ec2.tag(instance.id, {"orchestrator:expires-at": "soon", "orchestrator:lease-until": "2031-01-01T00:00:00Z"})
     tagged = ec2.describe(instance.id)
-    assert tagged.expires_at is None
+    assert tagged.power_off_at is None
     assert tagged.lease_until == datetime(2031, 1, 1, tzinfo=UTC)
 
 
@@ -192,7 +190,7 @@ def test_the_endpoint_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch
         host, port = server.get_host_and_port()
         with open_account(monkeypatch, endpoint=f"http://{host}:{port}") as account:
             ec2 = account.ec2()
-            instance = ec2.wait_until_ready(ec2.launch(lease(), attempt="run-1"))
+            instance = ec2.wait_until_ready(ec2.launch(owner(), attempt="run-1"))
             assert instance.address
             assert ec2.find(pipeline="iris", partition="7") == instance
     finally:

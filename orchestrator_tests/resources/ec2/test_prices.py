@@ -85,9 +85,12 @@ def test_the_price_is_the_one_of_a_plain_linux_instance_and_asked_for_once(accou
 def test_a_price_that_cannot_be_had_is_none_and_logged(
     account: Account, caplog: pytest.LogCaptureFixture, answer: dict[str, Any]
 ) -> None:
-    with caplog.at_level(logging.INFO):
-        assert prices.hourly_usd(session_with(answer, []), ON_DEMAND, region=REGION) is None
-    assert "INSTANCE_HOURLY_USD" in caplog.text
+    caplog.set_level(logging.INFO, logger="orchestrator")  # the level and the logger of dagster.yaml
+    assert prices.hourly_usd(session_with(answer, []), ON_DEMAND, region=REGION) is None
+    (record,) = caplog.records
+    assert record.name == "orchestrator.resources.ec2.prices"
+    assert record.getMessage().startswith(f"No price, so no cost, of t3.medium (on-demand) in {REGION}: ")
+    assert "set INSTANCE_HOURLY_USD" in record.getMessage()
 
 
 def test_an_endpoint_without_prices_costs_no_more_than_the_figure(

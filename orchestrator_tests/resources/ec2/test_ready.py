@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,8 @@ from orchestrator_tests.support.ec2_account import (
     aws_error,
     events,
     inject,
-    lease,
     open_account,
+    owner,
 )
 
 
@@ -44,26 +45,28 @@ INITIALIZING = {"InstanceStatus": {"Status": "initializing"}, "SystemStatus": {"
 HALF = {"InstanceStatus": {"Status": "initializing"}, "SystemStatus": {"Status": "ok"}}
 
 
-def test_an_instance_is_ready_when_it_runs_and_both_checks_passed(account: Account) -> None:
+def test_an_instance_is_ready_when_it_runs_and_both_checks_passed(
+    account: Account, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="orchestrator.resources.ec2")
     ec2 = account.ec2()
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     rewrite(ec2, "DescribeInstances", PENDING, PENDING, {})
     rewrite(ec2, "DescribeInstanceStatus", INITIALIZING, INITIALIZING, HALF, {})
-    lines: list[str] = []
-    ready = ec2.wait_until_ready(instance, on_progress=lines.append)
+    ready = ec2.wait_until_ready(instance)
     assert ready.state == "running"
     assert ready.address
-    assert lines == [
-        f"instance {instance.id} is pending: waiting for it to run",
-        f"instance {instance.id} is running: 0/2 status checks",
-        f"instance {instance.id} is running: 1/2 status checks",
-        f"instance {instance.id} is running and ready at {ready.address}",
+    assert caplog.messages == [
+        f"Waiting for instance {instance.id} (pending): it does not run yet",
+        f"Waiting for instance {instance.id} (running): 0/2 status checks",
+        f"Waiting for instance {instance.id} (running): 1/2 status checks",
+        f"Instance is ready: {instance.id} at {ready.address}",
     ]
 
 
 def test_with_ready_when_ssh_no_check_is_waited_for(account: Account) -> None:
     ec2 = account.ec2(ready_when="ssh")
-    ec2.wait_until_ready(ec2.launch(lease(), attempt="run-1"))
+    ec2.wait_until_ready(ec2.launch(owner(), attempt="run-1"))
     assert account.asked("DescribeInstanceStatus") == []
 
 
@@ -72,7 +75,7 @@ def test_with_ready_when_ssh_no_check_is_waited_for(account: Account) -> None:
 )
 def test_the_address_is_the_one_that_the_setting_says(account: Account, wanted: str, address: str) -> None:
     ec2 = account.ec2(address=wanted)
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     both = {"PublicIpAddress": "203.0.113.7", "PrivateIpAddress": "10.0.0.7"}
     rewrite(ec2, "DescribeInstances", {"PublicIpAddress": None, "PrivateIpAddress": None}, both)
     assert ec2.wait_until_ready(instance).address == address
@@ -80,7 +83,7 @@ def test_the_address_is_the_one_that_the_setting_says(account: Account, wanted: 
 
 def test_without_a_public_address_the_private_one_is_used_on_auto(account: Account) -> None:
     ec2 = account.ec2()
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     rewrite(ec2, "DescribeInstances", {"PublicIpAddress": None, "PrivateIpAddress": "10.0.0.7"})
     assert ec2.wait_until_ready(instance).address == "10.0.0.7"
 
@@ -88,8 +91,8 @@ def test_without_a_public_address_the_private_one_is_used_on_auto(account: Accou
 def test_an_instance_without_the_wanted_address_is_reported_with_the_settings_to_change(
     account: Account,
 ) -> None:
-    ec2 = account.ec2(address="public", pace=IMPATIENT)
-    instance = ec2.launch(lease(), attempt="run-1")
+    ec2 = account.ec2(address="public", policy=IMPATIENT)
+    instance = ec2.launch(owner(), attempt="run-1")
     rewrite(ec2, "DescribeInstances", {"PublicIpAddress": None})
     with pytest.raises(Ec2Error, match=r"no public address.*INSTANCE_ADDRESS=private.*SUBNET_ID"):
         ec2.wait_until_ready(instance)
@@ -98,7 +101,7 @@ def test_an_instance_without_the_wanted_address_is_reported_with_the_settings_to
 @pytest.mark.parametrize(("ready_when", "state"), [("status-checks", {}), ("ssh", PENDING)])
 def test_the_deadline_says_what_was_missing(account: Account, ready_when: str, state: dict[str, Any]) -> None:
     ec2 = account.ec2(ready_when=ready_when, ready_minutes=0.005)
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     rewrite(ec2, "DescribeInstances", state)
     rewrite(ec2, "DescribeInstanceStatus", HALF)
     with pytest.raises(Ec2Error, match="READY_MINUTES") as caught:
@@ -119,7 +122,7 @@ def test_the_deadline_says_what_was_missing(account: Account, ready_when: str, s
 )
 def test_an_instance_that_ends_while_it_starts_is_lost_and_says_why(account: Account, code: str, words: str) -> None:
     ec2 = account.ec2()
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     ending = {
         "State": {"Code": 32, "Name": "shutting-down"},
         "StateReason": {"Code": code, "Message": "as AWS words it"},
@@ -131,7 +134,7 @@ def test_an_instance_that_ends_while_it_starts_is_lost_and_says_why(account: Acc
 
 def test_an_end_without_a_reason_is_told_as_one(account: Account) -> None:
     ec2 = account.ec2()
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     rewrite(
         ec2,
         "DescribeInstances",
@@ -143,7 +146,7 @@ def test_an_end_without_a_reason_is_told_as_one(account: Account) -> None:
 
 def test_a_new_instance_may_be_unknown_for_a_moment(account: Account) -> None:
     ec2 = account.ec2()
-    instance = ec2.launch(lease(), attempt="run-1")
+    instance = ec2.launch(owner(), attempt="run-1")
     unknown = aws_error("InvalidInstanceID.NotFound")
     inject(ec2, "DescribeInstances", unknown, unknown, unknown)
     inject(ec2, "DescribeInstanceStatus", unknown)
@@ -151,8 +154,8 @@ def test_a_new_instance_may_be_unknown_for_a_moment(account: Account) -> None:
 
 
 def test_an_instance_that_stays_unknown_is_lost(account: Account) -> None:
-    ec2 = account.ec2(pace=IMPATIENT)
-    instance = ec2.launch(lease(), attempt="run-1")
+    ec2 = account.ec2(policy=IMPATIENT)
+    instance = ec2.launch(owner(), attempt="run-1")
     inject(ec2, "DescribeInstances", aws_error("InvalidInstanceID.NotFound"))
     with pytest.raises(InstanceLost, match=instance.id):
         ec2.wait_until_ready(instance)

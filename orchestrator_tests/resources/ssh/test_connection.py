@@ -6,6 +6,7 @@ import shlex
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SshRefused, SshUnreachable
-from orchestrator.resources.ssh import connection as ssh_module
+from orchestrator.resources import retry
+from orchestrator.resources.ssh import Ssh, SshResource
 from orchestrator.resources.ssh.channel import KEPT_BYTES
-from orchestrator.resources.ssh.connection import Ssh, SshResource
 from orchestrator.settings.source import Settings
 from orchestrator_tests.support.gate import PASS_IN_SHELL, Gate
 from orchestrator_tests.support.ssh_server import USER, SshHost, connected, generated
@@ -165,6 +166,18 @@ def test_a_host_that_never_answers_is_named_with_what_to_check(host: SshHost) ->
         assert word in str(caught.value)
 
 
+def test_no_pause_between_two_attempts_lasts_beyond_the_deadline(host: SshHost) -> None:
+    an_hour = replace(retry.SSH, total_seconds=0.5, first_pause_seconds=3600, longest_pause_seconds=3600)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        settings = host.settings(port=unused.getsockname()[1])
+        with (
+            Ssh(settings, address="127.0.0.1", host_key=host.host_key, policy=an_hour) as ssh,
+            pytest.raises(SshUnreachable),
+        ):
+            ssh.connect()
+
+
 def test_what_is_not_an_ssh_server_is_not_waited_for_longer_than_the_deadline(host: SshHost) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         ssh = login_at(host, mute.getsockname()[1])
@@ -192,10 +205,14 @@ def test_closing_from_another_thread_ends_a_stream_and_a_connect(host: SshHost) 
 # Logins
 
 
-def test_a_refused_login_is_explained(host: SshHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh_module, "LOGIN_SECONDS", 0.5)
-    with pytest.raises(SshRefused, match=f"refused the login of SSH_USER={USER} .*KEY_PAIR_NAME"):
-        connected(host, host_key=host.host_key, key_path=generated(tmp_path / "stranger"))
+def test_a_refused_login_is_explained(host: SshHost, tmp_path: Path) -> None:
+    stranger = host.settings(key_path=generated(tmp_path / "stranger"))
+    policy = replace(retry.SSH, login_seconds=0.5)
+    with (
+        Ssh(stranger, address="127.0.0.1", host_key=host.host_key, policy=policy) as ssh,
+        pytest.raises(SshRefused, match=f"refused the login of SSH_USER={USER} .*KEY_PAIR_NAME"),
+    ):
+        ssh.connect()
 
 
 def test_a_login_that_is_set_up_a_little_later_is_waited_for(host: SshHost, tmp_path: Path) -> None:

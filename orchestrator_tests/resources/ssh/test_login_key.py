@@ -167,6 +167,6 @@ def test_a_key_file_open_to_others_is_warned_about(
 ) -> None:
     path = generated(tmp_path / "open")
     path.chmod(0o644)
-    with caplog.at_level(logging.WARNING, logger="orchestrator.ssh"):
+    with caplog.at_level(logging.WARNING, logger="orchestrator.resources.ssh.login_key"):
         Ssh(host.settings(key_path=path), address="127.0.0.1", host_key=host.host_key)
     assert f"KEY_PATH={path} can be read by others; chmod 600 it" in caplog.text

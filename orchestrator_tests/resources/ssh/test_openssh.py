@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import shutil
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -18,11 +21,12 @@ import psutil
 import pytest
 
 from orchestrator.errors import HostKeyMismatch, SshRefused
-from orchestrator.remote.outcome import Outcome
-from orchestrator.remote.training import RemoteTraining
-from orchestrator.resources.ssh import connection as ssh_module
-from orchestrator.resources.ssh.connection import Ssh
+from orchestrator.remote import RemoteTraining, TrainingExit
+from orchestrator.resources import retry
+from orchestrator.resources.retry import SshPolicy
+from orchestrator.resources.ssh import Ssh
 from orchestrator.settings.groups import SshSettings
+from orchestrator_tests.support.follower import LOGGER, connection_log
 from orchestrator_tests.support.gate import PASS_IN_SHELL, Gate
 from orchestrator_tests.support.waiting import until
 
@@ -92,9 +96,17 @@ class Sshd:
         subprocess.run(command, check=True)
         return path
 
-    def connection(self, *, kind: str = "ed25519", host: str = "ed25519", key_path: Path | None = None) -> Ssh:
+    def connection(
+        self,
+        *,
+        kind: str = "ed25519",
+        host: str = "ed25519",
+        key_path: Path | None = None,
+        policy: SshPolicy = retry.SSH,
+    ) -> Ssh:
         settings = SshSettings(user=self.user, port=self.port, key_path=key_path or self.keys[kind])
-        return Ssh(settings, address="127.0.0.1", host_key=(self.directory / f"host_{host}.pub").read_text())
+        host_key = (self.directory / f"host_{host}.pub").read_text()
+        return Ssh(settings, address="127.0.0.1", host_key=host_key, policy=policy)
 
     def session_processes(self) -> list[psutil.Process]:
         """The sshd processes that serve a connection each."""
@@ -114,16 +126,17 @@ class Run:
         self.run_id = f"test-{uuid.uuid4().hex}"
         self.directory = sshd.home / ".orchestrator" / self.run_id
         self.ssh = sshd.connection()
-        self.training = RemoteTraining(self.ssh, self.run_id, silence_seconds=10)
+        self.training = RemoteTraining(
+            self.ssh, self.run_id, following=replace(retry.REMOTE_FOLLOWING, answer_seconds=10)
+        )
         self.said: list[str] = []
-        self.events: list[str] = []
 
     def start(self, *argv: str, seconds: float = 60, **environment: str) -> bool:
         deadline = datetime.now(UTC) + timedelta(seconds=seconds)
         return self.training.start(argv, environment=environment, deadline=deadline)
 
-    def follow(self) -> Outcome:
-        return self.training.follow(self.said.append, on_event=self.events.append)
+    def follow(self) -> TrainingExit:
+        return self.training.follow(self.said.append)
 
     @property
     def text(self) -> str:
@@ -157,9 +170,9 @@ def test_another_host_key_is_refused(sshd: Sshd) -> None:
         ssh.connect(deadline_seconds=10)
 
 
-def test_a_stranger_is_refused(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh_module, "LOGIN_SECONDS", 0.5)
-    with sshd.connection(key_path=sshd.generate("stranger", "ed25519")) as ssh, pytest.raises(SshRefused):
+def test_a_stranger_is_refused(sshd: Sshd) -> None:
+    key_path, policy = sshd.generate("stranger", "ed25519"), replace(retry.SSH, login_seconds=0.5)
+    with sshd.connection(key_path=key_path, policy=policy) as ssh, pytest.raises(SshRefused):
         ssh.connect(deadline_seconds=10)
 
 
@@ -172,7 +185,10 @@ def test_arguments_environment_and_exit_status_come_through(run: Run) -> None:
     assert run.text == ascii([nasty, "$(id)\n'"])
 
 
-def test_a_killed_sshd_session_changes_nothing_but_a_log_line(sshd: Sshd, run: Run, gate: Gate) -> None:
+def test_a_killed_sshd_session_changes_nothing_but_a_log_line(
+    sshd: Sshd, run: Run, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=LOGGER)
     script = f"echo before; {PASS_IN_SHELL}; echo after; exit 5"
 
     def write(text: str) -> None:
@@ -181,16 +197,15 @@ def test_a_killed_sshd_session_changes_nothing_but_a_log_line(sshd: Sshd, run: R
             for process in sshd.session_processes():
                 process.kill()
 
-    def on_event(text: str) -> None:
-        run.events.append(text)
-        if "connected again" in text:
-            gate.open()
-
     run.start("sh", "-c", script, GATE=str(gate))
-    outcome = run.training.follow(write, on_event=on_event)
+    with ThreadPoolExecutor(1) as threads:
+        following = threads.submit(run.training.follow, write)
+        until(lambda: any("Connected again" in line for line in connection_log(caplog)))
+        gate.open()
+        outcome = following.result()
     assert (outcome.kind, outcome.status) == ("exited", 5)
     assert run.text == "before\nafter\n"
-    assert len(run.events) == 2
+    assert len(connection_log(caplog)) == 2
 
 
 def test_the_deadline_ends_grandchildren_too(run: Run) -> None:

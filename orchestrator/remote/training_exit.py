@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Self, get_args
 
-Kind = Literal["exited", "signaled", "deadline", "stopped", "lost"]
+ExitKind = Literal["exited", "signaled", "deadline", "stopped", "lost"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingExit:
     """How a training ended.
 
     Attributes:
-        kind: by itself (``exited``), by a signal that was not ours (``signaled``), by ours at its deadline
-            or on request (``deadline``, ``stopped``), or nobody knows: the supervisor or the machine died
-            (``lost``).
-        status: the exit status, or the signal's number when ``signaled``; None when ``lost``.
-        finished: when, by the instance's clock; None when ``lost``.
+        kind: by itself (`exited`), by a signal that was not ours (`signaled`), by ours at its deadline
+            or on request (`deadline`, `stopped`), or nobody knows: the supervisor or the machine died
+            (`lost`).
+        status: the exit status, or the signal's number when `signaled`; None when `lost`.
+        finished: when, by the instance's clock; None when `lost`.
     """
 
-    kind: Kind
+    kind: ExitKind
     status: int | None = None
     finished: datetime | None = None
 
@@ -35,7 +35,7 @@ class Outcome:
     def parse(cls, text: str) -> Self | None:
         """Read a state as the supervisor tells it; None when it is no end."""
         kind, *numbers = text.split()
-        if kind not in get_args(Kind):
+        if kind not in get_args(ExitKind):
             return None
         if kind == "lost":
             return cls("lost")
