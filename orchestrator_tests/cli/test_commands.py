@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import psutil
 import pytest
 import requests
+from click.testing import CliRunner
 
-from orchestrator.cli.main import main
+from orchestrator.cli.demo import demo
+from orchestrator.cli.main import main, orchestrator
+from orchestrator.cli.program import run
 from orchestrator.operate.signals import ENDING
 from orchestrator_sandbox.dagster_api import DagsterApi
+from orchestrator_sandbox.demo.__main__ import demo as sandbox_demo
 from orchestrator_sandbox.processes.child import free_port
+from orchestrator_tests.support.commands import all_gone, running
+from orchestrator_tests.support.dockerfile import PROJECT
 from orchestrator_tests.support.waiting import until
-
-PROJECT = Path(__file__).resolve().parents[2]
-START_SECONDS = 90
 
 WORKSPACE = """
 load_from:
@@ -35,7 +37,7 @@ from pathlib import Path
 import dagster as dg
 from orchestrator_tests.support.waiting import until
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parent
 
 @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["1"]))
 def patient():
@@ -44,52 +46,6 @@ def patient():
 
 defs = dg.Definitions([patient], executor=dg.in_process_executor)
 """
-
-
-class Command:
-    """`orchestrator …` as a process of its own."""
-
-    def __init__(self, *words: str, cwd: Path) -> None:
-        self._log = cwd / "output"
-        settings = {"PATH": os.environ["PATH"], "HOME": str(cwd), "PYTHONPATH": str(PROJECT)}
-        with self._log.open("wb") as log:
-            self.process = psutil.Popen(
-                [sys.executable, "-m", "orchestrator.cli", *words],
-                cwd=cwd,
-                env=settings,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text()
-
-    def await_output(self, text: str) -> None:
-        until(lambda: text in self.output or self.process.poll() is not None, seconds=START_SECONDS)
-        assert text in self.output, self.output
-
-    def family(self) -> Sequence[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return int(self.process.wait(60))
-
-
-@contextmanager
-def running(*words: str, cwd: Path) -> Iterator[Command]:
-    command = Command(*words, cwd=cwd)
-    try:
-        yield command
-    finally:
-        for process in command.family() if command.process.is_running() else ():
-            process.kill()
-
-
-def all_gone(processes: Sequence[psutil.Process]) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
 def ports_of(process: psutil.Process) -> set[int]:
@@ -116,43 +72,100 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--help"])
-    assert ended.value.code == 0
-    assert {"demo", "serve"} <= set(capsys.readouterr().out.split())
+@pytest.mark.parametrize("words", [("-h",), ("--help",), ("demo", "--help"), ("serve", "-h")])
+def test_help_is_an_answer_and_no_error(words: tuple[str, ...]) -> None:
+    answer = CliRunner().invoke(orchestrator, words)
+    assert answer.exit_code == 0
+    assert answer.output.startswith("Usage: orchestrator")
+
+
+def test_help_names_the_commands_and_what_they_do() -> None:
+    lines = [line.split(maxsplit=1) for line in CliRunner().invoke(orchestrator, ["--help"]).output.splitlines()]
+    assert ["demo", "The whole loop on this machine, in a sandbox."] in lines
+    assert ["serve", "Dagster's UI and daemon, for your own settings."] in lines
+
+
+def test_the_demo_takes_the_same_options_wherever_it_is_started() -> None:
+    options = [[(option.opts, option.default) for option in command.params] for command in (demo, sandbox_demo)]
+    assert options[0] == options[1] != []
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ((), "the following arguments are required: COMMAND"),
-        (("train",), "invalid choice: 'train'"),
-        (("serve", "--port", "http"), "'http' is not a port; give a number from 1 to 65535"),
+        ((), "Missing command; `orchestrator --help` lists"),
+        (("train",), "No such command 'train'; `orchestrator --help` lists"),
+        (("serve", "--prot", "3001"), "No such option '--prot'"),
+        (("serve", "now"), "Got unexpected extra argument (now); `orchestrator serve --help` lists"),
+        (("serve", "--port"), "Option '--port' requires an argument"),
+        (
+            ("serve", "--port", "http"),
+            "Invalid value for '--port': 'http' is not a port; give a number from 1 to 65535",
+        ),
+        (("serve", "--port", "0"), "'0' is not a port"),
         (("demo", "--port", "65536"), "'65536' is not a port"),
+        (("demo", "--port", "²"), "'²' is not a port"),
     ],
 )
-def test_a_wrong_argument_is_explained(
+@pytest.mark.usefixtures("signals_as_before")
+def test_a_wrong_word_is_explained_in_one_sentence(
     words: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    assert ended.value.code == 2
-    assert complaint in capsys.readouterr().err
+    assert main(words) == 2
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("orchestrator: ")
+    assert sentence.count("\n") == 1
+    assert complaint in sentence
 
 
-@pytest.mark.parametrize("command", ["serve", "demo"])
 @pytest.mark.usefixtures("signals_as_before")
 def test_a_port_that_is_taken_is_named_before_anything_starts(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main([command, "--port", str(port)]) == 1
+        assert main(["serve", "--port", str(port)]) == 1
     complaint = capsys.readouterr().err
     assert complaint.startswith(f"orchestrator: cannot listen on port {port} of 127.0.0.1: ")
     assert complaint.endswith("choose another with --port or --host\n")
+
+
+def test_the_demo_names_a_port_that_is_taken_too(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with running("demo", "--port", str(port), cwd=tmp_path) as command:
+            assert command.process.wait(60) == 1
+    assert f"orchestrator: cannot listen on port {port} of 127.0.0.1: " in command.output
+    assert "Traceback" not in command.output
+
+
+@pytest.mark.usefixtures("signals_as_before")
+def test_without_the_sandbox_the_demo_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
+    assert main(["demo"]) == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("orchestrator: the demo needs the sandbox, ")
+    assert "`make demo`" in sentence
+
+
+@pytest.mark.usefixtures("signals_as_before")
+def test_without_the_extra_the_demo_names_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("moto", "flask") else found(name))
+    assert run(sandbox_demo, []) == 1
+    assert capsys.readouterr().err.startswith("orchestrator: the demo needs flask, moto; run `make demo`")
+
+
+def test_the_command_line_answers_before_anything_heavy_is_imported() -> None:
+    heavy = {"dagster", "boto3", "requests", "psutil", "pydantic"}
+    program = f"import sys, orchestrator.cli.main; print({heavy!r} & {{*sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert loaded.stdout == "set()\n"
 
 
 @pytest.mark.services

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
-DOCKERFILE = Path(__file__).parent.parent / "Dockerfile"
-
-
-def instruction(name: str) -> list[str]:
-    (line,) = [line for line in DOCKERFILE.read_text().splitlines() if line.startswith(f"{name} ")]
-    words = json.loads(line.removeprefix(name))
-    assert isinstance(words, list)
-    return words
+from orchestrator_tests.support.dockerfile import exec_form
 
 
 def start(*arguments: str, deployment: str | None) -> subprocess.Popen[str]:
     """What the entrypoint makes of a command, but for tini, which only passes it on."""
-    tini, group, end, *command = instruction("ENTRYPOINT")
+    tini, group, end, *command = exec_form("ENTRYPOINT")
     assert (tini, group, end) == ("tini", "-g", "--")
     environment = {name: value for name, value in os.environ.items() if name != "ORCHESTRATOR_DEPLOYMENT"}
     if deployment is not None:
@@ -55,4 +46,4 @@ def test_the_command_takes_the_place_of_the_shell_so_that_signals_reach_it() -> 
 
 
 def test_what_the_container_runs_by_default_is_the_service() -> None:
-    assert instruction("CMD")[:2] == ["orchestrator", "serve"]
+    assert exec_form("CMD")[:2] == ["orchestrator", "serve"]
