@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ import psutil
 import requests
 import tenacity
 
+from orchestrator import names
 from orchestrator.errors import DagsterDown, SettingsError
 from orchestrator.operate.signals import undisturbed
 from orchestrator.settings.groups import QueueSettings
@@ -26,21 +29,20 @@ from orchestrator.settings.source import Settings
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 
-INSTANCE_POOL = "training_instances"
-"""The pool of `pipeline/training.py`, whose import would cost the start seconds."""
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def project_file(name: str) -> Path:
-    """A file of the project's root: of the folder we are in, else of the one this package lies in.
+    """A file of the project's root: of the folder we are in, else of our checkout, else the wheel's copy of ours.
 
     Raises:
-        SettingsError: neither holds it.
+        SettingsError: none of them holds it.
     """
-    folders = (Path.cwd(), Path(__file__).resolve().parents[2])
-    for folder in folders:
+    here = Path.cwd()
+    for folder in (here, PACKAGE.parent, PACKAGE):
         if (folder / name).is_file():
             return folder / name
-    raise SettingsError(f"there is no {name} in {folders[0]}; go to the project's folder first")
+    raise SettingsError(f"there is no {name} in {here}; go to the project's folder first")
 
 
 def prepare_home(home: Path) -> Path:
@@ -88,20 +90,19 @@ class Services:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.left_running: list[int] = []
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{port}"
+        address = f"[{host}]" if ":" in host else host
+        self.url = f"http://{address}:{port}"
 
     def __enter__(self) -> Self:
-        require_free(self._host, self._port)
         workspace = str(project_file("workspace.yaml"))
         common = ["--workspace", workspace, "--code-server-log-level", "warning"]
         is_new = not (self._home / "schedules").exists()
         try:
             listen = ["--host", self._host, "--port", str(self._port)]
-            self._start("dagster-webserver", ["-m", "dagster_webserver", *listen, *common])
+            self._start("dagster-webserver", [*listen, *common])
             if is_new:
                 self._await_ui()  # two processes that make the same SQLite tables end each other
-            self._start("dagster-daemon", ["-m", "dagster._daemon", "run", *common])
+            self._start("dagster-daemon", ["run", *common])
             self._await_ui()
         except BaseException:
             self.close()
@@ -161,9 +162,9 @@ class Services:
             _await_end([process for process in family if process not in busy], seconds=STOP_SECONDS)
             self.left_running = [worker.pid for worker in workers if _runs(worker)]
 
-    def _start(self, name: str, arguments: list[str]) -> None:
+    def _start(self, name: str, arguments: Sequence[str]) -> None:
         child = subprocess.Popen(
-            [sys.executable, *arguments],
+            [script(name), *arguments],
             env={**os.environ, "DAGSTER_HOME": str(self._home)},
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
@@ -200,11 +201,12 @@ def serve(*, host: str, port: int, say: Callable[[str], None]) -> None:
     if not is_loopback(host):
         say(f"WARNING: the UI has no login; whoever reaches {host}:{port} can run and cancel trainings")
     limit = max_instances()
+    require_free(host, port)
+    if limit:
+        limit_instances(home, limit)
     services = Services(home=home, host=host, port=port)
     try:
         with services:
-            if limit:
-                limit_instances(services.local_url(), limit)
             say(f"Dagster runs on {services.url}; Ctrl-C stops it")
             services.await_end()
     finally:
@@ -223,26 +225,43 @@ def max_instances() -> int | None:
     return Settings(lookup=lambda name: os.environ.get(name) or file.get(name)).read(QueueSettings).max_instances
 
 
-def limit_instances(url: str, limit: int) -> None:
+def limit_instances(home: Path, limit: int) -> None:
     """Set the limit of Dagster's pool of runs that hold an instance.
 
     Args:
-        url: where the UI answers.
+        home: the DAGSTER_HOME.
         limit: most instances at once.
 
     Raises:
-        DagsterDown: Dagster does not take it.
+        SettingsError: its dagster.yaml is wrong, or its storage keeps no limits.
     """
-    mutation = "mutation ($pool: String!, $limit: Int!) { setConcurrencyLimit(concurrencyKey: $pool, limit: $limit) }"
-    variables = {"pool": INSTANCE_POOL, "limit": limit}
-    answer = requests.post(f"{url}/graphql", json={"query": mutation, "variables": variables}, timeout=30).json()
-    if answer.get("errors"):
-        raise DagsterDown(f"Dagster did not take MAX_INSTANCES={limit}: {answer['errors'][0].get('message')}")
+    import dagster as dg  # only here, because it takes a second and 40 MB that serving does without
+
+    from orchestrator import dagster_instance
+
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            dagster_instance.set_pool_limit(instance, pool=names.INSTANCE_POOL, limit=limit)
+    except dg.DagsterError as error:
+        raise SettingsError(f"cannot use {home / 'dagster.yaml'}: {' '.join(str(error).split())}") from error
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches that address."""
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def script(name: str) -> str:
+    """A program that a package has installed beside our own Python.
+
+    Raises:
+        DagsterDown: there is none of that name.
+    """
+    folders = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"))
+    program = shutil.which(name, path=os.pathsep.join(folders))
+    if program is None:
+        raise DagsterDown(f"there is no program {name} in {' or '.join(dict.fromkeys(folders))}; install {name} there")
+    return program
 
 
 def require_free(host: str, port: int) -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from orchestrator.errors import SettingsError
+from orchestrator import names
+from orchestrator.errors import DagsterDown, SettingsError
+from orchestrator.operate import serve
 from orchestrator.operate.serve import (
     dagster_home,
     is_loopback,
+    limit_instances,
     max_instances,
     prepare_home,
     project_file,
     require_free,
+    script,
 )
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -36,6 +42,18 @@ def test_a_file_of_the_folder_we_are_in_comes_before_the_package_s_own(here: Pat
 def test_a_file_that_is_nowhere_is_explained(here: Path) -> None:
     with pytest.raises(SettingsError, match=r"there is no nothing\.yaml in .*; go to the project's folder first"):
         project_file("nothing.yaml")
+
+
+def test_an_installed_wheel_brings_the_files_that_a_folder_without_a_project_lacks(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = here / "site-packages" / "orchestrator"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(serve, "PACKAGE", package)
+    with pytest.raises(SettingsError, match=r"there is no workspace\.yaml in"):
+        project_file("workspace.yaml")
+    (package / "workspace.yaml").touch()
+    assert project_file("workspace.yaml") == package / "workspace.yaml"
 
 
 def test_dagster_home_is_taken_from_the_environment_then_from_dotenv_then_from_here(
@@ -102,3 +120,25 @@ def test_the_limit_of_instances_may_stand_in_the_env_file(tmp_path: Path, monkey
     assert max_instances() is None
     (tmp_path / ".env").write_text("MAX_INSTANCES=7\n")
     assert max_instances() == 7
+
+
+def test_the_limit_of_instances_is_the_pool_s_from_the_first_run_on(here: Path) -> None:
+    prepare_home(here / "home")
+    limit_instances(here / "home", 3)
+    limit_instances(here / "home", 2)
+    with dg.DagsterInstance.from_config(str(here / "home")) as instance:
+        (pool,) = instance.event_log_storage.get_pool_limits()
+    assert (pool.name, pool.limit, pool.from_default) == (names.INSTANCE_POOL, 2, False)
+
+
+def test_a_limit_cannot_be_set_by_a_dagster_yaml_that_is_wrong(here: Path) -> None:
+    (here / "dagster.yaml").write_text("no_such_section: 1\n")
+    with pytest.raises(SettingsError, match=rf"cannot use {here}/dagster\.yaml: .*no_such_section") as refused:
+        limit_instances(here, 2)
+    assert "\n" not in str(refused.value)
+
+
+def test_dagster_s_programs_are_those_of_our_own_environment() -> None:
+    assert Path(script("dagster-daemon")).parent == Path(sys.executable).parent
+    with pytest.raises(DagsterDown, match=r"there is no program dagster-demon in .*; install dagster-demon there"):
+        script("dagster-demon")
