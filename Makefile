@@ -28,22 +28,36 @@ serve: $(INSTALLED) ## Dagster's UI and daemon, for the settings in the environm
 
 .PHONY: test
 test: $(INSTALLED) ## all tests that need Python and Git only, with line coverage
-	@$(PYTEST) -m "not services" --numprocesses=3 \
-	  --cov=orchestrator/pipeline --cov=orchestrator/resources --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
+	@$(PYTEST) -m "not services and not packaging" --numprocesses=3 \
+	  --cov=orchestrator --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
 
 .PHONY: test-services
 test-services: $(INSTALLED) debian-packages ## the tests that need Debian packages, or minutes; installs the packages as root
 	@$(PYTEST) -m services --numprocesses=2 $(ARGS)
+
+.PHONY: image-check
+image-check: $(INSTALLED) ## install what the Dockerfile installs, import all of it, start it and stop it
+	@UV="$(UV)" $(PYTEST) orchestrator_tests/packaging/test_image.py $(ARGS)
+
+.PHONY: wheel-check
+wheel-check: $(INSTALLED) ## build the wheel, install it alone, and serve a pipeline that stands elsewhere
+	@UV="$(UV)" $(PYTEST) orchestrator_tests/packaging/test_wheel.py $(ARGS)
+
+.PHONY: import-time
+import-time: $(INSTALLED) ## seconds and memory that importing the code location takes; ARGS="--runs 20"
+	@$(VENV)/bin/python -m benchmarks.import_time $(ARGS)
 
 .PHONY: chaos
 chaos: $(INSTALLED) ## break the running stack in every way and check that nothing leaks or lies; N=100 SEED=7
 	@$(VENV)/bin/python -m orchestrator_sandbox.chaos --faults $(or $(N),100) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: lint
-lint: $(INSTALLED) ## ruff and mypy
+lint: $(INSTALLED) ## style, types, the layers of imports, the declared dependencies, and each pipeline's defs.yaml
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/deptry .
 
 .PHONY: lock
 lock: $(INSTALLED) ## renew requirements.lock from pyproject.toml
@@ -53,7 +67,7 @@ lock: $(INSTALLED) ## renew requirements.lock from pyproject.toml
 
 .PHONY: clean
 clean: ## remove what make and the demo have made
-	@rm -rf $(VENV) .demo .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .demo .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 # The environment, made once and renewed when the lock or the package's own data change. uv does it in
 # seconds, and compiles it, which halves the start of every program here; where it cannot be had, or cannot
