@@ -9,6 +9,12 @@ JENKINS_BUILD = "jenkins_build"
 TRAINED_MODEL = "trained_model"
 """The asset `P/trained_model` of a pipeline P."""
 
+CONFIGURATION = "configuration"
+"""The asset `P/configuration` of a pipeline P, whose checks say what is wrong with its settings."""
+
+READABLE = "readable"
+"""The check of `P/configuration` that is red while P's defs.yaml cannot be used."""
+
 JANITOR = "janitor"
 """The sensor that ends what was left behind, and the external asset that tells of it."""
 

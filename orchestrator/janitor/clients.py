@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
-
-import dagster as dg
 
 from orchestrator.errors import Ec2Error, MlflowError, SettingsError
 from orchestrator.janitor.snapshot import OpenRun
@@ -16,7 +14,7 @@ from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance, tag_value
 from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.settings.groups import Group, MachineSettings, MlflowSettings
-from orchestrator.settings.source import SETTINGS_METADATA, Settings
+from orchestrator.settings.source import Settings
 
 T = TypeVar("T")
 
@@ -60,17 +58,6 @@ class Sight:
             instances=[one for one in self.instances if one.partition == partition],
             open_runs=[one for one in self.open_runs if one.build.partition == partition],
         )
-
-
-def settings_of(repository: dg.RepositoryDefinition) -> list[Settings]:
-    """The settings of each pipeline of a code location, as its asset's metadata tells them."""
-    told = (node.metadata.get(SETTINGS_METADATA) for node in repository.asset_graph.asset_nodes)
-    values = [one.value if isinstance(one, dg.JsonMetadataValue) else one for one in told]
-    return [
-        Settings(pipeline=value["pipeline"], values=value["values"], from_env=value["from_env"])
-        for value in values
-        if isinstance(value, Mapping)
-    ]
 
 
 def read_pipelines(all_settings: Iterable[Settings]) -> tuple[list[Pipeline], list[str]]:

@@ -11,7 +11,7 @@ from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
 from orchestrator import names
-from orchestrator.janitor.clients import Sight, settings_of
+from orchestrator.janitor.clients import Sight
 from orchestrator.janitor.rules import RETRY_DECIDED
 from orchestrator.janitor.snapshot import FINISHED, OpenRun, TrainingRun
 from orchestrator.resources.ec2 import Instance, tag_value
@@ -41,17 +41,23 @@ class DagsterRuns:
 
     Args:
         instance: Dagster.
-        repository: knows our pipelines, and which assets a job without a selection of its own materialises.
+        repository: knows which assets a job without a selection of its own materialises.
+        pipelines: the names of ours.
         location: the name of its code location; None: unknown, so any.
     """
 
     def __init__(
-        self, instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, *, location: str | None = None
+        self,
+        instance: dg.DagsterInstance,
+        repository: dg.RepositoryDefinition,
+        *,
+        pipelines: Iterable[str],
+        location: str | None = None,
     ) -> None:
         self._instance = instance
         self._repository = repository
         self._location = location
-        self._own = frozenset(tag_value(one.pipeline) for one in settings_of(repository))
+        self._own = frozenset(tag_value(pipeline) for pipeline in pipelines)
 
     def read(self, sight: Sight) -> tuple[TrainingRun, ...]:
         """The runs that instances and MLflow runs name, their retries, and all unfinished ones that may train."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Self
@@ -13,10 +13,11 @@ import dagster as dg
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.janitor.actions import Hands, Outcome
-from orchestrator.janitor.clients import Sight, Systems, read_pipelines, settings_of
+from orchestrator.janitor.clients import Sight, Systems, read_pipelines
 from orchestrator.janitor.dagster_runs import DagsterRuns
 from orchestrator.janitor.rules import Action, decide, live_attempts
 from orchestrator.janitor.snapshot import World
+from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.settings.groups import JanitorSettings
 from orchestrator.settings.source import Settings
 
@@ -69,13 +70,26 @@ janitor_spec = dg.AssetSpec(
 """The external asset whose observations are the janitor's reports."""
 
 
-@dg.sensor(
-    name="janitor",
-    minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Terminates instances, closes MLflow runs and fails Dagster runs that no live attempt owns.",
-)
-def janitor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+def janitor_sensor(pipelines: Callable[[], WatchedPipelines]) -> dg.SensorDefinition:
+    """Make the janitor.
+
+    Args:
+        pipelines: which ones to watch, asked at each tick.
+    """
+
+    @dg.sensor(
+        name="janitor",
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Terminates instances, closes MLflow runs and fails Dagster runs that no live attempt owns.",
+    )
+    def janitor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        return _tick(context, pipelines())
+
+    return janitor
+
+
+def _tick(context: dg.SensorEvaluationContext, watched: WatchedPipelines) -> dg.SensorResult:
     """One tick.
 
     Raises:
@@ -86,14 +100,19 @@ def janitor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     dry_run = Settings().read(JanitorSettings).dry_run
     watch = Watch.at(datetime.now(UTC), context.cursor)
     repository = context.repository_def
-    pipelines, faults = read_pipelines(settings_of(repository) if repository else [])
+    pipelines, faults = read_pipelines(watched.settings)
     if repository is None or not any(one.machine or one.mlflow for one in pipelines):
         missing = " ".join(faults) or "there is no pipeline: add a defs.yaml"
         return dg.SensorResult(skip_reason=f"nothing to watch: {missing}", cursor=watch.cursor())
 
     systems = Systems(pipelines)
     origin = context.code_location_origin
-    runs = DagsterRuns(context.instance, repository, location=origin.location_name if origin else None)
+    runs = DagsterRuns(
+        context.instance,
+        repository,
+        pipelines=[settings.pipeline for settings in watched.settings],
+        location=origin.location_name if origin else None,
+    )
     try:
         sight = systems.look()
 

@@ -2,26 +2,107 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 import dagster as dg
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema
 
+from orchestrator.errors import SettingsError
+from orchestrator.pipeline import watched
 from orchestrator.pipeline.builds.sensor import jenkins_build_spec, jenkins_sensor
 from orchestrator.pipeline.training.asset import trained_model
 from orchestrator.pipeline.training.run_history import job_name
+from orchestrator.settings.attributes import SettingNames, SettingsBlock, VariablesBlock, text_of
 from orchestrator.settings.source import Settings
 
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]*$"
 
-class TrainingPipeline(dg.Component, dg.Model, dg.Resolvable):
+SCAFFOLD = """\
+# One pipeline: every green build of one Jenkins job becomes a trained model. All settings come from the environment or
+# .env (.env.example of the orchestrator lists them); write here what differs for this pipeline. It is checked by
+# `python -m orchestrator.pipeline.check_defs` and `dg check yaml`.
+type: {type}
+attributes:
+  # Prefix of the assets, the job and the sensor; without this line it is the folder's name.
+  name: {name}
+  #settings:
+    #JENKINS_JOB_NAME: team/{name}
+    #INSTANCE_TYPE: [g5.xlarge, g4dn.xlarge]
+    #MLPROJECT_PARAMETERS: {{epochs: 20}}
+  # Which variable to read instead, for this pipeline; for secrets too, which may not stand in a file.
+  #settings_from_env:
+    #JENKINS_TOKEN: {variable}_JENKINS_TOKEN
+"""
+
+
+def _checked_name(name: str) -> str:
+    if not re.match(NAME_PATTERN, name):
+        raise ValueError(
+            f"{name!r} cannot be a pipeline's name, which has letters, digits and underscores only and begins with a "
+            f"letter; write for example `name: {_near_name(name)}`"
+        )
+    return name
+
+
+def _near_name(name: str) -> str:
+    """A name that can be one, as close to this one as possible."""
+    near = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")
+    return near if re.match(NAME_PATTERN, near) else f"pipeline_{near}".rstrip("_")
+
+
+Name = Annotated[str, AfterValidator(_checked_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
+
+
+class PipelineAttributes(BaseModel):
+    """What stands under `attributes` in a defs.yaml.
+
+    A plain model, because `dg.Resolvable` turns each field into `T | str`, which hides a misspelt setting and a value
+    that cannot be from `dg check yaml`.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    name: Name | None = Field(
+        default=None,
+        description="prefix of this pipeline's assets, job, sensor and partitions; default: the folder's name",
+    )
+    settings: SettingsBlock = Field(
+        default_factory=SettingsBlock,
+        description="settings that differ from the environment, by the names of .env.example; no secrets",
+    )
+    settings_from_env: VariablesBlock = Field(
+        default_factory=VariablesBlock,
+        description="setting: name of the environment variable to read it from, for this pipeline; for secrets too",
+    )
+
+
+class PipelineScaffolder(dg.Scaffolder):
+    """Writes a commented defs.yaml, or appends one more pipeline to it."""
+
+    def scaffold(self, request: dg.ScaffoldRequest) -> None:
+        """Write it.
+
+        Raises:
+            SettingsError: a Python file is asked for.
+        """
+        if request.scaffold_format != "yaml":
+            raise SettingsError("a pipeline is made of a defs.yaml; leave `--format python` out")
+        file = request.target_path if request.append else request.target_path / "defs.yaml"
+        folder = file.parent if request.append else request.target_path
+        name = _near_name(folder.name)
+        text = SCAFFOLD.format(type=request.type_name, name=name, variable=name.upper())
+        file.write_text(f"{file.read_text()}---\n{text}" if request.append else text)
+
+
+@dg.scaffold_with(PipelineScaffolder)
+class TrainingPipeline(dg.Component, dg.Model):
     """Every green build of one Jenkins job becomes a trained model."""
 
-    name: str = Field(
-        default="training",
-        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
-        description="prefix of this pipeline's assets, job, sensor and partitions",
-    )
+    name: Name = Field(description="prefix of this pipeline's assets, job, sensor and partitions")
     settings: dict[str, Any] = Field(
         default_factory=dict,
         description="settings that differ from the environment, by the names of .env.example; no secrets",
@@ -30,18 +111,63 @@ class TrainingPipeline(dg.Component, dg.Model, dg.Resolvable):
         default_factory=dict,
         description="setting: name of the environment variable to read it from, for this pipeline; for secrets too",
     )
+    _context: dg.ComponentLoadContext | None = PrivateAttr(default=None)
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """The model of `attributes`."""
+        return PipelineAttributes
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+        """Make the pipeline that a defs.yaml describes; its name is the folder's unless it gives one.
+
+        Raises:
+            SettingsError: the folder's name cannot be a pipeline's.
+        """
+        given = attributes if isinstance(attributes, PipelineAttributes) else PipelineAttributes()
+        name = given.name or context.path.name
+        try:
+            _checked_name(name)
+        except ValueError as error:
+            raise SettingsError(f"the folder's name {error} under `attributes`") from None
+        pipeline = cls(
+            name=name,
+            settings=_filled_in(given.settings.given(), context, SettingsBlock),
+            settings_from_env=_filled_in(given.settings_from_env.given(), context, VariablesBlock),
+        )
+        pipeline._context = context
+        _loaded.append(weakref.ref(pipeline))
+        return pipeline
 
     def pipeline_settings(self) -> Settings:
         """The environment, and what this defs.yaml says instead."""
         return Settings(
             pipeline=self.name,
-            values={name: _text(value) for name, value in self.settings.items()},
+            values={name: text_of(value) for name, value in self.settings.items()},
             from_env=self.settings_from_env,
         )
 
+    def _twin(self) -> Path | None:
+        """The folder of another pipeline of the same name in the same project."""
+        mine = self._context
+        others = (other for loaded in _loaded if (other := loaded()) and other is not self and other.name == self.name)
+        for theirs in (other._context for other in others):
+            same_project = mine and theirs and theirs.component_tree is mine.component_tree
+            if mine and theirs and same_project and theirs.component_loc != mine.component_loc:
+                return theirs.path
+        return None
+
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The assets, the job and the sensor of this pipeline."""
+        """The assets, the job and the sensor of this pipeline; what all pipelines share is `definitions.shared()`.
+
+        Raises:
+            SettingsError: another pipeline has the same name, or the file holds a secret.
+        """
+        if twin := self._twin():
+            raise SettingsError(doubled(self.name, (context.path, twin)))
         settings = self.pipeline_settings()
+        watched.remember(settings)
         model = trained_model(self.name, settings)
         job = dg.define_asset_job(
             job_name(self.name),
@@ -59,10 +185,17 @@ class TrainingPipeline(dg.Component, dg.Model, dg.Resolvable):
         )
 
 
-def _text(value: object) -> str:
-    """A YAML value as the environment would hold it."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return json.dumps(value)
+_loaded: list[weakref.ref[TrainingPipeline]] = []
+"""All that this process has loaded from YAML and still holds."""
+
+
+def doubled(name: str, folders: Sequence[Path]) -> str:
+    """The sentence for pipelines of one name, each of which could be the owner of the other's machines."""
+    files = " and ".join(sorted({str(folder / "defs.yaml") for folder in folders}))
+    return f"{len(folders)} pipelines are named {name!r} ({files}); give each a `name` of its own under `attributes`"
+
+
+def _filled_in(given: Mapping[str, str], context: dg.ComponentLoadContext, block: type[SettingNames]) -> dict[str, str]:
+    """With Dagster's templates (`{{ env.JENKINS_JOB }}`) replaced, and then checked as if written so."""
+    filled = {name: context.resolution_context.resolve_value(value) for name, value in given.items()}
+    return dict(given) if filled == given else block.model_validate(filled).given()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic.fields import FieldInfo
@@ -23,6 +25,12 @@ def _not_empty(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
+def _markets(names: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := [name for name in names if name not in MARKETS]:
+        raise ValueError(f"{unknown[0]!r} is neither spot nor on-demand")
+    return names
+
+
 def _json_object(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -35,9 +43,15 @@ def _json_object(value: object) -> object:
     return {str(key): text if isinstance(text, str) else json.dumps(text) for key, text in parsed.items()}
 
 
+MARKETS = ("spot", "on-demand")
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 SomeWords = Annotated[Words, AfterValidator(_not_empty)]
+Markets = Annotated[SomeWords, AfterValidator(_markets)]
 Parameters = Annotated[Mapping[str, str], BeforeValidator(_json_object)]
+
+PASSWORD_IN_ADDRESS = re.compile(r"""://[^/?#@:\s"']*:[^/?#\s"']*@""")
+"""As in https://user:password@host."""
 
 LONGEST_MINUTES = 365 * 24 * 60
 """More than a year is a slip of the pen, and no deadline can lie beyond the year 9999."""
@@ -115,7 +129,7 @@ class MachineSettings(SettingsGroup):
         "IAM instance profile (name or ARN) that the training uses, e.g. for S3 artifacts",
         None,
     )
-    market: SomeWords = setting(
+    market: Markets = setting(
         "INSTANCE_MARKET", "on-demand or spot; `spot,on-demand` tries one after the other", ("on-demand",)
     )
     root_volume_gb: int = setting("ROOT_VOLUME_GB", "size of the encrypted gp3 root volume, in GB", 30, ge=1, le=16384)
@@ -151,9 +165,7 @@ class MachineSettings(SettingsGroup):
     )
 
     def model_post_init(self, _context: Any) -> None:
-        """Fill the deployment's default, the host name, and refuse unknown markets."""
-        if unknown := [market for market in self.market if market not in ("spot", "on-demand")]:
-            raise ValueError(f"INSTANCE_MARKET: {unknown[0]!r} is neither spot nor on-demand")
+        """Fill the deployment's default: the host name."""
         if not self.deployment:
             object.__setattr__(self, "deployment", socket.gethostname())
 
@@ -259,6 +271,16 @@ class JanitorSettings(SettingsGroup):
     dry_run: bool = setting("JANITOR_DRY_RUN", "true: the janitor says what it would do, and does nothing", False)
 
 
+class InstallationSettings(SettingsGroup):
+    """Where this installation keeps things; read when a process starts."""
+
+    title = "Installation"
+    per_pipeline = False
+    defs: Path | None = setting(
+        "ORCHESTRATOR_DEFS", "the folder of the pipelines, one folder each; default: the package's own `defs`", None
+    )
+
+
 Group = TypeVar("Group", bound=SettingsGroup)
 
 GROUPS: tuple[type[SettingsGroup], ...] = (
@@ -269,6 +291,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     ProjectSettings,
     QueueSettings,
     JanitorSettings,
+    InstallationSettings,
 )
 
 
@@ -284,4 +307,31 @@ def per_pipeline(name: str) -> bool:
 
 def is_secret(info: FieldInfo) -> bool:
     """Whether this setting may be neither shown nor written into a defs.yaml."""
-    return "SecretStr" in str(info.annotation)
+    return _holds(info.annotation, SecretStr)
+
+
+def _holds(annotation: Any, wanted: type) -> bool:
+    return annotation is wanted or any(_holds(part, wanted) for part in get_args(annotation))
+
+
+def fault_of_name(name: str) -> str | None:
+    """Why a pipeline's defs.yaml cannot set this, in one sentence; None: it can."""
+    known = all_settings()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; .env.example lists them all"
+        return f"there is no setting {name}{hint}"
+    if not per_pipeline(name):
+        return f"{name} cannot stand here: this one belongs into the environment (or .env), it holds for all pipelines"
+    return None
+
+
+def fault_of_committed(name: str, value: str) -> str | None:
+    """Why this value may not stand in a file that is committed, in one sentence; None: it may."""
+    secret = is_secret(all_settings()[name])
+    if not secret and not PASSWORD_IN_ADDRESS.search(value):
+        return None
+    return (
+        f"{name} {'is a secret' if secret else 'holds a password'} and may not stand in a file "
+        f"that is committed; write settings_from_env: {{{name}: NAME_OF_A_VARIABLE}} instead"
+    )

@@ -6,8 +6,6 @@ when a sensor ticks or a run starts, before any money is spent.
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -24,17 +22,11 @@ from orchestrator.settings.groups import (
     ProjectSettings,
     SettingsGroup,
     SshSettings,
-    all_settings,
     env_name,
+    fault_of_committed,
+    fault_of_name,
     is_secret,
-    per_pipeline,
 )
-
-PASSWORD_IN_ADDRESS = re.compile(r"""://[^/?#@:\s"']*:[^/?#\s"']*@""")
-"""As in https://user:password@host."""
-
-SETTINGS_METADATA = "orchestrator/settings"
-"""The asset metadata that holds ``Settings.to_json()`` of its pipeline."""
 
 
 def _environment(name: str) -> str | None:
@@ -58,28 +50,14 @@ class Settings:
     lookup: Callable[[str], str | None] = _environment
 
     def __post_init__(self) -> None:
-        known = all_settings()
         for name in (*self.values, *self.from_env):
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else "; .env.example lists them all"
-                raise SettingsError(f"defs.yaml of pipeline {self.pipeline!r}: there is no setting {name}{hint}")
-            if not per_pipeline(name):
-                raise SettingsError(
-                    f"defs.yaml of pipeline {self.pipeline!r}: {name} cannot stand here: this one belongs into the "
-                    "environment (or .env), it holds for all pipelines"
-                )
+            self._refuse(fault_of_name(name))
         for name, value in self.values.items():
-            if is_secret(known[name]) or PASSWORD_IN_ADDRESS.search(value):
-                what = "is a secret" if is_secret(known[name]) else "holds a password"
-                raise SettingsError(
-                    f"defs.yaml of pipeline {self.pipeline!r}: {name} {what} and may not stand in a file "
-                    f"that is committed; write settings_from_env: {{{name}: NAME_OF_A_VARIABLE}} instead"
-                )
+            self._refuse(fault_of_committed(name, value))
 
-    def to_json(self) -> dict[str, Any]:
-        """What makes these settings out of the environment; holds no secret."""
-        return {"pipeline": self.pipeline, "values": dict(self.values), "from_env": dict(self.from_env)}
+    def _refuse(self, fault: str | None) -> None:
+        if fault:
+            raise SettingsError(f"defs.yaml of pipeline {self.pipeline!r}: {fault}")
 
     def raw(self, name: str) -> str | None:
         """The text of one setting; None when it is unset or empty."""

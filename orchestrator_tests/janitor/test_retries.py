@@ -19,7 +19,6 @@ from orchestrator.janitor.dagster_runs import DagsterRuns
 from orchestrator.janitor.rules import EndRun, RetryRun, decide
 from orchestrator.janitor.snapshot import World
 from orchestrator.names import DagsterTag
-from orchestrator.settings.source import SETTINGS_METADATA
 from orchestrator_tests.support.dagster_internals import (
     EmptyWorkspaceTarget,
     EventLogConsumerDaemon,
@@ -32,11 +31,7 @@ BUILDS = dg.DynamicPartitionsDefinition(name="iris_builds")
 JOB = "iris_training"
 
 
-@dg.asset(
-    key=["iris", "trained_model"],
-    partitions_def=BUILDS,
-    metadata={SETTINGS_METADATA: dg.MetadataValue.json({"pipeline": "iris", "values": {}, "from_env": {}})},
-)
+@dg.asset(key=["iris", "trained_model"], partitions_def=BUILDS)
 def trained_model() -> None: ...
 
 
@@ -120,7 +115,7 @@ def retries(instance: dg.DagsterInstance, run: str) -> list[dg.DagsterRunStatus]
 
 def janitors_tick(instance: dg.DagsterInstance) -> list[str]:
     """What the janitor does about Dagster's runs alone, there being no instance and no MLflow run."""
-    runs = DagsterRuns(instance, definitions.get_repository_def(), location="code")
+    runs = DagsterRuns(instance, definitions.get_repository_def(), pipelines=["iris"], location="code")
     now = datetime.now(UTC)
 
     def world() -> World:

@@ -17,12 +17,13 @@ from orchestrator import names
 from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.janitor.dagster_runs import ASKED_TAG, MOST_ASKED
 from orchestrator.janitor.rules import decide
-from orchestrator.janitor.sensor import GAP, KEY, Watch, janitor, janitor_spec
+from orchestrator.janitor.sensor import GAP, KEY, Watch, janitor_sensor, janitor_spec
 from orchestrator.names import DagsterTag, Ec2Tag
+from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2
 from orchestrator.resources.mlflow.client import REASON_TAG, Mlflow
-from orchestrator.settings.source import SETTINGS_METADATA
+from orchestrator.settings.source import Settings
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.support.dagster_internals import (
     RegisteredCodeLocationOrigin,
@@ -39,13 +40,7 @@ def repository(**settings: Mapping[str, str]) -> dg.RepositoryDefinition:
     """A code location with a pipeline of each name, whose settings differ from the environment in this."""
 
     def model(name: str) -> dg.AssetsDefinition:
-        told = {"pipeline": name, "values": dict(settings[name]), "from_env": {}}
-
-        @dg.asset(
-            key=[name, "trained_model"],
-            partitions_def=BUILDS,
-            metadata={SETTINGS_METADATA: dg.MetadataValue.json(told)},
-        )
+        @dg.asset(key=[name, "trained_model"], partitions_def=BUILDS)
         def trained_model() -> None: ...
 
         return trained_model
@@ -54,10 +49,11 @@ def repository(**settings: Mapping[str, str]) -> dg.RepositoryDefinition:
     def other() -> None: ...
 
     models = {name: model(name) for name in settings}
+    watched = WatchedPipelines(tuple(Settings(pipeline=name, values=values) for name, values in settings.items()))
     return dg.Definitions(
         assets=[*models.values(), other, janitor_spec],
         jobs=[dg.define_asset_job(f"{name}_training", selection=[models[name]]) for name in models],
-        sensors=[janitor],
+        sensors=[janitor_sensor(lambda: watched)],
     ).get_repository_def()
 
 
@@ -126,7 +122,7 @@ class Site:
             sensor_name="janitor",
             code_location_origin=RegisteredCodeLocationOrigin("here"),
         ) as context:
-            data = janitor.evaluate_tick(context)
+            data = self.repository.get_sensor_def("janitor").evaluate_tick(context)
         self.cursor = data.cursor
         self.said.append(data.skip_message or "")
         return data

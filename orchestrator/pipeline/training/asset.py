@@ -21,7 +21,7 @@ from orchestrator.resources.ec2 import Ec2Resource, Instance
 from orchestrator.resources.jenkins.client import JenkinsResource
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator.resources.ssh.connection import Ssh, SshResource
-from orchestrator.settings.source import SETTINGS_METADATA, PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings, Settings
 
 
 @contextmanager
@@ -138,8 +138,6 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
             config_fn=lambda given: {step_name: {"config": given} for step_name in Step.ALL},
             config_schema=TrainingConfig.to_config_schema(),
         ),
-        # From this the janitor, which is shared, knows where the pipeline's machines and MLflow runs are.
-        metadata={SETTINGS_METADATA: dg.MetadataValue.json(settings.to_json())},
         description=f"The model that MLflow holds for each green Jenkins build of {name}.",
         kinds={"mlflow", "ec2"},
     )
