@@ -10,11 +10,10 @@ import dagster as dg
 import pytest
 
 from orchestrator import names
-from orchestrator.errors import SettingsError
 from orchestrator.pipeline.component import TrainingPipeline
 
 CONTEXT = dg.ComponentTree.for_test().load_context
-HEAVY = ("mlflow", "pandas", "moto", "matplotlib", "asyncssh", "flask", "sklearn", "numpy")
+HEAVY = ("mlflow", "pandas", "moto", "matplotlib", "asyncssh", "evidently", "flask", "sklearn", "numpy", "PIL")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +27,18 @@ def test_loading_the_code_location_imports_nothing_heavy() -> None:
     program = f"import sys, orchestrator.definitions; print([m for m in {HEAVY!r} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
+
+
+def test_the_names_and_the_settings_are_there_without_dagster() -> None:
+    program = "import sys, orchestrator.names, orchestrator.settings; print('dagster' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "False"
+
+
+def test_what_is_shared_forces_no_executor_on_others() -> None:
+    from orchestrator.definitions import shared
+
+    assert shared().executor is None
 
 
 def test_the_code_location_loads_with_no_setting_at_all(tmp_path: Path) -> None:
@@ -79,21 +90,3 @@ def test_two_pipelines_live_in_one_code_location() -> None:
     repository = both.get_repository_def()
     assert repository.has_job("churn_training")
     assert repository.has_sensor_def("fraud_jenkins_sensor")
-
-
-def test_a_secret_in_defs_yaml_is_refused_at_load() -> None:
-    pipeline = TrainingPipeline(name="churn", settings={"JENKINS_TOKEN": "11aa22bb33"})
-    with pytest.raises(SettingsError, match="JENKINS_TOKEN is a secret"):
-        pipeline.build_defs(CONTEXT)
-
-
-def test_yaml_values_mean_what_the_environment_would_hold() -> None:
-    pipeline = TrainingPipeline(name="churn", settings={"SSH_PORT": 2222, "MLPROJECT_PARAMETERS": {"epochs": 3}})
-    settings = pipeline.pipeline_settings()
-    assert settings.raw("SSH_PORT") == "2222"
-    assert settings.raw("MLPROJECT_PARAMETERS") == '{"epochs": 3}'
-
-
-def test_a_yaml_list_is_a_comma_list() -> None:
-    pipeline = TrainingPipeline(name="churn", settings={"INSTANCE_TYPE": ["g5.xlarge", "g4dn.xlarge"]})
-    assert pipeline.pipeline_settings().raw("INSTANCE_TYPE") == "g5.xlarge,g4dn.xlarge"

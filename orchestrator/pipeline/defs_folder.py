@@ -17,9 +17,9 @@ import dagster as dg
 
 from orchestrator import names
 from orchestrator.errors import SettingsError
+from orchestrator.pipeline import watched
 from orchestrator.pipeline.component import TrainingPipeline, doubled
 from orchestrator.pipeline.faults import fault_of, fault_of_text, line_of
-from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.settings.groups import InstallationSettings
 from orchestrator.settings.source import Settings
 
@@ -70,9 +70,9 @@ class DefsFolder:
     broken: tuple[BrokenPipeline, ...] = field(default=())
 
     @property
-    def watched(self) -> WatchedPipelines:
+    def watched(self) -> watched.WatchedPipelines:
         """What the janitor needs of them."""
-        return WatchedPipelines(
+        return watched.WatchedPipelines(
             settings=tuple(pipeline.pipeline_settings() for pipeline in self.pipelines),
             broken=frozenset(name for broken in self.broken for name in broken.names),
         )
@@ -98,7 +98,7 @@ def load_defs_folder(folder: Path) -> DefsFolder:
     """
     if not folder.is_dir():
         raise SettingsError(f"there is no folder {folder} (ORCHESTRATOR_DEFS names the folder of the pipelines)")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), watched.not_remembering():
         for category in (dg.BetaWarning, dg.PreviewWarning):  # of Dagster, about what itself does here
             warnings.simplefilter("ignore", category)
         return _load_all(folder.absolute())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from orchestrator.settings.source import Settings
@@ -30,6 +32,19 @@ def remember(settings: Settings) -> None:
     """Note that definitions of this pipeline have been built in this process."""
     _remembered[:] = [reference for reference in _remembered if reference() is not None]
     _remembered.append(weakref.ref(settings))
+
+
+@contextmanager
+def not_remembering() -> Iterator[None]:
+    """Forget what is built in here, because the janitor is handed it by its builder.
+
+    Else whoever imports `orchestrator.definitions` for `shared()` would watch the pipelines of our own folder, too.
+    """
+    before = list(_remembered)
+    try:
+        yield
+    finally:
+        _remembered[:] = before
 
 
 def pipelines_of_this_process() -> WatchedPipelines:

@@ -13,6 +13,7 @@ from orchestrator.names import INSTANCE_POOL, Step
 from orchestrator.pipeline.builds.sensor import builds_partitions, find_build
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig
+from orchestrator.pipeline.training.executor import require_one_process
 from orchestrator.pipeline.training.metadata import training_metadata
 from orchestrator.pipeline.training.plan import make_plan
 from orchestrator.pipeline.training.run_history import ThisRun
@@ -110,6 +111,7 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
         )
         def run_step(context: dg.OpExecutionContext, config: TrainingConfig) -> None:
             with failures_in_plain_words():
+                require_one_process(context, pipeline=name)
                 work(context, attempt_of(context, config))
 
         return run_step
