@@ -12,14 +12,11 @@ from orchestrator.errors import Ec2Error, MlflowError, SettingsError
 from orchestrator.janitor.snapshot import OpenRun
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance, tag_value
-from orchestrator.resources.mlflow.client import Mlflow
+from orchestrator.resources.mlflow import Mlflow
 from orchestrator.settings.groups import Group, MachineSettings, MlflowSettings
 from orchestrator.settings.source import Settings
 
 T = TypeVar("T")
-
-PATIENCE_SECONDS = 10.0
-"""How long one call rides out an outage; the next tick is a minute away, and Dagster ends one after 60 s."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class Systems:
         """
         settings = next(one.mlflow for one in self._pipelines if one.name == pipeline and one.mlflow)
         if settings not in self._mlflow:
-            self._mlflow[settings] = Mlflow(settings, patience_seconds=PATIENCE_SECONDS)
+            self._mlflow[settings] = Mlflow(settings, policy=retry.JANITOR_MLFLOW)
         return self._mlflow[settings]
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline import watched
-from orchestrator.pipeline.builds.sensor import jenkins_build_spec, jenkins_sensor
+from orchestrator.pipeline.builds import jenkins_build_spec, jenkins_sensor
 from orchestrator.pipeline.training.asset import trained_model
 from orchestrator.pipeline.training.run_history import job_name
 from orchestrator.settings.attributes import SettingNames, SettingsBlock, VariablesBlock, text_of

@@ -145,5 +145,22 @@ REMOTE_FOLLOWING = RetryPolicy(
 `total_seconds` is for a refused login only: a machine that shuts down (spot) refuses, too, before it is gone.
 """
 
+JENKINS = RetryPolicy(total_seconds=30, connect_seconds=4, answer_seconds=12, longest_pause_seconds=5, max_attempts=4)
+"""A sensor tick. It asks nothing new after 15 s, so that it stays under Dagster's 60 s."""
+
+JENKINS_FOR_A_RUN = RetryPolicy(total_seconds=90, connect_seconds=4, answer_seconds=12, longest_pause_seconds=5)
+"""A run whose build was never recorded: without Jenkins it can only fail."""
+
+MLFLOW = RetryPolicy(
+    total_seconds=75, connect_seconds=5, answer_seconds=10, first_pause_seconds=0.25, longest_pause_seconds=5
+)
+"""A call whose loss would cost the training. Those that may wait longer say so (MLFLOW_PATIENCE_MINUTES)."""
+
+MLFLOW_CLOSING = MLFLOW.with_total(10)
+"""A run that ends. Cancelled runs must end quickly; whatever is still open after this is left to the janitor."""
+
 JANITOR_EC2 = Ec2Policy(total_seconds=10, connect_seconds=5, answer_seconds=10)
 """The janitor: its next tick is a minute away, and Dagster ends one after 60 s."""
+
+JANITOR_MLFLOW = MLFLOW.with_total(10)
+"""Likewise."""

@@ -22,7 +22,7 @@ from orchestrator.names import DagsterTag, Ec2Tag
 from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2
-from orchestrator.resources.mlflow.client import REASON_TAG, Mlflow
+from orchestrator.resources.mlflow import Mlflow
 from orchestrator.settings.source import Settings
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.support.dagster_internals import (
@@ -209,7 +209,7 @@ def test_what_a_cancelled_run_left_is_ended_and_reported(site: Site) -> None:
     assert site.account.alive() == []
     closed = site.mlflow.run(opened)
     assert closed.status == "KILLED"
-    assert run in closed.tags[REASON_TAG]
+    assert run in closed.tags[names.MlflowTag.REASON]
     assert not site.tick().asset_events
 
 
@@ -456,7 +456,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(site: Site, monkeypatc
 
 
 def test_an_outage_of_mlflow_does_not_keep_an_instance_alive(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.janitor.clients.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "JANITOR_MLFLOW", retry.JANITOR_MLFLOW.with_total(0))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     site.launch(site.run("CANCELED"))
     site.tick()
@@ -474,7 +474,7 @@ def test_an_outage_of_aws_does_not_keep_an_mlflow_run_open(site: Site, monkeypat
 
 def test_a_tick_that_sees_nothing_at_all_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "JANITOR_EC2", retry.EC2_ONE_TRY)
-    monkeypatch.setattr("orchestrator.janitor.clients.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(retry, "JANITOR_MLFLOW", retry.JANITOR_MLFLOW.with_total(0))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(OrchestratorError, match="the janitor sees nothing"):

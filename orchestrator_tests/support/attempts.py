@@ -10,9 +10,10 @@ from typing import Any
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.pipeline.training.plan import make_plan
+from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance
 from orchestrator.resources.jenkins.answers import Build
-from orchestrator.resources.mlflow.client import Mlflow
+from orchestrator.resources.mlflow import Mlflow
 from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.source import PipelineSettings, Settings
 from orchestrator_sandbox.ec2.server import Ec2Server
@@ -146,7 +147,7 @@ class World:
             settings=source,
             read=read,
             ec2=Ec2(read.machine),
-            mlflow=Mlflow(read.mlflow, patience_seconds=1),
+            mlflow=Mlflow(read.mlflow, policy=retry.MLFLOW.with_total(1)),
             connect=connect,
             run=run,
             write=write,

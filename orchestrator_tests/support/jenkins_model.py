@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from orchestrator.errors import JenkinsNotFound, JenkinsRefused, JenkinsUnavailable
-from orchestrator.resources.jenkins.answers import Build, Head
+from orchestrator.resources.jenkins import Build, JobSummary
 from orchestrator_sandbox.web import HandlerServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -74,7 +74,7 @@ class Model:
     def everything(self) -> list[Build]:
         return [build for name in self._visible() for build in self.jobs[name].builds.values()]
 
-    def heads(self, job: str, *, newest: int, per_branch: int) -> Sequence[Head]:
+    def job_summaries(self, job: str, *, newest: int, per_branch: int) -> Sequence[JobSummary]:
         self._ask()
         if job == self.job and self.multibranch:
             return [self._head(name, per_branch) for name in self._visible()]
@@ -99,10 +99,10 @@ class Model:
             raise JenkinsNotFound(f"404 from {job}")
         return job
 
-    def _head(self, name: str, limit: int) -> Head:
+    def _head(self, name: str, limit: int) -> JobSummary:
         job = self.jobs[name]
         newest = tuple(job.newest_first()[:limit])
-        return Head(name, job.next_number, newest, whole=len(newest) < limit)
+        return JobSummary(name, job.next_number, newest, whole=len(newest) < limit)
 
     def _ask(self) -> None:
         self.requests += 1
@@ -196,7 +196,7 @@ def _answer(model: Model, path: str, authorization: str, login: str) -> tuple[in
         if "jobs[" not in tree:
             page = model.builds(job, start=ranges[0][0], stop=ranges[0][1])
             return 200, {"allBuilds": [shape(build) for build in page]}
-        heads = model.heads(job, newest=ranges[0][1], per_branch=ranges[1][1])
+        heads = model.job_summaries(job, newest=ranges[0][1], per_branch=ranges[1][1])
     except JenkinsNotFound:
         return 404, {}
     except JenkinsRefused:

@@ -6,14 +6,17 @@ from typing import Any
 
 import requests
 
-from orchestrator.resources.mlflow.client import Mlflow
+from orchestrator.resources.mlflow import Mlflow
+from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import MlflowSettings
 
+SHORT = RetryPolicy(total_seconds=5, connect_seconds=5, answer_seconds=10, first_pause_seconds=0.1)
 
-def client(uri: str, *, patience_seconds: float = 5, **fields: Any) -> Mlflow:
+
+def client(uri: str, *, policy: RetryPolicy = SHORT, **fields: Any) -> Mlflow:
     """Our client; `fields` are other fields of the settings."""
     read = MlflowSettings(tracking_uri=uri, experiment_id="1", **fields)
-    return Mlflow(read, patience_seconds=patience_seconds)
+    return Mlflow(read, policy=policy)
 
 
 def post(uri: str, endpoint: str, **fields: Any) -> Any:

@@ -10,7 +10,7 @@ import dagster as dg
 from orchestrator import names
 from orchestrator.errors import OrchestratorError
 from orchestrator.names import INSTANCE_POOL, Step
-from orchestrator.pipeline.builds.sensor import builds_partitions, find_build
+from orchestrator.pipeline.builds import builds_partitions, find_build
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.pipeline.training.executor import require_one_process

@@ -91,7 +91,6 @@ class Attempt:
             dagster_run=run.run_id,
             root_run=run.root_run_id,
             trained=run.trained_before,
-            log=_log,
         )
         self._instance: Instance | None = None
         self._usage: Usage | None = None

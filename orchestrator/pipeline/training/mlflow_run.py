@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 
+from orchestrator import names
 from orchestrator.errors import MlflowError, MlflowNotFound, MlflowUnavailable, TrainingFailed, TrainingLost
 from orchestrator.pipeline.training.curves import curve_metrics
 from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.plan import Plan
+from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Instance
-from orchestrator.resources.mlflow.client import FinalStatus, Mlflow, Run
+from orchestrator.resources.mlflow import FinalStatus, Mlflow, Run
 from orchestrator.settings.groups import MlflowSettings
 
-CLOSING_PATIENCE_SECONDS = 10.0
-"""A cancelled run shall end soon; the janitor closes what could not be closed in this time."""
+_log = logging.getLogger(__name__)
 
 
 class TrackedRun:
@@ -27,7 +28,6 @@ class TrackedRun:
         dagster_run: ID of the Dagster run.
         root_run: ID of the Dagster run that it retries, or its own.
         trained: the MLflow run whose process an attempt before this one saw exit with 0, if one did.
-        log: where progress is told; may be set anew.
     """
 
     def __init__(
@@ -40,7 +40,6 @@ class TrackedRun:
         dagster_run: str,
         root_run: str,
         trained: str | None,
-        log: logging.Logger,
     ) -> None:
         self._mlflow = mlflow
         self._settings = settings
@@ -49,11 +48,18 @@ class TrackedRun:
         self._dagster_run = dagster_run
         self._root_run = root_run
         self._trained = trained
-        self.log = log
         self._id: str | None = None
-        self._usual_patience = mlflow.patience_seconds
-        if root_run != dagster_run:  # a training may be under way: it is not given up for an MLflow that comes back
-            mlflow.patience_seconds = max(mlflow.patience_seconds, settings.patience_minutes * 60)
+        usual = mlflow.policy.total_seconds
+        self._patient = mlflow.with_policy(mlflow.policy.with_total(max(usual, settings.patience_minutes * 60)))
+        self._closing = mlflow.with_policy(
+            retry.MLFLOW_CLOSING.with_total(min(usual, retry.MLFLOW_CLOSING.total_seconds))
+        )
+        # A retry may find a training under way: it is not given up as long as MLflow may come back.
+        self._training_at_stake = root_run != dagster_run
+
+    @property
+    def _server(self) -> Mlflow:
+        return self._patient if self._training_at_stake else self._mlflow
 
     def require_experiment(self) -> str:
         """The experiment's name.
@@ -61,7 +67,7 @@ class TrackedRun:
         Raises:
             MlflowNotFound: there is no such experiment.
         """
-        return self._mlflow.experiment(self._settings.experiment_id).name
+        return self._server.experiment(self._settings.experiment_id).name
 
     def already_trained(self) -> bool:
         """Whether an attempt that this one retries saw the training's process exit with 0.
@@ -71,39 +77,39 @@ class TrackedRun:
         if self._trained is None or not self._kept(self._trained):
             return False
         self._id = self._trained
-        self.log.info(f"the process of MLflow run {self._id} exited 0 in an earlier attempt: nothing is left to train")
+        _log.info(f"Nothing is left to train: the process of MLflow run {self._id} exited 0 in an earlier attempt")
         return True
 
     def _kept(self, run_id: str) -> bool:
         """Whether a run was not deleted, as far as MLflow can be asked now."""
         try:
-            self._mlflow.run(run_id)
+            self._server.run(run_id)
         except MlflowNotFound:
             self._trained = None
-            self.log.info(f"MLflow run {run_id} of an earlier attempt was deleted: training again")
+            _log.info(f"Training again: MLflow run {run_id} of an earlier attempt was deleted")
             return False
         except MlflowUnavailable as error:
-            self.log.warning(str(error))
+            _log.warning(f"Trusting MLflow to still have run {run_id}: {error}")
         return True
 
     def adopt(self, run_id: str) -> bool:
         """Take over the run that a dead attempt was filling, if it was made for exactly this training."""
         try:
-            run = self._mlflow.run(run_id)
+            run = self._server.run(run_id)
         except MlflowNotFound:
             return False
-        retried = run.tags.get("dagster_root_run_id") == self._root_run
+        retried = run.tags.get(names.MlflowTag.DAGSTER_ROOT_RUN) == self._root_run
         if not run.has(self._plan.identity()) or not (run.status == "RUNNING" or retried):
             return False
         self._id = run.id
-        self._mlflow.set_tags(run.id, {"dagster_run_id": self._dagster_run})
+        self._server.set_tags(run.id, {names.MlflowTag.DAGSTER_RUN: self._dagster_run})
         return True
 
     def open(self) -> str:
         """The run's ID; the run is created at the first call."""
         if self._id is None:
             self._disown_unproven()
-            run = self._mlflow.create_run(
+            run = self._server.create_run(
                 self._settings.experiment_id,
                 name=self._plan.run_name,
                 tags=self._plan.tags(
@@ -111,37 +117,42 @@ class TrackedRun:
                 ),
             )
             self._id = run.id
-            self._mlflow.patience_seconds = self._usual_patience  # no training of an earlier attempt is at stake
-            self.log.info(f"MLflow run {run.id}: {self._mlflow.run_url(run)}")
+            self._training_at_stake = False
+            _log.info(f"Created MLflow run {run.id}: {self._mlflow.run_url(run)}")
         return self._id
 
     def _disown_unproven(self) -> None:
         """Close as KILLED what calls itself FINISHED, though nobody saw its process exit 0, and nobody can any more."""
         if self._root_run == self._dagster_run:
             return
-        while run := self._mlflow.find_run(
+        while run := self._server.find_run(
             self._settings.experiment_id,
-            tags={**self._plan.identity(), "dagster_root_run_id": self._root_run},
+            tags={**self._plan.identity(), names.MlflowTag.DAGSTER_ROOT_RUN: self._root_run},
             statuses={"FINISHED"},
         ):
             reason = "nobody saw its process exit with 0 before its instance was gone; the build is trained again"
-            self._mlflow.finish(run.id, "KILLED", reason=reason)
-            self.log.warning(f"MLflow run {run.id} of an earlier attempt is KILLED: {reason}")
+            self._server.finish(run.id, "KILLED", reason=reason)
+            _log.warning(f"Closed MLflow run {run.id} of an earlier attempt as KILLED: {reason}")
 
     def launched(self, instance: Instance) -> None:
         """Say on which instance it is filled."""
-        tags = {"ec2.instance_id": instance.id, "ec2.instance_type": instance.type, "ec2.market": instance.market}
-        self._mlflow.set_tags(self.open(), tags)
+        run_id = self.open()
+        tags = {
+            names.MlflowTag.INSTANCE_ID: instance.id,
+            names.MlflowTag.INSTANCE_TYPE: instance.type,
+            names.MlflowTag.MARKET: instance.market,
+        }
+        self._server.set_tags(run_id, tags)
 
     def used(self, usage: Usage) -> None:
         """Keep what the instance cost; an MLflow that is away gets it when the training is recorded."""
         if self._id is None:
             return
-        self._mlflow.patience_seconds = self._usual_patience
+        self._training_at_stake = False
         try:
             self._mlflow.set_tags(self._id, usage.tags())
         except MlflowError as error:
-            self.log.warning(f"what {usage.instance_id} cost is not recorded yet: {error}")
+            _log.warning(f"Not recorded yet what instance {usage.instance_id} cost: {error}")
 
     def drop(self, reason: str) -> None:
         """Close the run as KILLED and forget it: what comes next is another training."""
@@ -158,20 +169,15 @@ class TrackedRun:
         """
         if self._id is None:
             return
-        usual = self._mlflow.patience_seconds
-        self._mlflow.patience_seconds = min(usual, CLOSING_PATIENCE_SECONDS)
         try:
-            run = self._mlflow.run(self._id)
-            if run.tags.get("dagster_run_id") != self._dagster_run:
-                self.log.info(
-                    f"MLflow run {run.id} is left to Dagster run {run.tags.get('dagster_run_id')}, which has it"
-                )
+            run = self._closing.run(self._id)
+            owner = run.tags.get(names.MlflowTag.DAGSTER_RUN)
+            if owner != self._dagster_run:
+                _log.info(f"Leaving MLflow run {run.id} to Dagster run {owner}, which has it")
             elif status != "FINISHED" or not run.ended:
-                self._mlflow.finish(run.id, status, reason=reason)
+                self._closing.finish(run.id, status, reason=reason)
         except MlflowError as error:
-            self.log.warning(f"MLflow run {self._id} is not closed; if it is RUNNING, the janitor closes it: {error}")
-        finally:
-            self._mlflow.patience_seconds = usual
+            _log.warning(f"Not closed MLflow run {self._id}; if it is RUNNING, the janitor closes it: {error}")
 
     def finished(self, usage: Usage | None) -> FinishedTraining:
         """All that MLflow holds of the training, whose process exited 0; waits for an MLflow that is away.
@@ -184,13 +190,13 @@ class TrackedRun:
             TrainingLost: MLflow holds no such run.
             MlflowUnavailable: MLflow did not come back within MLFLOW_PATIENCE_MINUTES.
         """
-        self._mlflow.patience_seconds = max(self._mlflow.patience_seconds, self._settings.patience_minutes * 60)
+        mlflow = self._patient
         try:
             run = self._completed(self._mine(), usage)
             return FinishedTraining(
                 run=run,
-                url=self._mlflow.run_url(run),
-                histories={key: self._mlflow.metric_history(run.id, key) for key in curve_metrics(run)},
+                url=mlflow.run_url(run),
+                histories={key: mlflow.metric_history(run.id, key) for key in curve_metrics(run)},
                 usage=Usage.from_tags(run.tags),
             )
         except MlflowUnavailable as error:
@@ -203,28 +209,30 @@ class TrackedRun:
     def _mine(self) -> Run:
         self._id = self._id or self._trained
         if self._id is None:
-            run = self._mlflow.find_run(self._settings.experiment_id, tags=self._plan.identity(), statuses={"FINISHED"})
+            run = self._patient.find_run(
+                self._settings.experiment_id, tags=self._plan.identity(), statuses={"FINISHED"}
+            )
             if run is None:
                 raise TrainingLost(
                     f"MLflow holds no finished run of build {self._plan.partition} as this run would train it; "
                     "launch the whole run again, not only its last steps"
                 )
             self._id = run.id
-        return self._mlflow.run(self._id)
+        return self._patient.run(self._id)
 
     def _completed(self, run: Run, usage: Usage | None) -> Run:
         if run.status == "RUNNING":
-            run = self._mlflow.finish(run.id, "FINISHED", reason="the training process exited 0")
+            run = self._patient.finish(run.id, "FINISHED", reason="the training process exited 0")
         if run.status != "FINISHED":
             raise TrainingFailed(
                 f"build {self._plan.partition}: the training exited 0, but MLflow holds run {run.id} as {run.status}; "
                 f"look at what the training did to its own run: {self._mlflow.run_url(run)}"
             )
-        # `mlflow run --run-id` does not log them; only now, for the training may log its own reading of them.
+        # `mlflow run --run-id` does not log them; only now, because the training may log its own reading of them.
         missing = {key: value for key, value in self._plan.parameters.items() if key not in run.params}
         if missing:
-            self._mlflow.log_params(run.id, missing)
+            self._patient.log_params(run.id, missing)
         unwritten = usage is not None and Usage.from_tags(run.tags) is None
         if usage is not None and unwritten:
-            self._mlflow.set_tags(run.id, usage.tags())
-        return self._mlflow.run(run.id) if missing or unwritten else run
+            self._patient.set_tags(run.id, usage.tags())
+        return self._patient.run(run.id) if missing or unwritten else run

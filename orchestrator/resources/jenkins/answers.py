@@ -12,21 +12,21 @@ from pydantic import TypeAdapter
 from orchestrator.errors import JenkinsBadAnswer
 from orchestrator.resources.jenkins.checkout import own_checkout
 
-BRIEF_FIELDS = "number,timestamp,building,result"
+BUILD_SUMMARY_FIELDS = "number,timestamp,building,result"
 """What tells a new build from a known one, and a finished one from a running one."""
 
 BUILD_FIELDS = (
-    f"{BRIEF_FIELDS},duration,url,actions[lastBuiltRevision[SHA1,branch[SHA1,name]],remoteUrls,scmName,"
+    f"{BUILD_SUMMARY_FIELDS},duration,url,actions[lastBuiltRevision[SHA1,branch[SHA1,name]],remoteUrls,scmName,"
     "revision[hash,pullHash],parameters[name,value]]"
 )
-"""All that a :class:`Build` holds. Stapler leaves out what an action does not have.
+"""All that a `Build` holds. Stapler leaves out what an action does not have.
 
 https://javadoc.jenkins.io/plugin/git/hudson/plugins/git/util/BuildData.html
 """
 
 
 @dataclass(frozen=True)
-class Brief:
+class BuildSummary:
     """The little that every tick asks of each of the newest builds.
 
     Attributes:
@@ -50,16 +50,16 @@ class Brief:
 
 
 @dataclass(frozen=True)
-class Build(Brief):
+class Build(BuildSummary):
     """One build.
 
     Attributes:
-        job: full name of its job, ``team/project``; of a multibranch project, ``team/project/<branch>``
-            with the branch as Jenkins stores it (``feature%2Fx``).
+        job: full name of its job, `team/project`; of a multibranch project, `team/project/<branch>`
+            with the branch as Jenkins stores it (`feature%2Fx`).
         duration_ms: how long it ran, in milliseconds.
         url: its page, for people.
         commit: the commit that was checked out; None when the build says nothing of Git.
-        branch: ``main``, without remote or ``refs/``.
+        branch: `main`, without remote or `refs/`.
         repository: the Git remote, without credentials.
         parameters: the build parameters; those that Jenkins hides are left out.
     """
@@ -74,16 +74,16 @@ class Build(Brief):
 
     @property
     def name(self) -> str:
-        """``team/project #12``, for sentences."""
+        """`team/project #12`, for sentences."""
         return f"{self.job} #{self.number}"
 
     def to_json(self) -> dict[str, Any]:
-        """The build as plain JSON; :meth:`from_json` reads it back."""
+        """The build as plain JSON; `from_json` reads it back."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Read what :meth:`to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
             ValueError: it is something else.
@@ -92,7 +92,7 @@ class Build(Brief):
 
 
 @dataclass(frozen=True)
-class Head:
+class JobSummary:
     """The top of one job's history.
 
     Attributes:
@@ -104,12 +104,12 @@ class Head:
 
     job: str
     next_number: int | None
-    newest: tuple[Brief, ...]
+    newest: tuple[BuildSummary, ...]
     whole: bool
 
 
-def brief_of(data: object, *, where: str) -> Brief:
-    """Read the fields of :data:`BRIEF_FIELDS`.
+def build_summary_of(data: object, *, where: str) -> BuildSummary:
+    """Read the fields of `BUILD_SUMMARY_FIELDS`.
 
     Raises:
         JenkinsBadAnswer: it is no build.
@@ -119,14 +119,16 @@ def brief_of(data: object, *, where: str) -> Brief:
     if result is not None and not isinstance(result, str):
         raise _wrong(where, f"a build whose result is {result!r}")
     running = fields.get("building") is True or result is None
-    return Brief(_integer(fields, "number", where), _integer(fields, "timestamp", where), None if running else result)
+    return BuildSummary(
+        _integer(fields, "number", where), _integer(fields, "timestamp", where), None if running else result
+    )
 
 
 def build_of(data: object, *, job: str, url: str, project: str | None, where: str) -> Build:
-    """Read the fields of :data:`BUILD_FIELDS`.
+    """Read the fields of `BUILD_FIELDS`.
 
     Args:
-        data: one element of ``allBuilds``, or the answer of a build's own ``api/json``.
+        data: one element of `allBuilds`, or the answer of a build's own `api/json`.
         job: full name of its job.
         url: the build's page, should Jenkins not name it.
         project: MLPROJECT_URI, if set, to tell the project's own checkout from other ones.
@@ -135,15 +137,17 @@ def build_of(data: object, *, job: str, url: str, project: str | None, where: st
     Raises:
         JenkinsBadAnswer: it is no build.
     """
-    brief = brief_of(data, where=where)
+    summary = build_summary_of(data, where=where)
     fields = _object(data, where)
     reported = fields.get("url")
-    actions = [action for action in fields.get("actions") or [] if isinstance(action, dict)]
+    reported_actions = fields.get("actions")
+    actions = reported_actions if isinstance(reported_actions, list) else []
+    actions = [action for action in actions if isinstance(action, dict)]
     checkout = own_checkout(actions, job=job, project=project)
     return Build(
-        number=brief.number,
-        timestamp=brief.timestamp,
-        result=brief.result,
+        number=summary.number,
+        timestamp=summary.timestamp,
+        result=summary.result,
         job=job,
         duration_ms=max(0, _integer(fields, "duration", where, default=0)),
         url=reported if isinstance(reported, str) and reported.startswith(("http://", "https://")) else url,
@@ -154,8 +158,8 @@ def build_of(data: object, *, job: str, url: str, project: str | None, where: st
     )
 
 
-def head_of(data: object, *, job: str, asked: int, where: str) -> Head:
-    """Read ``nextBuildNumber`` and the newest builds of a job.
+def job_summary_of(data: object, *, job: str, asked: int, where: str) -> JobSummary:
+    """Read `nextBuildNumber` and the newest builds of a job.
 
     Args:
         data: the job's JSON.
@@ -167,13 +171,13 @@ def head_of(data: object, *, job: str, asked: int, where: str) -> Head:
         JenkinsBadAnswer: it is no job.
     """
     fields = _object(data, where)
-    newest = tuple(brief_of(item, where=where) for item in listed(fields, "allBuilds", where))
+    newest = tuple(build_summary_of(item, where=where) for item in listed(fields, "allBuilds", where))
     check_order(newest, where)
     following = _integer(fields, "nextBuildNumber", where, default=0)
-    return Head(job, following or None, newest, whole=len(newest) < asked)
+    return JobSummary(job, following or None, newest, whole=len(newest) < asked)
 
 
-def check_order(builds: Sequence[Brief], where: str) -> None:
+def check_order(builds: Sequence[BuildSummary], where: str) -> None:
     """Make sure that builds come newest first, each one once.
 
     Raises:

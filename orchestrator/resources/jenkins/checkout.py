@@ -1,4 +1,4 @@
-"""Which commit, branch and repository a Jenkins build stands for, from any shape of its ``actions``."""
+"""Which commit, branch and repository a Jenkins build stands for, from any shape of its `actions`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Checkout:
 
     Attributes:
         commit: the full hash, in lower case.
-        branch: ``main``, without remote or ``refs/``.
+        branch: `main`, without remote or `refs/`.
         remote: the repository, without credentials.
         named: the job's author gave this SCM a name, which few do for a project's only one.
     """
@@ -40,7 +40,7 @@ def own_checkout(actions: Sequence[Mapping[str, Any]], *, job: str, project: str
     library, one without an SCM name, and the last.
 
     Args:
-        actions: the build's ``actions``, in Jenkins' order.
+        actions: the build's `actions`, in Jenkins' order.
         job: full name of the job.
         project: MLPROJECT_URI, if set.
     """
@@ -91,7 +91,7 @@ def _checkout(action: Mapping[str, Any]) -> Checkout | None:
 
 
 def _scm_revision(action: Mapping[str, Any]) -> str | None:
-    """The hash in a ``jenkins.scm.api.SCMRevisionAction``, which builds of multibranch jobs carry."""
+    """The hash in a `jenkins.scm.api.SCMRevisionAction`, which builds of multibranch jobs carry."""
     revision = action.get("revision")
     if not isinstance(revision, dict):
         return None
@@ -100,7 +100,7 @@ def _scm_revision(action: Mapping[str, Any]) -> str | None:
 
 
 def branch_name(name: object) -> str | None:
-    """``main`` of ``refs/remotes/origin/main``, ``origin/main``, ``refs/heads/main`` or ``main``."""
+    """`main` of `refs/remotes/origin/main`, `origin/main`, `refs/heads/main` or `main`."""
     if not isinstance(name, str) or name in ("", "detached", "HEAD"):
         return None
     if name.startswith("refs/remotes/"):
@@ -114,14 +114,17 @@ def without_credentials(remote: str) -> str:
 
 
 def repository_key(remote: str) -> str:
-    """What two spellings of one Git remote share: ``host/path``, in lower case.
+    """What two spellings of one Git remote share: `host/path`, in lower case; "" for what is no address.
 
     Args:
-        remote: a URL, ``git@host:path`` or an MLflow project URI with ``#subdir``.
+        remote: a URL, `git@host:path` or an MLflow project URI with `#subdir`.
     """
     plain = remote.partition("#")[0].strip()
     if "://" in plain:
-        parts = urlsplit(plain)
+        try:
+            parts = urlsplit(plain)
+        except ValueError:
+            return ""
         plain = f"{parts.netloc.rpartition('@')[2].partition(':')[0]}/{parts.path.strip('/')}"
     elif re.match(r"[^/]+:", plain):
         plain = plain.rpartition("@")[2].replace(":", "/", 1)

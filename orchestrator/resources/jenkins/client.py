@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import functools
 import re
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import dagster as dg
-import requests
-import tenacity
+import requests.auth
 
-from orchestrator.errors import JenkinsBadAnswer, JenkinsNotFound, JenkinsUnavailable, SettingsError
-from orchestrator.resources.jenkins import errors as explain
+from orchestrator.errors import JenkinsBadAnswer, JenkinsNotFound, SettingsError
+from orchestrator.resources import retry
+from orchestrator.resources.http import Address, HttpAnswer, HttpClient, HttpRequest, HttpServer, JsonObject
 from orchestrator.resources.jenkins.answers import (
-    BRIEF_FIELDS,
     BUILD_FIELDS,
+    BUILD_SUMMARY_FIELDS,
     Build,
-    Head,
+    JobSummary,
     build_of,
     check_order,
-    head_of,
+    job_summary_of,
     listed,
 )
-from orchestrator.resources.jenkins.errors import Answer, TryAgain
+from orchestrator.resources.jenkins.errors import explain
+from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import Settings
 
-CONNECT_SECONDS = 4.0
-READ_SECONDS = 12.0
-RETRY_SECONDS = 15.0
-"""No attempt starts later than this after the first, so that one question takes about 30 s at the worst; a
-sensor tick, which asks none after 15 s, stays under Dagster's 60 s."""
-LONGEST_WAIT_SECONDS = 5.0
-LARGEST_ANSWER = 64 * 2**20
+T = TypeVar("T")
 
 
 class Jenkins:
@@ -46,33 +41,32 @@ class Jenkins:
     alone: those that Jenkins reports are for people, and often lead nowhere from here.
     """
 
-    def __init__(self, settings: JenkinsSettings, *, project: str | None = None) -> None:
+    def __init__(
+        self, settings: JenkinsSettings, *, project: str | None = None, policy: RetryPolicy = retry.JENKINS
+    ) -> None:
         """Prepare a session; nothing is asked yet.
 
         Args:
-            settings: address, user, token and CA.
+            settings: address, user, token and CA. A login in the address counts for nothing beside them.
             project: MLPROJECT_URI, if set: tells the project's own checkout from a pipeline library's.
+            policy: how long one question rides out an outage.
 
         Raises:
             SettingsError: JENKINS_URL is no http(s) address, or JENKINS_CA_BUNDLE no file.
         """
-        address = urlsplit(settings.url.strip())
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise SettingsError(
-                "JENKINS_URL is no http:// or https:// address: write it as in https://jenkins.example.com/"
-            )
-        if settings.ca_bundle and not settings.ca_bundle.is_file():
-            raise SettingsError(f"JENKINS_CA_BUNDLE={str(settings.ca_bundle)!r}: there is no such file")
-        host = address.netloc.rpartition("@")[2]
-        self.url = f"{address.scheme}://{host}{address.path.rstrip('/')}/"
-        self.job = job_name(settings.job)
-        self._user = settings.user
+        # Bytes, because requests would encode text as Latin-1.
+        token = settings.token.get_secret_value().strip().encode()
+        server = HttpServer(
+            address=Address.parse(settings.url, setting="JENKINS_URL", example="https://jenkins.example.com/"),
+            setting="JENKINS_URL",
+            auth=requests.auth.HTTPBasicAuth(settings.user.encode(), token),
+            ca_bundle=settings.ca_bundle,
+            ca_setting="JENKINS_CA_BUNDLE",
+        )
+        self._http = HttpClient(server, policy=policy, explain=functools.partial(explain, user=settings.user))
         self._project = project
-        self._verify = str(settings.ca_bundle) if settings.ca_bundle else True
-        self._session = requests.Session()
-        token = settings.token.get_secret_value().strip()
-        self._session.auth = requests.auth.HTTPBasicAuth(settings.user.encode(), token.encode())
-        self._session.headers["Accept"] = "application/json"
+        self.url = f"{self._http.uri}/"
+        self.job = job_name(settings.job)
 
     def __enter__(self) -> Self:
         return self
@@ -84,9 +78,15 @@ class Jenkins:
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        self._http.close()
 
-    def heads(self, job: str, *, newest: int, per_branch: int) -> tuple[Head, ...]:
+    def with_policy(self, policy: RetryPolicy) -> Self:
+        """A client of the same session that is more or less patient."""
+        client = copy.copy(self)
+        client._http = self._http.with_policy(policy)
+        return client
+
+    def job_summaries(self, job: str, *, newest: int, per_branch: int) -> tuple[JobSummary, ...]:
         """The top of a job's history, or of each branch of a multibranch project, in one request.
 
         Args:
@@ -97,52 +97,61 @@ class Jenkins:
         Raises:
             JenkinsError: Jenkins did not give it.
         """
-        one = f"nextBuildNumber,allBuilds[{BRIEF_FIELDS}]"
+        fields = f"nextBuildNumber,allBuilds[{BUILD_SUMMARY_FIELDS}]"
         path = _job_path(job)
-        answer = self._json(path, tree=f"{one}{{0,{newest}}},jobs[name,{one}{{0,{per_branch}}}]")
         where = self.url + path
-        if "allBuilds" in answer:
-            return (head_of(answer, job=job, asked=newest, where=where),)
-        children = [child for child in listed(answer, "jobs", where) if isinstance(child, dict)]
-        branches = [child for child in children if "allBuilds" in child]
-        if children and not branches:
-            inside = ", ".join(f"{job}/{child.get('name')}" for child in children[:3])
-            raise JenkinsBadAnswer(
-                f"{where} is a folder without a job of its own: set JENKINS_JOB_NAME to one in it ({inside}, ...)"
+
+        def read(answer: JsonObject) -> tuple[JobSummary, ...]:
+            if "allBuilds" in answer:
+                return (job_summary_of(answer, job=job, asked=newest, where=where),)
+            children = {
+                name: child
+                for child in listed(answer, "jobs", where)
+                if isinstance(child, dict) and isinstance(name := child.get("name"), str)
+            }
+            branches = {name: child for name, child in children.items() if "allBuilds" in child}
+            if children and not branches:
+                inside = ", ".join(f"{job}/{name}" for name in list(children)[:3])
+                raise JenkinsBadAnswer(
+                    f"{where} is a folder without a job of its own: set JENKINS_JOB_NAME to one in it ({inside}, ...)"
+                )
+            return tuple(
+                job_summary_of(child, job=f"{job}/{name}", asked=per_branch, where=where)
+                for name, child in branches.items()
             )
-        return tuple(
-            head_of(child, job=f"{job}/{child.get('name')}", asked=per_branch, where=where) for child in branches
-        )
+
+        return self._ask(path, f"{fields}{{0,{newest}}},jobs[name,{fields}{{0,{per_branch}}}]", read)
 
     def builds(self, job: str, *, start: int, stop: int) -> tuple[Build, ...]:
-        """Builds by their place in the history, newest first: from ``start`` up to, without, ``stop``.
+        """Builds by their place in the history, newest first: from `start` up to, without, `stop`.
 
         Raises:
             JenkinsError: Jenkins did not give them.
         """
         path = _job_path(job)
-        answer = self._json(path, tree=f"allBuilds[{BUILD_FIELDS}]{{{start},{stop}}}")
-        page = tuple(self._build(item, job=job) for item in listed(answer, "allBuilds", self.url + path))
-        check_order(page, self.url + path)
-        return page
 
-    def build(self, job: str, number: int, *, patience_seconds: float | None = None) -> Build:
+        def read(answer: JsonObject) -> tuple[Build, ...]:
+            page = tuple(self._build(item, job=job) for item in listed(answer, "allBuilds", self.url + path))
+            check_order(page, self.url + path)
+            return page
+
+        return self._ask(path, f"allBuilds[{BUILD_FIELDS}]{{{start},{stop}}}", read)
+
+    def build(self, job: str, number: int) -> Build:
         """One build.
 
         Args:
             job: full name.
             number: of the build.
-            patience_seconds: how long an outage is ridden out; default: for four attempts, and RETRY_SECONDS.
 
         Raises:
             JenkinsNotFound: there is no such build (any more).
             JenkinsError: Jenkins did not give it.
         """
-        path = f"{_job_path(job)}{number}/"
-        return self._build(self._json(path, tree=BUILD_FIELDS, patience_seconds=patience_seconds), job=job)
+        return self._ask(f"{_job_path(job)}{number}/", BUILD_FIELDS, lambda answer: self._build(answer, job=job))
 
     def start_build(self, job: str, parameters: Mapping[str, str] | None = None) -> int:
-        """Ask for a build; return the number of its queue item, for :meth:`queued_build_number`.
+        """Ask for a build; return the number of its queue item, for `queued_build_number`.
 
         Never repeated after a failure: the first request may have been heard.
 
@@ -153,15 +162,23 @@ class Jenkins:
         Raises:
             JenkinsError: Jenkins did not accept it.
         """
-        headers = self._crumb()
         path = _job_path(job) + ("buildWithParameters" if parameters else "build")
-        answer = self._send("POST", path, data=dict(parameters or {}), headers=headers)
-        item = re.search(r"/queue/item/(\d+)", answer.headers.get("Location", ""))
-        if not item:
+        answer = self._http.send_once(
+            HttpRequest(
+                method="POST",
+                path=path,
+                form=parameters,
+                headers=self._crumb(),
+                # Some versions redirect to it instead of answering 201.
+                accepts=lambda answer: 300 <= answer.status < 400 and _queue_item(answer) is not None,
+            )
+        )
+        item = _queue_item(answer)
+        if item is None:
             raise JenkinsBadAnswer(
                 f"{self.url}{path} answered {answer.status} without a queue item: look at the job's page"
             )
-        return int(item[1])
+        return item
 
     def queued_build_number(self, item: int) -> int | None:
         """The number of the build that a queue item became; None while it waits.
@@ -170,7 +187,7 @@ class Jenkins:
             JenkinsNotFound: it was cancelled, or left the queue more than five minutes ago.
             JenkinsError: Jenkins did not say.
         """
-        answer = self._json(f"queue/item/{item}/", tree="cancelled,executable[number]")
+        answer = self._ask(f"queue/item/{item}/", "cancelled,executable[number]", dict)
         if answer.get("cancelled") is True:
             raise JenkinsNotFound(f"queue item {item} of {self.url} was cancelled: start the build again")
         executable = answer.get("executable")
@@ -183,7 +200,7 @@ class Jenkins:
         https://www.jenkins.io/doc/book/security/csrf-protection/
         """
         try:
-            answer = self._json("crumbIssuer/", tree="crumb,crumbRequestField")
+            answer = self._ask("crumbIssuer/", "crumb,crumbRequestField", dict)
         except JenkinsNotFound:
             return {}
         return {str(answer.get("crumbRequestField", "Jenkins-Crumb")): str(answer.get("crumb", ""))}
@@ -193,46 +210,8 @@ class Jenkins:
         number = data.get("number") if isinstance(data, dict) else None
         return build_of(data, job=job, url=f"{where}{number}/", project=self._project, where=where)
 
-    def _json(self, path: str, *, tree: str, patience_seconds: float | None = None) -> dict[str, Any]:
-        hasty = tenacity.stop_after_attempt(4) | tenacity.stop_before_delay(RETRY_SECONDS)
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(TryAgain),
-            stop=hasty if patience_seconds is None else tenacity.stop_before_delay(patience_seconds),
-            wait=_wait,
-            reraise=True,
-        )
-        answer = retrying(self._send, "GET", f"{path}api/json", params={"tree": tree})
-        try:
-            data = json.loads(answer.body)
-        except ValueError:
-            raise explain.not_json(answer) from None
-        if not isinstance(data, dict):
-            raise explain.not_json(answer)
-        return data
-
-    def _send(self, method: str, path: str, **options: Any) -> Answer:
-        url = self.url + path
-        try:
-            with self._session.request(
-                method,
-                url,
-                allow_redirects=False,
-                stream=True,
-                timeout=(CONNECT_SECONDS, READ_SECONDS),
-                verify=self._verify,
-                **options,
-            ) as response:
-                answer = Answer(url, response.status_code, response.headers, _body(response, url))
-        except requests.exceptions.SSLError as error:
-            raise explain.untrusted(error, url) from error
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            raise explain.unreachable(error, url) from error
-        except requests.RequestException as error:
-            raise JenkinsBadAnswer(
-                f"{url} gave an answer that is no HTTP ({type(error).__name__}): is JENKINS_URL a Jenkins?"
-            ) from error
-        explain.refuse(answer, user=self._user)
-        return answer
+    def _ask(self, path: str, tree: str, read: Callable[[JsonObject], T]) -> T:
+        return self._http.ask(HttpRequest(path=f"{path}api/json", query={"tree": tree}), read)
 
 
 class JenkinsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -248,7 +227,7 @@ class JenkinsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 def job_name(text: str) -> str:
-    """The full name of a job: ``team/project``, also given as its address or with ``/job/`` in between.
+    """The full name of a job: `team/project`, also given as its address or with `/job/` in between.
 
     Args:
         text: JENKINS_JOB_NAME as users write it.
@@ -256,8 +235,12 @@ def job_name(text: str) -> str:
     Raises:
         SettingsError: it names no job.
     """
-    path = urlsplit(text.strip()).path if "://" in text else text.strip()
+    path = text.strip()
     if "://" in text:
+        try:
+            path = urlsplit(path).path
+        except ValueError:
+            path = ""
         path = path[max(path.find("/job/"), 0) :]
     segments = [segment for segment in path.split("/") if segment]
     if len(segments) % 2 == 0 and segments and all(word == "job" for word in segments[::2]):
@@ -271,21 +254,6 @@ def _job_path(job: str) -> str:
     return "".join(f"job/{quote(segment, safe='')}/" for segment in job.split("/"))
 
 
-def _wait(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, TryAgain) and error.after_seconds is not None:
-        return min(error.after_seconds, LONGEST_WAIT_SECONDS)
-    return tenacity.wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_SECONDS)(state)
-
-
-def _body(response: requests.Response, url: str) -> bytes:
-    """The whole body, within bounds of time and size, however slowly it trickles in."""
-    until = time.monotonic() + READ_SECONDS
-    body = bytearray()
-    for chunk in response.iter_content(2**16):
-        body += chunk
-        if time.monotonic() > until:
-            raise JenkinsUnavailable(f"{url} was not read in {READ_SECONDS:g} s: see how Jenkins is doing")
-        if len(body) > LARGEST_ANSWER:
-            raise JenkinsBadAnswer(f"{url} answered with more than 64 MB: is JENKINS_URL a Jenkins?")
-    return bytes(body)
+def _queue_item(answer: HttpAnswer) -> int | None:
+    item = re.search(r"/queue/item/(\d{1,18})(?!\d)", answer.headers.get("Location", ""), re.ASCII)
+    return int(item[1]) if item else None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast, get_args
 
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -69,7 +69,6 @@ class Run:
     status: RunStatus
     start_time: datetime | None
     end_time: datetime | None
-    artifact_uri: str
     params: Mapping[str, str]
     latest: Mapping[str, MetricPoint]
     tags: Mapping[str, str]
@@ -97,13 +96,12 @@ class Run:
             id=str(info["run_id"]),
             name=str(info.get("run_name", "")),
             experiment_id=str(info["experiment_id"]),
-            status=info["status"],
+            status=_status(info["status"]),
             start_time=_moment(info.get("start_time")),
             end_time=_moment(info.get("end_time")),
-            artifact_uri=str(info.get("artifact_uri", "")),
-            params={param["key"]: param.get("value", "") for param in data.get("params", [])},
-            latest={metric["key"]: MetricPoint.from_json(metric) for metric in data.get("metrics", [])},
-            tags={tag["key"]: tag.get("value", "") for tag in data.get("tags", [])},
+            params=_texts(data.get("params", [])),
+            latest={str(metric["key"]): MetricPoint.from_json(metric) for metric in data.get("metrics", [])},
+            tags=_texts(data.get("tags", [])),
             active=info.get("lifecycle_stage", "active") == "active",
         )
 
@@ -122,6 +120,17 @@ def points_page(answer: Mapping[str, Any]) -> tuple[list[MetricPoint], str]:
 def key_values(values: Mapping[str, str]) -> list[dict[str, str]]:
     """Tags or parameters as MLflow wants them."""
     return [{"key": key, "value": value} for key, value in values.items()]
+
+
+def _texts(pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Tags or parameters; MLflow leaves an empty value out."""
+    return {str(pair["key"]): str(pair.get("value", "")) for pair in pairs}
+
+
+def _status(text: object) -> RunStatus:
+    if text not in get_args(RunStatus):
+        raise ValueError(f"a run whose status is {text!r}")
+    return cast("RunStatus", text)
 
 
 def _moment(milliseconds: int | str | None) -> datetime | None:

@@ -6,15 +6,30 @@ Over REST (https://mlflow.org/docs/latest/rest-api.html), because `import mlflow
 
 from __future__ import annotations
 
+import copy
+import functools
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 from urllib.parse import quote
 
 import dagster as dg
+import requests.auth
 
-from orchestrator.errors import MlflowNotFound, MlflowRejected
+from orchestrator import names
+from orchestrator.errors import MlflowNotFound, MlflowRejected, SettingsError
+from orchestrator.resources import retry
+from orchestrator.resources.http import (
+    Address,
+    BearerToken,
+    HttpClient,
+    HttpRequest,
+    HttpServer,
+    JsonObject,
+    Method,
+    Once,
+)
 from orchestrator.resources.mlflow.answers import (
     Experiment,
     FinalStatus,
@@ -25,15 +40,13 @@ from orchestrator.resources.mlflow.answers import (
     points_page,
     runs_page,
 )
-from orchestrator.resources.mlflow.http import MlflowHttp
+from orchestrator.resources.mlflow.errors import explain
 from orchestrator.resources.mlflow.search import conditions_on, search_body
+from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import MlflowSettings
 from orchestrator.settings.source import Settings
 
-__all__ = ["Experiment", "FinalStatus", "MetricPoint", "Mlflow", "MlflowResource", "Run", "RunStatus"]
-
-PATIENCE_SECONDS = 75.0
-REASON_TAG = "orchestrator.reason"
+T = TypeVar("T")
 
 # Limits that all of MLflow's stores keep (see "Log Batch" and "Data Structures" of its REST API).
 TAG_BYTES = 5000
@@ -45,20 +58,34 @@ POINTS_PER_PAGE = 10_000
 class Mlflow:
     """A client of one MLflow tracking server.
 
-    Connection errors, timeouts, 429 and 5xx are ridden out for `patience_seconds`; nothing else is tried
-    again. Each method raises, besides what it names, MlflowUnavailable after that time, MlflowRefused
-    for 401 and 403, and MlflowError for a server that is not MLflow.
+    An outage (no connection, a timeout, 408, 429, 5xx, a proxy's page) is ridden out as its policy says; nothing
+    else is tried again. Each method raises, besides what it names, MlflowUnavailable after that time,
+    MlflowRefused for 401, 403 and a login page, and MlflowError for a server that is not MLflow.
 
     Args:
         settings: the server and the login.
-        patience_seconds: how long one call rides out an outage; may be changed at any time.
+        policy: how long one call rides out an outage.
 
     Raises:
         SettingsError: MLFLOW_TRACKING_URI or MLFLOW_TRACKING_SERVER_CERT_PATH is wrong.
     """
 
-    def __init__(self, settings: MlflowSettings, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        self._http = MlflowHttp(settings, patience_seconds=patience_seconds)
+    def __init__(self, settings: MlflowSettings, *, policy: RetryPolicy = retry.MLFLOW) -> None:
+        address = Address.parse(
+            settings.tracking_uri,
+            setting="MLFLOW_TRACKING_URI",
+            example="http://mlflow.example.com:5000",
+            why=": the training runs on another machine, which reaches no file or database of this one; "
+            "start one with `mlflow server`",
+        )
+        server = HttpServer(
+            address=address,
+            setting="MLFLOW_TRACKING_URI",
+            auth=_login(settings, address),
+            ca_bundle=settings.ca_bundle,
+            ca_setting="MLFLOW_TRACKING_SERVER_CERT_PATH",
+        )
+        self._http = HttpClient(server, policy=policy, explain=functools.partial(explain, uri=address.uri))
 
     def __enter__(self) -> Self:
         return self
@@ -78,13 +105,15 @@ class Mlflow:
         return self._http.uri
 
     @property
-    def patience_seconds(self) -> float:
+    def policy(self) -> RetryPolicy:
         """How long one call rides out an outage."""
-        return self._http.patience_seconds
+        return self._http.policy
 
-    @patience_seconds.setter
-    def patience_seconds(self, seconds: float) -> None:
-        self._http.patience_seconds = seconds
+    def with_policy(self, policy: RetryPolicy) -> Self:
+        """A client of the same session that is more or less patient."""
+        client = copy.copy(self)
+        client._http = self._http.with_policy(policy)
+        return client
 
     def experiment(self, experiment_id: str) -> Experiment:
         """Read an experiment.
@@ -94,7 +123,7 @@ class Mlflow:
         """
         query = {"experiment_id": experiment_id}
         try:
-            experiment = self._http.call("GET", "experiments/get", query, Experiment.from_json)
+            experiment = self._get("experiments/get", query, Experiment.from_json)
         except (MlflowNotFound, MlflowRejected) as error:
             named = self._experiment_named(experiment_id)
             if named is not None:
@@ -135,7 +164,7 @@ class Mlflow:
         page_token = ""
         while True:
             search = search_body(experiment_id, conditions, page_token)
-            runs, page_token = self._http.call("POST", "runs/search", search, runs_page)
+            runs, page_token = self._post("runs/search", search, runs_page)
             for run in runs:
                 if run.has(tags) and (not statuses or run.status in statuses):
                     yield run
@@ -158,16 +187,16 @@ class Mlflow:
         search = search_body(experiment_id, [*conditions_on(tags), f"attributes.start_time = {start_time}"])
         tried = False
 
-        def attempt() -> Run:
+        def attempt(once: Once) -> Run:
             nonlocal tried
             if tried:
-                runs, _ = self._http.once("POST", "runs/search", search, runs_page)
+                runs, _ = once(_request("POST", "runs/search", search), runs_page)
                 if run := next((run for run in runs if run.has(tags)), None):
                     return run
             tried = True
-            return self._http.once("POST", "runs/create", new, Run.from_json)
+            return once(_request("POST", "runs/create", new), Run.from_json)
 
-        return self._http.patiently(attempt)
+        return self._http.repeat(attempt)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags on a run; values longer than 5000 bytes are cut.
@@ -187,30 +216,22 @@ class Mlflow:
         """
         self._log_batch(run_id, "params", {key: _cut(value, PARAM_BYTES) for key, value in params.items()})
 
-    def finish(
-        self, run_id: str, status: FinalStatus, *, reason: str = "", patience_seconds: float | None = None
-    ) -> Run:
+    def finish(self, run_id: str, status: FinalStatus, *, reason: str = "") -> Run:
         """End a run now, and return it as it then is.
 
         Args:
             run_id: the run.
             status: how it ended.
             reason: one sentence for people, kept in the tag `orchestrator.reason`.
-            patience_seconds: how long each of its calls rides out an outage; default: as ever.
 
         Raises:
             MlflowNotFound: there is no such run.
             MlflowRejected: the run was deleted.
         """
-        usual = self.patience_seconds
-        self.patience_seconds = usual if patience_seconds is None else patience_seconds
-        try:
-            if reason:
-                self.set_tags(run_id, {REASON_TAG: reason})
-            self._http.call("POST", "runs/update", {"run_id": run_id, "status": status, "end_time": _now()}, dict)
-            return self.run(run_id)
-        finally:
-            self.patience_seconds = usual
+        if reason:
+            self.set_tags(run_id, {names.MlflowTag.REASON: reason})
+        self._post("runs/update", {"run_id": run_id, "status": status, "end_time": _now()}, dict)
+        return self.run(run_id)
 
     def run(self, run_id: str) -> Run:
         """Read a run.
@@ -219,7 +240,7 @@ class Mlflow:
             MlflowNotFound: there is no such run, or it was deleted.
         """
         try:
-            run = self._http.call("GET", "runs/get", {"run_id": run_id}, Run.from_json)
+            run = self._get("runs/get", {"run_id": run_id}, Run.from_json)
         except MlflowNotFound as error:
             sentence = f"no run with ID {run_id} on {self.uri}: it is on another server, or was removed for good"
             raise MlflowNotFound(sentence) from error
@@ -241,8 +262,8 @@ class Mlflow:
         query: dict[str, object] = {"run_id": run_id, "metric_key": key, "max_results": POINTS_PER_PAGE}
         points: list[MetricPoint] = []
         while len(points) < limit:
-            more, page_token = self._http.call("GET", "metrics/get-history", query, points_page)
-            points += more
+            page, page_token = self._get("metrics/get-history", query, points_page)
+            points += page
             if not page_token:
                 break
             query["page_token"] = page_token
@@ -255,7 +276,7 @@ class Mlflow:
     def _experiment_named(self, name: str) -> Experiment | None:
         query = {"experiment_name": name}
         try:
-            experiment = self._http.call("GET", "experiments/get-by-name", query, Experiment.from_json)
+            experiment = self._get("experiments/get-by-name", query, Experiment.from_json)
         except (MlflowNotFound, MlflowRejected):
             return None
         return experiment if experiment.active else None
@@ -264,13 +285,17 @@ class Mlflow:
         pairs = key_values(values)
         for first in range(0, len(pairs), VALUES_PER_REQUEST):
             batch = pairs[first : first + VALUES_PER_REQUEST]
-            self._http.call("POST", "runs/log-batch", {"run_id": run_id, kind: batch}, dict)
+            self._post("runs/log-batch", {"run_id": run_id, kind: batch}, dict)
+
+    def _get(self, endpoint: str, query: Mapping[str, object], read: Callable[[JsonObject], T]) -> T:
+        return self._http.ask(_request("GET", endpoint, query), read)
+
+    def _post(self, endpoint: str, fields: Mapping[str, object], read: Callable[[JsonObject], T]) -> T:
+        return self._http.ask(_request("POST", endpoint, fields), read)
 
 
 class MlflowResource(dg.ConfigurableResource[Mlflow]):
-    """Hands out clients that ride out an outage of MLflow of `patience_seconds` in each call."""
-
-    patience_seconds: float = PATIENCE_SECONDS
+    """MLflow, for Dagster: connects when asked, with the settings of that moment."""
 
     def connect(self, settings: Settings) -> Mlflow:
         """A client for one pipeline's settings.
@@ -278,7 +303,36 @@ class MlflowResource(dg.ConfigurableResource[Mlflow]):
         Raises:
             SettingsError: names what is missing or wrong in them.
         """
-        return Mlflow(settings.read(MlflowSettings), patience_seconds=self.patience_seconds)
+        return Mlflow(settings.read(MlflowSettings))
+
+
+def _request(method: Method, endpoint: str, fields: Mapping[str, object]) -> HttpRequest:
+    """A request that may safely be sent twice.
+
+    Args:
+        method: GET sends the fields as query, POST as JSON.
+        endpoint: below `/api/2.0/mlflow/`, see https://mlflow.org/docs/latest/rest-api.html.
+        fields: of the request.
+    """
+    path = f"api/2.0/mlflow/{endpoint}"
+    if method == "GET":
+        return HttpRequest(method=method, path=path, query={key: str(value) for key, value in fields.items()})
+    return HttpRequest(method=method, path=path, json=fields)
+
+
+def _login(settings: MlflowSettings, address: Address) -> requests.auth.AuthBase | None:
+    """The login, in the order in which MLflow's own client looks for one."""
+    username = settings.username or address.username
+    password = settings.password.get_secret_value() if settings.password else address.password
+    if username and password:
+        # Bytes, because requests would encode text as Latin-1.
+        return requests.auth.HTTPBasicAuth(username.encode(), password.encode())
+    if settings.token:
+        token = settings.token.get_secret_value().strip()
+        if not token.isascii() or not token.isprintable():
+            raise SettingsError("MLFLOW_TRACKING_TOKEN has characters in it that no token has: copy it once more")
+        return BearerToken(token)
+    return None
 
 
 def _cut(value: str, size: int) -> str:

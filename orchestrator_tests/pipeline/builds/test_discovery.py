@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from orchestrator.errors import JenkinsBadAnswer, JenkinsError, JenkinsNotFound
 from orchestrator.pipeline.builds.cursor import Cursor
-from orchestrator.pipeline.builds.discovery import Limits, Settled, tick
-from orchestrator.resources.jenkins.answers import Build
+from orchestrator.pipeline.builds.discovery import Limits, TickResult, discover
+from orchestrator.resources.jenkins import Build
 from orchestrator_tests.support.jenkins_model import Job, Model
 
 RESULTS = ("SUCCESS", "SUCCESS", "UNSTABLE", "FAILURE", "ABORTED", "NOT_BUILT")
@@ -28,8 +28,8 @@ class Watch:
         self.launched: list[Build] = []
         self.registered: list[Build] = []
 
-    def evaluate(self, *, unstable: bool = False) -> Settled:
-        return tick(
+    def evaluate(self, *, unstable: bool = False) -> TickResult:
+        return discover(
             self.model,
             Cursor.model_validate_json(self.cursor) if self.cursor else None,
             job=self.model.job,
@@ -38,7 +38,7 @@ class Watch:
             clock=lambda: float(self.model.requests),
         )
 
-    def keep(self, settled: Settled) -> Settled:
+    def keep(self, settled: TickResult) -> TickResult:
         self.cursor = settled.cursor.dump()
         self.launched += settled.launch
         self.registered += settled.register
@@ -357,6 +357,37 @@ def test_only_so_many_vanished_branches_are_remembered(branches: Model) -> None:
     branches.hidden = set(branches.jobs)
     watch.tick()
     assert set(Cursor.model_validate_json(watch.cursor or "").jobs) == {"team/churn/feature%2Fx"}
+
+
+STORED = (
+    '{"job":"team/churn","jobs":{"team/churn/main":{"newest":13,"latest":1700000020000,"pending":{"13":1700000020000},'
+    '"gaps":[{"high":10,"low":8,"since":1700000007000,"skip":2,"launch":true},{"high":4,"skip":8,"search":true}]},'
+    '"team/churn/feature%2Fx":{"newest":7,"latest":1700000014000,"gaps":[{"high":7,"search":true}]}},"searching":true}',
+    '{"job":"team/churn","jobs":{"team/churn":{"newest":10,"latest":1700000010000,"pending":{"10":1700000010000},'
+    '"gaps":[{"high":6,"skip":1,"back":2,"search":true}]}},"searching":true}',
+    '{"job":"team/churn","jobs":{"team/churn/main":{"newest":4,"latest":1700000004000,"gaps":[{"high":1,"skip":2}]},'
+    '"team/churn/feature%2Fx":{"newest":4,"latest":1700000008000,"gaps":[{"high":4,"search":true}]}},"searching":true,'
+    '"first":{"number":2,"timestamp":1700000002000,"result":"SUCCESS","job":"team/churn/main","duration_ms":1234,'
+    '"url":"http://jenkins.example.com/job/team/job/churn/job/main/2/",'
+    '"commit":"0123456789abcdef0123456789abcdef01234567","branch":"main",'
+    '"repository":"git://git.example.com/churn.git","parameters":{"alpha":"0.5"}}}',
+)
+"""Cursors as an earlier version wrote them, and as they stand in users' sensors."""
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_a_cursor_of_an_earlier_version_is_read_and_written_as_it_was(stored: str) -> None:
+    cursor = Cursor.model_validate_json(stored)
+    assert cursor.dump() == stored
+    assert any(job.unread for job in cursor.jobs.values())
+
+
+def test_a_cursor_of_an_earlier_version_means_what_it_meant() -> None:
+    (stretch,) = Cursor.model_validate_json(STORED[1]).jobs["team/churn"].unread
+    assert (stretch.high, stretch.skip, stretch.correction, stretch.awaits_success) == (6, 1, 2, True)
+    newest_success = Cursor.model_validate_json(STORED[2]).newest_success
+    assert newest_success is not None
+    assert newest_success.name == "team/churn/main #2"
 
 
 def test_another_job_name_begins_anew(model: Model, watch: Watch) -> None:

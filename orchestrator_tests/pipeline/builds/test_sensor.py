@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import dagster as dg
 import pytest
@@ -14,15 +12,12 @@ from pydantic import SecretStr
 from orchestrator import names
 from orchestrator.errors import (
     BuildUnusable,
-    JenkinsBadAnswer,
     JenkinsNotFound,
     JenkinsRefused,
     JenkinsUnavailable,
     SettingsError,
 )
-from orchestrator.pipeline.builds import sensor as builds
-from orchestrator.pipeline.builds.discovery import Limits
-from orchestrator.pipeline.builds.sensor import (
+from orchestrator.pipeline.builds import (
     builds_partitions,
     find_build,
     jenkins_build_spec,
@@ -30,15 +25,17 @@ from orchestrator.pipeline.builds.sensor import (
     partition_key,
     recorded_build,
 )
-from orchestrator.resources.jenkins import client
-from orchestrator.resources.jenkins.answers import Build
-from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource
-from orchestrator.resources.jenkins.errors import Answer
+from orchestrator.pipeline.builds.discovery import Limits
+from orchestrator.resources import retry
+from orchestrator.resources.jenkins import Build, Jenkins, JenkinsResource
+from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import Settings
-from orchestrator_sandbox.proxy import HTML_PAGE, REFUSED, FaultyProxy
+from orchestrator_sandbox.proxy import HTML_PAGE, HUNG_UP, FaultyProxy
 from orchestrator_tests.support.dagster_internals import SensorExecutionData
 from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model, served
+
+SHORT = RetryPolicy(total_seconds=0.1, connect_seconds=5, answer_seconds=10, first_pause_seconds=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +58,7 @@ def model() -> Model:
 
 
 @pytest.fixture
-def url(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.01)
+def url(model: Model) -> Iterator[str]:
     with served(model) as url:
         yield url
 
@@ -310,15 +306,14 @@ def test_a_build_that_jenkins_deleted_is_found_in_the_record(
 
 
 def test_a_build_is_found_in_the_record_while_jenkins_is_away(
-    model: Model, daemon: Daemon, settings: JenkinsSettings, monkeypatch: pytest.MonkeyPatch
+    model: Model, daemon: Daemon, settings: JenkinsSettings
 ) -> None:
-    monkeypatch.setattr(builds, "PATIENCE_SECONDS", 0.1)
     build = model.add()
     daemon.tick()
-    with Jenkins(settings.model_copy(update={"url": "http://127.0.0.1:1/"})) as nowhere:
+    with Jenkins(at(settings, "http://127.0.0.1:1/"), policy=SHORT) as nowhere:
         assert find_build(nowhere, daemon.instance, "churn", "1", settings) == build
         with pytest.raises(JenkinsUnavailable):
-            find_build(nowhere, daemon.instance, "churn", "2", settings)
+            find_build(nowhere, daemon.instance, "churn", "2", settings, outage=SHORT)
 
 
 def test_a_build_is_found_in_the_record_while_a_proxy_shows_a_page_instead(
@@ -326,41 +321,24 @@ def test_a_build_is_found_in_the_record_while_a_proxy_shows_a_page_instead(
 ) -> None:
     build = model.add()
     daemon.tick()
-    with FaultyProxy() as proxy, proxy.faulty(HTML_PAGE), Jenkins(at(settings, proxy.url)) as page:
+    with FaultyProxy() as proxy, proxy.faulty(HTML_PAGE), Jenkins(at(settings, proxy.url), policy=SHORT) as page:
         assert find_build(page, daemon.instance, "churn", "1", settings) == build
-        with pytest.raises(JenkinsBadAnswer, match="a web page"):
-            find_build(page, daemon.instance, "churn", "2", settings)
+        with pytest.raises(JenkinsUnavailable, match="a web page"):
+            find_build(page, daemon.instance, "churn", "2", settings, outage=SHORT)
 
 
 def test_a_run_without_a_record_waits_for_a_jenkins_that_is_away(
-    model: Model, daemon: Daemon, settings: JenkinsSettings, monkeypatch: pytest.MonkeyPatch
+    model: Model, daemon: Daemon, settings: JenkinsSettings
 ) -> None:
     build = model.add()
-    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.05)
-    with FaultyProxy() as proxy, ExitStack() as away:
-        proxy.upstream = settings.url.rstrip("/")
-        away.enter_context(proxy.faulty(REFUSED))
-        with Counting(at(settings, proxy.url), enough=8, then=away.close) as asked:
-            assert find_build(asked, daemon.instance, "churn", "1", settings) == build
+    outage = replace(retry.JENKINS_FOR_A_RUN, first_pause_seconds=0.01, longest_pause_seconds=0.05)
+    with FaultyProxy(settings.url) as proxy, Jenkins(at(settings, proxy.url)) as asked:
+        proxy.faults.extend([HUNG_UP] * 8)
+        assert find_build(asked, daemon.instance, "churn", "1", settings, outage=outage) == build
 
 
 def at(settings: JenkinsSettings, url: str) -> JenkinsSettings:
     return settings.model_copy(update={"url": url})
-
-
-class Counting(Jenkins):
-    """Counts its requests; after enough of them, lets something happen."""
-
-    def __init__(self, settings: JenkinsSettings, *, enough: int, then: Callable[[], None]) -> None:
-        super().__init__(settings)
-        self._left = enough
-        self._then = then
-
-    def _send(self, method: str, path: str, **options: Any) -> Answer:
-        self._left -= 1
-        if self._left == 0:
-            self._then()
-        return super()._send(method, path, **options)
 
 
 def test_a_number_that_belongs_to_another_build_by_now_means_the_recorded_one(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from orchestrator.pipeline.builds.sensor import jenkins_build_key, partition_key
+from orchestrator.pipeline.builds import jenkins_build_key, partition_key
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator_tests.support.attempts import World
 

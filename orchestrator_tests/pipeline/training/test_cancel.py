@@ -16,12 +16,11 @@ import pytest
 from orchestrator import names
 from orchestrator.errors import TrainingFailed
 from orchestrator.pipeline.training import lease
-from orchestrator.pipeline.training import mlflow_run as tracking
 from orchestrator.pipeline.training.cancellation import Cancellation
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2
-from orchestrator.resources.jenkins.answers import Build
-from orchestrator.resources.mlflow.client import Mlflow
+from orchestrator.resources.jenkins import Build
+from orchestrator.resources.mlflow import Mlflow
 from orchestrator_sandbox.proxy import HUNG_UP, REFUSED, FaultyProxy, Request
 from orchestrator_tests.support import attempts
 from orchestrator_tests.support.asset_runs import train
@@ -156,7 +155,7 @@ def test_a_worker_interrupts_itself_once_and_never_while_it_cleans_up(
 
 def test_a_cancel_does_not_wait_long_for_an_mlflow_that_is_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "Mlflow", lambda settings, **_: Mlflow(settings))
-    monkeypatch.setattr(tracking, "CLOSING_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "MLFLOW_CLOSING", retry.MLFLOW_CLOSING.with_total(0.5))
     program = world.script("begins", f"#!/bin/sh\necho begun\n{SLEEPS}")
     with FaultyProxy(world.mlflow_server.url) as mlflow:
 

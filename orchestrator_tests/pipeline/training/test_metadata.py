@@ -56,7 +56,6 @@ def trained(metrics: dict[str, float], params: dict[str, str] | None = None, ste
         status="FINISHED",
         start_time=datetime.now(UTC),
         end_time=datetime.now(UTC),
-        artifact_uri="mlflow-artifacts:/3/a1b2/artifacts",
         params=params or {},
         latest={key: MetricPoint(value, step, 0) for key, value in metrics.items()},
         tags={},

@@ -16,10 +16,13 @@ import requests
 from orchestrator import names
 from orchestrator.definitions import shared
 from orchestrator.errors import BuildBusy, MlflowNotFound
-from orchestrator.pipeline.builds.sensor import jenkins_build_key
+from orchestrator.pipeline.builds import jenkins_build_key
 from orchestrator.pipeline.component import TrainingPipeline
 from orchestrator.pipeline.training.attempt import Attempt
-from orchestrator.resources.mlflow.client import MlflowResource
+from orchestrator.resources import retry
+from orchestrator.resources.mlflow import Mlflow, MlflowResource
+from orchestrator.settings.groups import MlflowSettings
+from orchestrator.settings.source import Settings
 from orchestrator_sandbox.proxy import REFUSED, FaultyProxy, Request
 from orchestrator_tests.support.asset_runs import JOB, MODEL
 from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
@@ -138,10 +141,17 @@ def test_what_is_recorded_when_the_tag_of_the_dead_run_was_lost_is_the_finished_
     attempt.close()
 
 
+class ImpatientMlflow(MlflowResource):
+    """Waits for no outage, unless somebody asks for it."""
+
+    def connect(self, settings: Settings) -> Mlflow:
+        return Mlflow(settings.read(MlflowSettings), policy=retry.MLFLOW.with_total(0))
+
+
 def training_job() -> dg.JobDefinition:
     """The pipeline's job; its MLflow client waits for no longer than MLFLOW_PATIENCE_MINUTES says."""
     pipeline = TrainingPipeline(name="churn").build_defs(dg.ComponentTree.for_test().load_context)
-    resources = {**(shared().resources or {}), names.ResourceKey.MLFLOW: MlflowResource(patience_seconds=0)}
+    resources = {**(shared().resources or {}), names.ResourceKey.MLFLOW: ImpatientMlflow()}
     return dg.Definitions.merge(pipeline, dg.Definitions(resources=resources)).resolve_job_def(JOB)
 
 

@@ -34,16 +34,26 @@ from orchestrator.errors import (
     JenkinsUnavailable,
     SettingsError,
 )
-from orchestrator.pipeline.builds.discovery import tick
-from orchestrator.resources.jenkins import client
-from orchestrator.resources.jenkins.answers import Build, build_of
+from orchestrator.pipeline.builds.discovery import discover
+from orchestrator.resources.jenkins import Build, Jenkins, JenkinsResource, job_name
+from orchestrator.resources.jenkins.answers import build_of, build_summary_of, job_summary_of
 from orchestrator.resources.jenkins.checkout import branch_name, repository_key, without_credentials
-from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource, job_name
+from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import Settings
 from orchestrator_sandbox.web import HandlerServer
 from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model, build_json, served
+from orchestrator_tests.support.raw_http import raw_server
 
+SHORT = RetryPolicy(
+    total_seconds=30,
+    connect_seconds=5,
+    answer_seconds=10,
+    first_pause_seconds=0.01,
+    longest_pause_seconds=0.01,
+    max_attempts=4,
+)
+TRICKLES = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
 SHA = "a" * 40
 OTHER = "b" * 40
 
@@ -124,9 +134,8 @@ def of(url: str, *, job: str = "team/churn", **more: Any) -> JenkinsSettings:
 
 
 @pytest.fixture
-def jenkins(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jenkins]:
-    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.01)
-    with Jenkins(of(f"{stub.url}/ci")) as jenkins:
+def jenkins(stub: Stub) -> Iterator[Jenkins]:
+    with Jenkins(of(f"{stub.url}/ci"), policy=SHORT) as jenkins:
         yield jenkins
 
 
@@ -193,22 +202,22 @@ def test_a_page_of_builds_is_asked_for_by_range(stub: Stub, jenkins: Jenkins) ->
 
 def test_one_request_serves_plain_and_multibranch_jobs(stub: Stub, jenkins: Jenkins) -> None:
     stub.say({"nextBuildNumber": 8, "allBuilds": [a_build()]})
-    (head,) = jenkins.heads("team/churn", newest=20, per_branch=2)
+    (head,) = jenkins.job_summaries("team/churn", newest=20, per_branch=2)
     assert (head.job, head.next_number, head.newest[0].number, head.whole) == ("team/churn", 8, 7, True)
     branch = {"nextBuildNumber": 9, "allBuilds": [a_build(number=8, building=True, result=None), a_build()]}
     stub.say({"jobs": [{"name": "main", **branch}, {"name": "feature%2Fx", **branch}, {"name": "a folder"}]})
-    heads = jenkins.heads("team/churn", newest=20, per_branch=2)
+    heads = jenkins.job_summaries("team/churn", newest=20, per_branch=2)
     assert [head.job for head in heads] == ["team/churn/main", "team/churn/feature%2Fx"]
     assert [build.finished for build in heads[0].newest] == [False, True]
     assert not heads[0].whole
     stub.say({"jobs": []})
-    assert jenkins.heads("team/churn", newest=20, per_branch=2) == ()
+    assert jenkins.job_summaries("team/churn", newest=20, per_branch=2) == ()
 
 
 def test_a_folder_is_no_job(stub: Stub, jenkins: Jenkins) -> None:
     stub.say({"jobs": [{"name": "churn"}]})
     with pytest.raises(JenkinsBadAnswer, match=r"set JENKINS_JOB_NAME to one in it \(team/churn,"):
-        jenkins.heads("team", newest=1, per_branch=1)
+        jenkins.job_summaries("team", newest=1, per_branch=1)
 
 
 @pytest.mark.parametrize(
@@ -264,10 +273,7 @@ def test_the_resource_reads_the_settings_of_the_moment() -> None:
         (Reply(302, headers={"Location": "/login?from=%2Fci"}), JenkinsRefused, "login page, http://.*/login:"),
         (Reply(302, headers={"Location": "https://127.0.0.1/ci/"}), JenkinsBadAnswer, "JENKINS_URL to the https"),
         (Reply(301, headers={"Location": "/jenkins/"}), JenkinsBadAnswer, "set JENKINS_URL to the address"),
-        (Reply(body=b"<!DOCTYPE html><p>Hi"), JenkinsBadAnswer, "a web page .HTML. where a JSON"),
         (Reply(body=b'<html><input name="j_username">'), JenkinsRefused, "login page"),
-        (Reply(body=b'{"allBuilds": [{"number"'), JenkinsBadAnswer, "broken JSON"),
-        (Reply(body=b""), JenkinsBadAnswer, "with nothing where"),
         (Reply(body=b"[1]"), JenkinsBadAnswer, "JSON of another shape"),
     ],
 )  # fmt: skip
@@ -281,92 +287,56 @@ def test_what_cannot_get_better_is_explained_and_not_repeated(
     assert "s3cret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("reply", [Reply(429), Reply(500), Reply(503), Reply(hang_up=True)])
-def test_what_may_get_better_is_asked_again(stub: Stub, jenkins: Jenkins, reply: Reply) -> None:
-    stub.say(reply, reply, {"allBuilds": []})
-    assert jenkins.builds("team/churn", start=0, stop=1) == ()
-    assert len(stub.asked) == 3
-
-
-def test_patience_ends(stub: Stub, jenkins: Jenkins) -> None:
-    stub.say(Reply(503))
-    with pytest.raises(JenkinsUnavailable, match=r"503 from .*overloaded, starting or down"):
+@pytest.mark.parametrize(
+    ("reply", "kind", "words"),
+    [
+        (Reply(503), JenkinsUnavailable, "503 from .*overloaded, starting or down"),
+        (Reply(hang_up=True), JenkinsUnavailable, "no connection to .*JENKINS_URL"),
+        (Reply(body=b"<!DOCTYPE html><p>Hi"), JenkinsUnavailable, "a web page .HTML. where a JSON"),
+        (Reply(body=b'{"allBuilds": [{"number"'), JenkinsBadAnswer, "broken JSON"),
+        (Reply(body=b""), JenkinsBadAnswer, "with nothing where"),
+    ],
+)
+def test_what_may_get_better_is_explained_when_it_does_not(
+    stub: Stub, jenkins: Jenkins, reply: Reply, kind: type[JenkinsError], words: str
+) -> None:
+    stub.say(reply)
+    with pytest.raises(kind, match=words):
         jenkins.builds("team/churn", start=0, stop=1)
-    assert len(stub.asked) == 4
+    assert len(stub.asked) == SHORT.max_attempts
 
 
-@pytest.mark.parametrize("after", ["0", "3600", "Wed, 21 Oct 2065 07:28:00 GMT", "soon"])
-def test_retry_after_is_honoured_within_bounds(stub: Stub, jenkins: Jenkins, after: str) -> None:
-    stub.say(Reply(429, headers={"Retry-After": after}), {"allBuilds": []})
-    assert jenkins.builds("team/churn", start=0, stop=1) == ()
-
-
-def test_no_server_at_all_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.01)
+def test_no_server_at_all_is_explained() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/"
         with (
-            Jenkins(of(address)) as jenkins,
+            Jenkins(of(address), policy=SHORT) as jenkins,
             pytest.raises(JenkinsUnavailable, match=r"Connection refused.*JENKINS_URL"),
         ):
             jenkins.build("team/churn", 1)
 
 
-def test_a_server_that_says_nothing_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "READ_SECONDS", 0.1)
-    monkeypatch.setattr(client, "RETRY_SECONDS", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        with Jenkins(of(address)) as jenkins, pytest.raises(JenkinsUnavailable, match=r"no answer from .* in time"):
-            jenkins.build("team/churn", 1)
-
-
-def test_an_answer_without_end_is_left(stub: Stub, jenkins: Jenkins, monkeypatch: pytest.MonkeyPatch) -> None:
-    stub.say(Reply(body=b" " * 100_000))
-    monkeypatch.setattr(client, "LARGEST_ANSWER", 1000)
-    with pytest.raises(JenkinsBadAnswer, match="more than"):
+@pytest.mark.parametrize(
+    ("begun", "words"), [([], "no answer from .* in time"), ([TRICKLES], "no whole answer from .* in time")]
+)
+def test_a_server_that_says_nothing_more_is_left(begun: list[bytes], words: str) -> None:
+    policy = RetryPolicy(total_seconds=0, connect_seconds=5, answer_seconds=0.1)
+    with (
+        raw_server(*begun, then=b" ") as server,
+        Jenkins(of(server.url), policy=policy) as jenkins,
+        pytest.raises(JenkinsUnavailable, match=words),
+    ):
         jenkins.build("team/churn", 1)
 
 
-def test_an_answer_that_trickles_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "READ_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def trickle() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-                with contextlib.suppress(OSError):  # the client hangs up, which ends this
-                    while True:
-                        connection.sendall(b"1\r\n \r\n")
-
-        thread = threading.Thread(target=trickle, daemon=True)
-        thread.start()
-        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        with Jenkins(of(address)) as jenkins, pytest.raises(JenkinsUnavailable, match="was not read in"):
-            jenkins.build("team/churn", 1)
-        thread.join(5)
-
-
-def test_a_server_that_speaks_no_http_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.01)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def banner() -> None:
-            for _ in range(4):
-                connection, _ = server.accept()
-                with connection:
-                    connection.recv(4096)
-                    connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
-
-        thread = threading.Thread(target=banner, daemon=True)
-        thread.start()
-        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        with Jenkins(of(address)) as jenkins, pytest.raises(JenkinsError, match="JENKINS_URL"):
-            jenkins.build("team/churn", 1)
-        thread.join(5)
+def test_a_server_that_speaks_no_http_is_explained() -> None:
+    with (
+        raw_server(b"SSH-2.0-OpenSSH_9.6\r\n") as server,
+        Jenkins(of(server.url), policy=SHORT) as jenkins,
+        pytest.raises(JenkinsError, match="JENKINS_URL"),
+    ):
+        jenkins.build("team/churn", 1)
 
 
 # --- TLS ------------------------------------------------------------------------------------------------
@@ -422,7 +392,7 @@ def test_a_private_certificate_is_accepted_with_its_ca(
 
 
 def test_a_ca_bundle_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"JENKINS_CA_BUNDLE=.*there is no such file"):
+    with pytest.raises(SettingsError, match="JENKINS_CA_BUNDLE: there is no file"):
         Jenkins(of("https://ci.example.com", ca_bundle=tmp_path / "none.pem"))
 
 
@@ -551,7 +521,7 @@ def test_a_build_survives_being_recorded() -> None:
 def test_json_of_another_shape_is_a_bad_answer(stub: Stub, jenkins: Jenkins, answer: object) -> None:
     stub.say(answer)
     with pytest.raises(JenkinsBadAnswer, match="JENKINS_URL"):
-        jenkins.heads("team/churn", newest=20, per_branch=2)
+        jenkins.job_summaries("team/churn", newest=20, per_branch=2)
 
 
 anything = st.recursive(
@@ -575,6 +545,37 @@ anything = st.recursive(
 def test_odd_actions_never_break_a_build(actions: object, project: str | None) -> None:
     odd = actions if isinstance(actions, list) else [actions]
     assert read(a_build(*odd), project=project).number == 7
+
+
+@given(data=anything | st.fixed_dictionaries({"number": anything, "timestamp": anything, "allBuilds": anything}))
+def test_any_json_is_a_build_or_a_bad_answer(data: object) -> None:
+    for reader in (
+        lambda: build_summary_of(data, where="http://j/"),
+        lambda: read(data),
+        lambda: read({**a_build(), "actions": data, "url": data}),
+        lambda: job_summary_of(data, job="team/churn", asked=2, where="http://j/"),
+    ):
+        with contextlib.suppress(JenkinsBadAnswer):
+            reader()
+
+
+def test_a_branch_without_a_name_is_left_out(stub: Stub, jenkins: Jenkins) -> None:
+    branch = {"nextBuildNumber": 9, "allBuilds": [a_build()]}
+    stub.say({"jobs": [{"name": "main", **branch}, {"name": 7, **branch}, branch, None]})
+    (summary,) = jenkins.job_summaries("team/churn", newest=20, per_branch=2)
+    assert summary.job == "team/churn/main"
+
+
+@given(remote=st.text() | st.builds("https://[{}".format, st.text()))
+def test_any_text_may_be_a_remote(remote: str) -> None:
+    assert repository_key(remote) == repository_key(remote).lower()
+    assert read(a_build(git(SHA, remote)), project=remote).number == 7
+
+
+@given(text=st.text() | st.builds("https://{}".format, st.text()))
+def test_any_text_names_a_job_or_is_a_wrong_setting(text: str) -> None:
+    with contextlib.suppress(SettingsError):
+        assert job_name(text)
 
 
 # --- starting a build -----------------------------------------------------------------------------------
@@ -637,11 +638,11 @@ def test_a_known_history_of_ten_thousand_builds_costs_one_request_under_50_kb(mu
         served(model) as url,
         Jenkins(JenkinsSettings(url=url, user="ci", token=SecretStr("t0ken"), job=model.job)) as jenkins,
     ):
-        settled = tick(model, None, job=model.job)
+        settled = discover(model, None, job=model.job)
         while settled.unread:
-            settled = tick(model, settled.cursor, job=model.job)
+            settled = discover(model, settled.cursor, job=model.job)
         model.requests = model.bytes_sent = 0
-        settled = tick(jenkins, settled.cursor, job=model.job)
+        settled = discover(jenkins, settled.cursor, job=model.job)
     assert (settled.register, settled.unread) == ((), False)
     assert model.requests == 1
     assert model.bytes_sent < 50_000

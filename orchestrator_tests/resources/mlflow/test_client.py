@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import MlflowNotFound, MlflowRejected
-from orchestrator.resources.mlflow.client import Mlflow, MlflowResource, Run
+from orchestrator.resources import retry
+from orchestrator.resources.mlflow import Mlflow, MlflowResource, Run
 from orchestrator.settings.source import Settings
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.proxy import ANSWER_LOST, HUNG_UP, FaultyProxy
@@ -79,17 +80,15 @@ class TestRuns:
         assert read.start_time is not None
         assert datetime.now(UTC) - read.start_time < timedelta(minutes=1)
         assert read.end_time is None
-        assert read.artifact_uri.endswith(f"/{run.id}/artifacts")
 
     def test_its_page_is_where_mlflow_shows_it(self, mlflow: Mlflow, run: Run) -> None:
         assert mlflow.run_url(run) == f"{mlflow.uri}/#/experiments/{run.experiment_id}/runs/{run.id}"
 
     def test_a_finished_run_says_when_and_why(self, mlflow: Mlflow, run: Run) -> None:
-        ended = mlflow.finish(run.id, "FAILED", reason="the training exited with 1", patience_seconds=2)
+        ended = mlflow.finish(run.id, "FAILED", reason="the training exited with 1")
         assert (ended.status, ended.ended) == ("FAILED", True)
         assert ended.end_time is not None
         assert ended.tags["orchestrator.reason"] == "the training exited with 1"
-        assert mlflow.patience_seconds == 5
 
     def test_many_and_long_tags_and_parameters_are_kept_as_far_as_mlflow_can(self, mlflow: Mlflow, run: Run) -> None:
         mlflow.set_tags(run.id, {f"tag{number}": "é" * 4000 for number in range(120)})
@@ -208,5 +207,5 @@ class TestLostAnswers:
 
 def test_the_resource_reads_the_settings_of_a_pipeline() -> None:
     values = {"MLFLOW_TRACKING_URI": "http://mlflow.example.com/", "MLFLOW_EXPERIMENT_ID": "1"}
-    with MlflowResource(patience_seconds=3).connect(Settings(values=values, lookup=lambda _: None)) as mlflow:
-        assert (mlflow.uri, mlflow.patience_seconds) == ("http://mlflow.example.com", 3)
+    with MlflowResource().connect(Settings(values=values, lookup=lambda _: None)) as mlflow:
+        assert (mlflow.uri, mlflow.policy) == ("http://mlflow.example.com", retry.MLFLOW)

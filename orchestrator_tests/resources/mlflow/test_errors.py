@@ -1,8 +1,9 @@
-"""How the MLflow client talks HTTP: with servers that are away, that misbehave, or that are none."""
+"""What MLflow's client says of servers that are away, that misbehave, or that are none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -17,12 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import MlflowError, MlflowRefused, MlflowUnavailable, SettingsError
-from orchestrator.resources.mlflow.http import Address
+from orchestrator.resources.http import Address
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.proxy import HUNG_UP, STALLED, FaultyProxy, ProxyFault
-from orchestrator_tests.support.mlflow_client import client
+from orchestrator_tests.support.mlflow_client import SHORT, client
 
 HTML = ProxyFault(status=200, body="<html>maintenance</html>")
+AT_ONCE = SHORT.with_total(0.1)
+TIMES_OUT = replace(SHORT, total_seconds=0.5, answer_seconds=0.5)
 
 
 @pytest.fixture
@@ -49,9 +52,12 @@ class TestOutages:
             assert mlflow.experiment("0").name == "Default"
         assert len(proxy.seen) == 3
 
-    def test_a_server_that_says_nothing_is_given_up_on_within_the_patience(self, proxy: FaultyProxy) -> None:
+    def test_a_server_that_says_nothing_is_given_up_on(self, proxy: FaultyProxy) -> None:
         proxy.standing = STALLED
-        with client(proxy.url, patience_seconds=0.5) as mlflow, pytest.raises(MlflowUnavailable) as error:
+        with (
+            client(proxy.url, policy=TIMES_OUT) as mlflow,
+            pytest.raises(MlflowUnavailable) as error,
+        ):
             mlflow.experiment("1")
         assert str(error.value) == (
             f"MLflow at {proxy.url} does not answer (timed out); gave up after 0.5 s: "
@@ -59,12 +65,15 @@ class TestOutages:
         )
 
     def test_a_server_that_is_away_is_said_to_be(self) -> None:
-        with client("http://127.0.0.1:1", patience_seconds=0.1) as mlflow, pytest.raises(MlflowUnavailable) as error:
+        with (
+            client("http://127.0.0.1:1", policy=AT_ONCE) as mlflow,
+            pytest.raises(MlflowUnavailable) as error,
+        ):
             mlflow.run("abc")
         assert "MLflow at http://127.0.0.1:1 does not answer (Connection refused)" in str(error.value)
 
     def test_the_reason_is_not_the_error_that_is_being_cleaned_up_after(self) -> None:
-        with client("http://127.0.0.1:1", patience_seconds=0.1) as mlflow:
+        with client("http://127.0.0.1:1", policy=AT_ONCE) as mlflow:
             try:
                 raise FileNotFoundError(2, "the training failed")
             except FileNotFoundError:
@@ -99,7 +108,7 @@ class TestRefusals:
         [
             (ProxyFault(status=404, body="<html>nginx</html>"), "has no MLflow REST API (404 Not Found)"),
             (ProxyFault(body='{"hello": 1}', content_type="application/json"), "JSON of another shape"),
-            (ProxyFault(status=499, body="?"), "has no MLflow REST API (499 )"),
+            (ProxyFault(status=499, body="?"), "has no MLflow REST API (499)"),
         ],
     )
     def test_another_server_is_not_taken_for_mlflow(self, proxy: FaultyProxy, fault: ProxyFault, told: str) -> None:
@@ -112,7 +121,7 @@ class TestRefusals:
 
     def test_a_web_page_for_ever_is_not_taken_for_mlflow(self, proxy: FaultyProxy) -> None:
         proxy.standing = HTML
-        with client(proxy.url, patience_seconds=0.3) as mlflow, pytest.raises(MlflowUnavailable) as error:
+        with client(proxy.url, policy=AT_ONCE) as mlflow, pytest.raises(MlflowUnavailable) as error:
             mlflow.experiment("1")
         assert "answered with text/html instead of MLflow's JSON, so it is not an MLflow server" in str(error.value)
 
@@ -151,7 +160,9 @@ class TestLogin:
     @given(login=st.text(min_size=6, max_size=20, alphabet=st.characters(exclude_categories=["Cs"])))
     def test_no_address_prints_its_login(self, login: str) -> None:
         secret = quote(f"s3cret-{login}", safe="")
-        address = Address.parse(f"https://ann:{secret}@mlflow.example.com/base/")
+        address = Address.parse(
+            f"https://ann:{secret}@mlflow.example.com/base/", setting="MLFLOW_TRACKING_URI", example="-"
+        )
         assert (address.uri, address.password) == ("https://mlflow.example.com/base", f"s3cret-{login}")
         assert "s3cret" not in repr(address)
 
@@ -236,5 +247,8 @@ class TestTls:
 
     def test_a_server_without_tls_is_away(self, proxy: FaultyProxy) -> None:
         uri = proxy.url.replace("http", "https")
-        with client(uri, patience_seconds=0.1) as mlflow, pytest.raises(MlflowUnavailable, match="does not answer"):
+        with (
+            client(uri, policy=AT_ONCE) as mlflow,
+            pytest.raises(MlflowUnavailable, match="does not answer"),
+        ):
             mlflow.experiment("1")

@@ -1,0 +1,117 @@
+"""Every way in which MLflow says no, as one sentence that names the setting to change."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from orchestrator.errors import MlflowError, MlflowNotFound, MlflowRefused, MlflowRejected, MlflowUnavailable
+from orchestrator.resources.http import LARGEST_ANSWER, HttpAnswer, HttpFault, Problem
+
+_NOT_MLFLOW = "MLFLOW_TRACKING_URI is not the address of an MLflow server"
+
+_KINDS: dict[Problem, type[MlflowError]] = {
+    Problem.UNREACHABLE: MlflowUnavailable,
+    Problem.SILENT: MlflowUnavailable,
+    Problem.SLOW: MlflowUnavailable,
+    Problem.UNWELL: MlflowUnavailable,
+    Problem.WEB_PAGE: MlflowUnavailable,
+    Problem.NOT_JSON: MlflowUnavailable,
+    Problem.LOGIN_PAGE: MlflowRefused,
+    Problem.LOGIN_REDIRECT: MlflowRefused,
+    Problem.UNAUTHORIZED: MlflowRefused,
+    Problem.FORBIDDEN: MlflowRefused,
+}
+
+
+def explain(fault: HttpFault, *, uri: str) -> MlflowError:
+    """The error for a request that did not get what was asked for.
+
+    Args:
+        fault: what went wrong.
+        uri: the server's address, without a login.
+    """
+    kind = _KINDS.get(fault.problem, MlflowError)
+    if fault.problem in (Problem.NOT_FOUND, Problem.REJECTED) and _is_mlflows(fault.answer):
+        kind = MlflowNotFound if fault.problem is Problem.NOT_FOUND else MlflowRejected
+    sentence = _sentence(fault, uri)
+    if fault.policy is not None and fault.problem.transient:
+        sentence += (
+            f"; gave up after {fault.policy.total_seconds:g} s: "
+            "see whether the server runs, and whether MLFLOW_TRACKING_URI is its address"
+        )
+    return kind(sentence)
+
+
+def _sentence(fault: HttpFault, uri: str) -> str:
+    match fault.problem:
+        case Problem.UNREACHABLE | Problem.SILENT:
+            return f"MLflow at {uri} does not answer ({fault.detail})"
+        case Problem.SLOW:
+            return f"MLflow at {uri} does not answer ({fault.detail} in the middle of an answer)"
+        case Problem.UNWELL:
+            return f"MLflow at {uri} is not well ({_reply(fault.answer)})"
+        case Problem.UNTRUSTED:
+            return (
+                f"the certificate of MLflow at {uri} is not trusted ({fault.detail}): "
+                "set MLFLOW_TRACKING_SERVER_CERT_PATH to a PEM file with its CA"
+            )
+        case Problem.NOT_HTTP:
+            return f"{uri} gave an answer that is no HTTP ({fault.detail}): {_NOT_MLFLOW}"
+        case Problem.TOO_LARGE:
+            return f"{uri} answered with more than {LARGEST_ANSWER // 2**20} MB: {_NOT_MLFLOW}"
+        case Problem.LOGIN_REDIRECT:
+            return (
+                f"MLflow at {uri} redirects to {fault.detail}: if that is a login page, set MLFLOW_TRACKING_TOKEN; "
+                "if the server has moved, correct MLFLOW_TRACKING_URI"
+            )
+        case Problem.MOVED:
+            return f"MLflow at {uri} redirects to {fault.detail}: set MLFLOW_TRACKING_URI to the address that it has"
+        case Problem.LOGIN_PAGE:
+            return (
+                f"{uri} answered with a login page: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN, to a login that gets past it, or MLFLOW_TRACKING_URI to MLflow itself"
+            )
+        case Problem.UNAUTHORIZED | Problem.FORBIDDEN:
+            return _refusal(fault, uri)
+        case Problem.NOT_FOUND if _is_mlflows(fault.answer):
+            return f"{_reply(fault.answer)} (MLflow at {uri})"
+        case Problem.REJECTED if _is_mlflows(fault.answer):
+            return f"MLflow at {uri} rejected the request ({_reply(fault.answer)})"
+        case Problem.NOT_FOUND | Problem.REJECTED:
+            return f"{uri} has no MLflow REST API ({_reply(fault.answer)}): {_NOT_MLFLOW}"
+        case Problem.OTHER_SHAPE:
+            return f"{uri} answered with JSON of another shape than MLflow's ({fault.detail}): {_NOT_MLFLOW}"
+        case _:
+            content_type = fault.answer.headers.get("Content-Type") if fault.answer else None
+            return (
+                f"{uri} answered with {content_type or 'something'} instead of MLflow's JSON, so it is not an "
+                "MLflow server, or something in front of it stands in the way"
+            )
+
+
+def _refusal(fault: HttpFault, uri: str) -> str:
+    body = fault.answer.body[:500] if fault.answer else b""
+    if fault.problem is Problem.FORBIDDEN and b"Invalid Host header" in body:
+        # https://mlflow.org/docs/latest/self-hosting/security/network/
+        host = urlsplit(uri).netloc
+        return (
+            f"MLflow at {uri} does not know itself by the name {host}: start that server with "
+            f"--allowed-hosts {host} (or MLFLOW_SERVER_ALLOWED_HOSTS)"
+        )
+    return (
+        f"{_reply(fault.answer)} from MLflow at {uri}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+        "or MLFLOW_TRACKING_TOKEN, to a login that may read and write the experiment"
+    )
+
+
+def _reply(answer: HttpAnswer | None) -> str:
+    """Status and message of an answer."""
+    if answer is None:
+        return ""
+    message = (answer.json_object() or {}).get("message")
+    return f"{answer.status_line}: {str(message)[:500]}" if message else answer.status_line
+
+
+def _is_mlflows(answer: HttpAnswer | None) -> bool:
+    """Whether MLflow itself speaks: a proxy's errors are pages."""
+    return answer is not None and answer.json_object() is not None
