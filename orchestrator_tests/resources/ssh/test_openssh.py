@@ -35,7 +35,7 @@ pytestmark = pytest.mark.services
 KEY_KINDS = {"rsa": ["-b", "2048", "-m", "PEM"], "ed25519": [], "ecdsa": []}
 
 
-class Sshd:
+class OpenSshServer:
     """An sshd on a loopback port, for the user that runs the tests."""
 
     def __init__(self, directory: Path) -> None:
@@ -114,15 +114,15 @@ class Sshd:
 
 
 @pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    with Sshd(tmp_path_factory.mktemp("sshd")) as sshd:
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSshServer]:
+    with OpenSshServer(tmp_path_factory.mktemp("sshd")) as sshd:
         yield sshd
 
 
-class Run:
+class OpenSshTraining:
     """A training whose directory is removed from the home of the user that runs the tests."""
 
-    def __init__(self, sshd: Sshd) -> None:
+    def __init__(self, sshd: OpenSshServer) -> None:
         self.run_id = f"test-{uuid.uuid4().hex}"
         self.directory = sshd.home / ".orchestrator" / self.run_id
         self.ssh = sshd.connection()
@@ -144,8 +144,8 @@ class Run:
 
 
 @pytest.fixture
-def run(sshd: Sshd) -> Iterator[Run]:
-    run = Run(sshd)
+def run(sshd: OpenSshServer) -> Iterator[OpenSshTraining]:
+    run = OpenSshTraining(sshd)
     with run.ssh:
         yield run
         run.training.stop(grace_seconds=0)
@@ -156,27 +156,29 @@ def run(sshd: Sshd) -> Iterator[Run]:
 
 @pytest.mark.parametrize("host", KEY_KINDS)
 @pytest.mark.parametrize("kind", KEY_KINDS)
-def test_each_kind_of_key_logs_in_and_each_kind_of_host_key_is_verified(sshd: Sshd, kind: str, host: str) -> None:
+def test_each_kind_of_key_logs_in_and_each_kind_of_host_key_is_verified(
+    sshd: OpenSshServer, kind: str, host: str
+) -> None:
     with sshd.connection(kind=kind, host=host) as ssh:
         ssh.connect(deadline_seconds=10)
         answer = ssh.run(["sh", "-c", 'cat; echo "$1" >&2; exit 3', "sh", "a  'b'\n$(id)"], stdin=b"x" * 300_000)
     assert (answer.exit_status, len(answer.stdout), answer.stderr) == (3, 300_000, b"a  'b'\n$(id)\n")
 
 
-def test_another_host_key_is_refused(sshd: Sshd) -> None:
+def test_another_host_key_is_refused(sshd: OpenSshServer) -> None:
     other = sshd.generate("another", "ed25519").with_suffix(".pub").read_text()
     settings = SshSettings(user=sshd.user, port=sshd.port, key_path=sshd.keys["rsa"])
     with Ssh(settings, address="127.0.0.1", host_key=other) as ssh, pytest.raises(HostKeyMismatch):
         ssh.connect(deadline_seconds=10)
 
 
-def test_a_stranger_is_refused(sshd: Sshd) -> None:
+def test_a_stranger_is_refused(sshd: OpenSshServer) -> None:
     key_path, policy = sshd.generate("stranger", "ed25519"), replace(retry.SSH, login_seconds=0.5)
     with sshd.connection(key_path=key_path, policy=policy) as ssh, pytest.raises(SshRefused):
         ssh.connect(deadline_seconds=10)
 
 
-def test_arguments_environment_and_exit_status_come_through(run: Run) -> None:
+def test_arguments_environment_and_exit_status_come_through(run: OpenSshTraining) -> None:
     nasty = ["it's", '"', "$(id)", "`id`", "line\nline", "", "-n", "é→😀"]
     show = "import sys, os; sys.stdout.write(ascii([sys.argv[1:], os.environ['A']])); sys.exit(7)"
     run.start(sys.executable, "-c", show, *nasty, A="$(id)\n'")
@@ -186,7 +188,7 @@ def test_arguments_environment_and_exit_status_come_through(run: Run) -> None:
 
 
 def test_a_killed_sshd_session_changes_nothing_but_a_log_line(
-    sshd: Sshd, run: Run, gate: Gate, caplog: pytest.LogCaptureFixture
+    sshd: OpenSshServer, run: OpenSshTraining, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger=LOGGER)
     script = f"echo before; {PASS_IN_SHELL}; echo after; exit 5"
@@ -208,7 +210,7 @@ def test_a_killed_sshd_session_changes_nothing_but_a_log_line(
     assert len(connection_log(caplog)) == 2
 
 
-def test_the_deadline_ends_grandchildren_too(run: Run) -> None:
+def test_the_deadline_ends_grandchildren_too(run: OpenSshTraining) -> None:
     run.start("sh", "-c", f"{sys.executable} -c 'import signal; signal.alarm(300); signal.pause()' & wait", seconds=1)
     assert run.follow().kind == "deadline"
     mark = f"{run.directory}/"
@@ -220,13 +222,13 @@ def test_the_deadline_ends_grandchildren_too(run: Run) -> None:
     assert not alive
 
 
-def test_much_output_comes_whole(run: Run) -> None:
+def test_much_output_comes_whole(run: OpenSshTraining) -> None:
     run.start("sh", "-c", "seq 1 500000")
     assert run.follow().succeeded
     assert run.text == "".join(f"{number}\n" for number in range(1, 500_001))
 
 
-def test_started_twice_it_runs_once(sshd: Sshd, run: Run) -> None:
+def test_started_twice_it_runs_once(sshd: OpenSshServer, run: OpenSshTraining) -> None:
     assert run.start("sh", "-c", "echo once") is True
     with sshd.connection() as ssh:
         again = RemoteTraining(ssh, run.run_id)
