@@ -1,7 +1,8 @@
 """The supervisor that runs on the instance, and our side of it."""
 
+from orchestrator.remote.job import UNUSABLE, can_be_given, is_variable
 from orchestrator.remote.masking import Masker
 from orchestrator.remote.training import RemoteTraining
 from orchestrator.remote.training_exit import TrainingExit
 
-__all__ = ["Masker", "RemoteTraining", "TrainingExit"]
+__all__ = ["UNUSABLE", "Masker", "RemoteTraining", "TrainingExit", "can_be_given", "is_variable"]
