@@ -15,6 +15,7 @@ from orchestrator.resources.ec2.client import Ec2Resource
 from orchestrator.resources.jenkins.client import JenkinsResource
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator.resources.ssh.connection import SshResource
+from orchestrator.settings.variables import hand_aws_to_boto3
 
 
 def shared(pipelines: Callable[[], WatchedPipelines] = pipelines_of_this_process) -> dg.Definitions:
@@ -24,11 +25,12 @@ def shared(pipelines: Callable[[], WatchedPipelines] = pipelines_of_this_process
 
         defs = dg.Definitions.merge(dg.load_from_defs_folder(path_within_project=Path(__file__)), shared())
 
-    It sets no executor, because that would be the other assets' too.
+    It sets no executor, because that would be the other assets' too, and hands AWS_* of `.env` to boto3.
 
     Args:
         pipelines: which ones the janitor watches, asked at each tick; default: those that this process has built.
     """
+    hand_aws_to_boto3()
     return dg.Definitions(
         assets=[janitor_spec],
         sensors=[janitor_sensor(pipelines)],

@@ -279,6 +279,11 @@ class InstallationSettings(SettingsGroup):
     defs: Path | None = setting(
         "ORCHESTRATOR_DEFS", "the folder of the pipelines, one folder each; default: the package's own `defs`", None
     )
+    secrets_dir: Path | None = setting(
+        "ORCHESTRATOR_SECRETS_DIR",
+        "a folder with one file per variable, named after it; read when neither environment nor .env has the variable",
+        None,
+    )
 
 
 Group = TypeVar("Group", bound=SettingsGroup)

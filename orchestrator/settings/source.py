@@ -1,4 +1,4 @@
-"""One pipeline's settings, read from the environment at the moment of use.
+"""One pipeline's settings, read at the moment of use: defs.yaml, the environment, `.env`, a secrets directory.
 
 A code location with no setting at all still loads; what is missing or wrong is named, all at once,
 when a sensor ticks or a run starts, before any money is spent.
@@ -6,14 +6,14 @@ when a sensor ticks or a run starts, before any money is spent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import dagster as dg
 from pydantic import ValidationError
 
 from orchestrator.errors import SettingsError
+from orchestrator.settings import variables
 from orchestrator.settings.groups import (
     Group,
     JenkinsSettings,
@@ -29,10 +29,6 @@ from orchestrator.settings.groups import (
 )
 
 
-def _environment(name: str) -> str | None:
-    return dg.EnvVar(name).get_value()
-
-
 @dataclass(frozen=True)
 class Settings:
     """One pipeline's settings: the environment, and what its defs.yaml says instead.
@@ -41,13 +37,13 @@ class Settings:
         pipeline: name for error messages.
         values: setting → value, instead of the environment variable of that name.
         from_env: setting → the environment variable to read it from instead.
-        lookup: reads one variable of the environment; None when it is not set.
+        lookup: reads one variable; None when it is not set. Default: the environment, `.env`, the secrets directory.
     """
 
     pipeline: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
     from_env: Mapping[str, str] = field(default_factory=dict)
-    lookup: Callable[[str], str | None] = _environment
+    lookup: Callable[[str], str | None] = variables.lookup
 
     def __post_init__(self) -> None:
         for name in (*self.values, *self.from_env):
@@ -61,9 +57,15 @@ class Settings:
 
     def raw(self, name: str) -> str | None:
         """The text of one setting; None when it is unset or empty."""
-        if name in self.values:
-            return self.values[name] or None
-        return self.lookup(self.from_env.get(name, name)) or None
+        return self._texts([name])[name]
+
+    def _texts(self, names: Sequence[str]) -> dict[str, str | None]:
+        asked = {name: self.from_env.get(name, name) for name in names if name not in self.values}
+        if self.lookup is variables.lookup:
+            found = variables.lookup_all(asked.values())  # one look at the files
+        else:
+            found = {variable: self.lookup(variable) for variable in asked.values()}
+        return {name: (self.values[name] if name in self.values else found[asked[name]]) or None for name in names}
 
     def read(self, group: type[Group]) -> Group:
         """Read one group.
@@ -83,7 +85,8 @@ class Settings:
         read: list[SettingsGroup] = []
         for group in groups:
             fields = group.model_fields
-            given = {key: text for key, info in fields.items() if (text := self.raw(env_name(info))) is not None}
+            texts = self._texts([env_name(info) for info in fields.values()])
+            given = {key: text for key, info in fields.items() if (text := texts[env_name(info)]) is not None}
             try:
                 read.append(group.model_validate(given))
             except ValidationError as error:
