@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import dotenv
 import psutil
 import requests
 import tenacity
@@ -25,6 +24,7 @@ from orchestrator.errors import DagsterDown, SettingsError
 from orchestrator.operate.signals import undisturbed
 from orchestrator.settings.groups import QueueSettings
 from orchestrator.settings.source import Settings
+from orchestrator.settings.variables import lookup
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
@@ -63,9 +63,12 @@ def prepare_home(home: Path) -> Path:
 
 
 def dagster_home() -> Path:
-    """DAGSTER_HOME of the environment or `.env`, else the folder .dagster right here."""
-    given = os.environ.get("DAGSTER_HOME") or dotenv.dotenv_values(".env").get("DAGSTER_HOME")
-    return Path(given or ".dagster").expanduser().absolute()
+    """DAGSTER_HOME of the environment or `.env`, else the folder .dagster right here.
+
+    Raises:
+        SettingsError: `.env` cannot be read.
+    """
+    return Path(lookup("DAGSTER_HOME") or ".dagster").expanduser().absolute()
 
 
 class Services:
@@ -216,13 +219,12 @@ def serve(*, host: str, port: int, say: Callable[[str], None]) -> None:
 
 
 def max_instances() -> int | None:
-    """MAX_INSTANCES of the environment or `.env`; None when it is not set.
+    """MAX_INSTANCES; None when it is not set.
 
     Raises:
         SettingsError: it is not a whole number above 0.
     """
-    file = dotenv.dotenv_values(".env")
-    return Settings(lookup=lambda name: os.environ.get(name) or file.get(name)).read(QueueSettings).max_instances
+    return Settings().read(QueueSettings).max_instances
 
 
 def limit_instances(home: Path, limit: int) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema, create_model
 from pydantic import model_validator as validator
 from pydantic.fields import FieldInfo
-from pydantic_core import InitErrorDetails
 
 from orchestrator.settings.groups import (
     GROUPS,
@@ -66,8 +65,8 @@ class SettingNames(BaseModel):
 def _refuse(faults: list[Fault]) -> None:
     """Raise one error that names each setting, so that its line in the file can be found."""
     if faults:
-        errors = [
-            InitErrorDetails(type="value_error", loc=(name,), input=None, ctx={"error": ValueError(sentence)})
+        errors: list[Any] = [
+            {"type": "value_error", "loc": (name,), "input": None, "ctx": {"error": ValueError(sentence)}}
             for name, sentence in faults
         ]
         raise ValidationError.from_exception_data("settings", errors, hide_input=True)
