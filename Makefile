@@ -57,7 +57,8 @@ lint: $(INSTALLED) ## style, types, the layers of imports, the declared dependen
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
-	@$(VENV)/bin/deptry .
+	@$(VENV)/bin/deptry orchestrator
+	@$(VENV)/bin/python -m orchestrator.pipeline.check_defs
 
 .PHONY: lock
 lock: $(INSTALLED) ## renew requirements.lock from pyproject.toml
