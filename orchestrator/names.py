@@ -131,3 +131,4 @@ class DagsterTag:
     FAILURE_REASON = "dagster/failure_reason"
     RETRY_STRATEGY = "dagster/retry_strategy"
     RETRY_ON_OP_FAILURE = "dagster/retry_on_asset_or_op_failure"
+    MAX_RETRIES = "dagster/max_retries"

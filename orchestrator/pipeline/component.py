@@ -11,11 +11,11 @@ from typing import Annotated, Any, Self
 import dagster as dg
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema
 
+from orchestrator import names
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline import watched
 from orchestrator.pipeline.builds import jenkins_build_spec, jenkins_sensor
 from orchestrator.pipeline.training.asset import trained_model
-from orchestrator.pipeline.training.run_history import job_name
 from orchestrator.settings.attributes import SettingNames, SettingsBlock, VariablesBlock, text_of
 from orchestrator.settings.source import Settings
 
@@ -170,7 +170,7 @@ class TrainingPipeline(dg.Component, dg.Model):
         watched.remember(settings)
         model = trained_model(self.name, settings)
         job = dg.define_asset_job(
-            job_name(self.name),
+            names.training_job(self.name),
             selection=[model],
             description=f"Trains one green Jenkins build of {self.name} on an EC2 instance of its own.",
             executor_def=dg.in_process_executor,

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.pipeline.training.plan import make_plan
+from orchestrator.pipeline.training.run_history import Liveness
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance
 from orchestrator.resources.jenkins.answers import Build
@@ -64,10 +65,11 @@ class ThisRun:
     def __post_init__(self) -> None:
         self.root_run_id = self.root_run_id or self.run_id
 
-    def is_live(self, run_id: str) -> bool | None:
+    def liveness(self, run_id: str) -> Liveness:
         if run_id in self.unknown:
-            return None
-        return run_id in self.live or (run_id == self.run_id and not self.over)
+            return Liveness.UNKNOWN
+        alive = run_id in self.live or (run_id == self.run_id and not self.over)
+        return Liveness.ALIVE if alive else Liveness.DEAD
 
     def trained(self, mlflow_run: str) -> None:
         self.trainings.append(mlflow_run)

@@ -9,6 +9,7 @@ import dagster as dg
 from pydantic import ValidationError
 
 from orchestrator import names
+from orchestrator.dagster_instance import materialized_partitions
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline.builds.cursor import Cursor
 from orchestrator.pipeline.builds.discovery import Limits, TickResult, discover
@@ -24,7 +25,7 @@ from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import Settings
 
 if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+    from orchestrator.dagster_instance import UnresolvedAssetJobDefinition
 
 
 def jenkins_sensor(
@@ -106,7 +107,7 @@ def _unrecorded(
     instance: dg.DagsterInstance, name: str, keyed: Sequence[tuple[str, Build]]
 ) -> Iterator[tuple[str, Build]]:
     """The builds that the event log lacks; a daemon that died before it kept the cursor left others there."""
-    materialized = instance.get_materialized_partitions(jenkins_build_key(name)) if keyed else set()
+    materialized = materialized_partitions(instance, jenkins_build_key(name)) if keyed else set()
     for key, build in keyed:
         record = recorded_build(instance, name, key) if key in materialized else None
         if record is None or (record.job, record.timestamp) != (build.job, build.timestamp):

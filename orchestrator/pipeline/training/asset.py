@@ -16,7 +16,7 @@ from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.pipeline.training.executor import require_one_process
 from orchestrator.pipeline.training.metadata import training_metadata
 from orchestrator.pipeline.training.plan import make_plan
-from orchestrator.pipeline.training.run_history import ThisRun
+from orchestrator.pipeline.training.run_history import RunHistory
 from orchestrator.pipeline.training.run_scope import TrainingAttempts
 from orchestrator.resources.ec2 import Ec2Resource, Instance
 from orchestrator.resources.jenkins.client import JenkinsResource
@@ -80,7 +80,7 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
                 ec2=ec2.connect(settings),
                 mlflow=mlflow.connect(settings),
                 connect=connect,
-                run=ThisRun(context),
+                run=RunHistory(context),
                 write=_write_to_run_log,
             )
 

@@ -17,6 +17,7 @@ from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.mlflow_run import TrackedRun
 from orchestrator.pipeline.training.on_instance import GRACE, OnInstance
 from orchestrator.pipeline.training.plan import Plan
+from orchestrator.pipeline.training.run_history import Liveness
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance, Owner, timestamp
 from orchestrator.resources.mlflow.client import Mlflow
@@ -35,8 +36,8 @@ class DagsterRun(Protocol):
     root_run_id: str
     trained_before: str | None
 
-    def is_live(self, run_id: str) -> bool | None:
-        """Whether this run is queued, starting or under way; None when Dagster does not know it."""
+    def liveness(self, run_id: str) -> Liveness:
+        """Whether this run is queued, starting or under way."""
 
     def rival(self) -> str | None:
         """The run that began to train this very build before us, and is still at it."""
@@ -168,7 +169,7 @@ class Attempt:
         return self._instance
 
     def _launch(self) -> Instance:
-        if not self._run.is_live(self._run.run_id):
+        if self._run.liveness(self._run.run_id) is not Liveness.ALIVE:
             raise BuildBusy(
                 f"run {self._run.run_id} is over by Dagster's books: its lease had expired, or it was cancelled, "
                 "before its worker went on. It launches nothing; what it began is left to the run that retries it"
@@ -198,10 +199,10 @@ class Attempt:
         owner = instance.dagster_run
         if not owner or owner == self._run.run_id:
             return False
-        live = self._run.is_live(owner)
-        if live is None:  # of another Dagster, or this one's database was lost: its lease says whether it lives
+        liveness = self._run.liveness(owner)
+        if liveness is Liveness.UNKNOWN:  # of another Dagster, or this one's database was lost: its lease decides
             return (instance.lease_until or instance.launched_at + lease.LEASE) > datetime.now(UTC)
-        return live
+        return liveness is Liveness.ALIVE
 
     def _busy(self, run_id: str) -> BuildBusy:
         return BuildBusy(

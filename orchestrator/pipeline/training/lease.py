@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-
-import dagster as dg
 
 _log = logging.getLogger(__name__)
 
@@ -21,18 +19,6 @@ LEASE = timedelta(seconds=100)
 """How long a lease lasts: two renewals may fail, and what a dead attempt left is looked after within 3 minutes."""
 
 RENEW_SECONDS = 30.0
-
-
-_tagging = threading.Lock()
-
-
-def tag_run(instance: dg.DagsterInstance, run_id: str, tags: Mapping[str, str]) -> None:
-    """Add tags to a Dagster run.
-
-    Dagster reads all tags of a run and writes them back: two threads of ours at once would undo each other's.
-    """
-    with _tagging:
-        instance.add_run_tags(run_id, dict(tags))
 
 
 def until(now: datetime | None = None) -> datetime:

@@ -1,32 +1,43 @@
-"""What an attempt asks Dagster: which runs it tries again, which one is its rival, and whether one is live."""
+"""What an attempt asks Dagster: which runs it tries again, which one is its rival, and whether one is alive."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 
 import dagster as dg
 import tenacity
-from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
 from orchestrator import names
-from orchestrator.pipeline.training.lease import tag_run
+from orchestrator.dagster_instance import add_run_tags
 
 PATIENCE_SECONDS = 75.0
 """How long Dagster's database may be away when a training ends."""
 
 
-def job_name(pipeline: str) -> str:
-    """The job that the sensor launches."""
-    return f"{pipeline}_training"
+class Liveness(Enum):
+    """Whether a run may still act. Who cannot tell acts as if it may."""
+
+    ALIVE = "alive"
+    """Queued, starting or under way."""
+
+    DEAD = "dead"
+    """Ended, by Dagster's books."""
+
+    UNKNOWN = "unknown"
+    """Dagster has no such run: it is of another Dagster, or was deleted."""
 
 
-class ThisRun:
-    """The Dagster run that an op belongs to, as :class:`~orchestrator.pipeline.training.attempt.DagsterRun`."""
+class RunHistory:
+    """What Dagster knows of the runs of a build, seen from one of them: the run that an op belongs to.
+
+    Implements `DagsterRun` of `orchestrator.pipeline.training.attempt`.
+    """
 
     def __init__(self, context: dg.OpExecutionContext) -> None:
         self._instance = context.instance
         self._asset = context.assets_def.key
-        self._job = job_name(self._asset.path[0])
+        self._job = names.training_job(self._asset.path[0])
         self._partition = context.partition_key
         self.run_id = context.run_id
         tried = list(self._tried(context.run))
@@ -42,7 +53,8 @@ class ThisRun:
         """All other runs that try the same one again, newest first: an automatic retry of it may have trained."""
         if run.root_run_id is None:
             return
-        for other in self._instance.get_runs(dg.RunsFilter(tags={ROOT_RUN_ID_TAG: run.root_run_id})):
+        for record in self._instance.get_run_records(dg.RunsFilter(tags={names.DagsterTag.ROOT_RUN: run.root_run_id})):
+            other = record.dagster_run
             *_, root = self._tried(other)
             if other.run_id != self.run_id and root.run_id == self.root_run_id:
                 yield other
@@ -68,18 +80,20 @@ class ThisRun:
             reraise=True,
         ):
             with attempt:
-                tag_run(self._instance, self.run_id, {names.RunTag.TRAINED: mlflow_run})
+                add_run_tags(self._instance, self.run_id, {names.RunTag.TRAINED: mlflow_run})
 
-    def is_live(self, run_id: str) -> bool | None:
-        """Whether this run is queued, starting or under way; None when Dagster does not know it."""
+    def liveness(self, run_id: str) -> Liveness:
+        """Whether this run is queued, starting or under way."""
         run = self._instance.get_run_by_id(run_id)
-        return None if run is None else not run.is_finished
+        if run is None:
+            return Liveness.UNKNOWN
+        return Liveness.DEAD if run.is_finished else Liveness.ALIVE
 
     def rival(self) -> str | None:
         """The run that began to train this very build before us, and is still at it."""
         live = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
         records = self._instance.get_run_records(
-            dg.RunsFilter(statuses=live, tags={"dagster/partition": self._partition})
+            dg.RunsFilter(statuses=live, tags={names.DagsterTag.PARTITION: self._partition})
         )
         began = {
             record.dagster_run.run_id: (record.start_time, record.dagster_run.run_id)

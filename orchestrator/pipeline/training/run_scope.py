@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from orchestrator import names
+from orchestrator.dagster_instance import add_run_tags
 from orchestrator.pipeline.training import lease
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.cancellation import Cancellation
@@ -46,7 +47,7 @@ class TrainingAttempts(dg.ConfigurableResource):  # type: ignore[type-arg]
         cancellation = Cancellation(status=status, ending=ending)
 
         def renew() -> None:
-            lease.tag_run(instance, run.run_id, {names.RunTag.LEASE_UNTIL: timestamp(lease.until())})
+            add_run_tags(instance, run.run_id, {names.RunTag.LEASE_UNTIL: timestamp(lease.until())})
             cancellation.look()
 
         with lease.renewed(renew, every_seconds=lease.RENEW_SECONDS):

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator import names
 from orchestrator.names import DagsterTag
-from orchestrator.pipeline.training.run_history import ThisRun
+from orchestrator.pipeline.training.run_history import Liveness, RunHistory
 from orchestrator_tests.support.dagster_internals import PARENT_RUN_ID_TAG
 
 MODEL = dg.AssetKey(["tiny", "trained_model"])
@@ -87,7 +87,7 @@ def dagster_tags(dagster: dg.DagsterInstance, run: dg.DagsterRun) -> Mapping[str
     return known.tags
 
 
-def seen_from(dagster: dg.DagsterInstance, run: dg.DagsterRun) -> ThisRun:
+def seen_from(dagster: dg.DagsterInstance, run: dg.DagsterRun) -> RunHistory:
     """As one of its steps sees it."""
     context = SimpleNamespace(
         instance=dagster,
@@ -96,7 +96,7 @@ def seen_from(dagster: dg.DagsterInstance, run: dg.DagsterRun) -> ThisRun:
         run_id=run.run_id,
         run=run,
     )
-    return ThisRun(cast(Any, context))
+    return RunHistory(cast(Any, context))
 
 
 def test_a_run_that_tries_no_other_again_is_its_own_root(dagster: dg.DagsterInstance) -> None:
@@ -182,21 +182,21 @@ def test_that_a_training_exited_0_is_kept_when_the_database_is_away_for_a_moment
     assert dagster_tags(dagster, run)[names.RunTag.TRAINED] == "mlflow-1"
 
 
-def test_a_run_is_live_until_it_ends_and_nobody_knows_of_one_that_dagster_never_had(
+def test_a_run_is_alive_until_it_ends_and_nobody_knows_of_one_that_dagster_never_had(
     dagster: dg.DagsterInstance,
 ) -> None:
     run = new_run(dagster)
     this = seen_from(dagster, run)
     waiting = new_run(dagster, status=dg.DagsterRunStatus.NOT_STARTED)
-    assert this.is_live(run.run_id) is True
-    assert this.is_live(waiting.run_id) is True
-    assert this.is_live(new_run(dagster, status=FAILURE).run_id) is False
-    assert this.is_live(new_run(dagster, status=SUCCESS).run_id) is False
-    assert this.is_live("of another Dagster") is None
+    assert this.liveness(run.run_id) is Liveness.ALIVE
+    assert this.liveness(waiting.run_id) is Liveness.ALIVE
+    assert this.liveness(new_run(dagster, status=FAILURE).run_id) is Liveness.DEAD
+    assert this.liveness(new_run(dagster, status=SUCCESS).run_id) is Liveness.DEAD
+    assert this.liveness("of another Dagster") is Liveness.UNKNOWN
     report(dagster, run, dg.DagsterEventType.RUN_CANCELING)
-    assert this.is_live(run.run_id) is True
+    assert this.liveness(run.run_id) is Liveness.ALIVE
     report(dagster, run, dg.DagsterEventType.RUN_CANCELED)
-    assert this.is_live(run.run_id) is False
+    assert this.liveness(run.run_id) is Liveness.DEAD
 
 
 @pytest.mark.parametrize(

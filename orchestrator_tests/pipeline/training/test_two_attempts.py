@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from orchestrator.errors import BuildBusy
-from orchestrator.pipeline.training.run_history import ThisRun
+from orchestrator.pipeline.training.run_history import RunHistory
 from orchestrator_tests.support.attempts import World
 
 ASSET = dg.AssetKey(["tiny", "trained_model"])
@@ -25,7 +25,7 @@ def dagster() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def begun(dagster: dg.DagsterInstance, partition: str) -> ThisRun:
+def begun(dagster: dg.DagsterInstance, partition: str) -> RunHistory:
     """A run of the pipeline's job that Dagster has just started, as one of its steps sees it."""
 
     @dg.job(name="tiny_training")
@@ -38,7 +38,7 @@ def begun(dagster: dg.DagsterInstance, partition: str) -> ThisRun:
     seen = SimpleNamespace(
         instance=dagster, assets_def=SimpleNamespace(key=ASSET), partition_key=partition, run_id=run.run_id, run=run
     )
-    return ThisRun(cast(Any, seen))
+    return RunHistory(cast(Any, seen))
 
 
 def test_of_two_attempts_that_begin_at_the_same_moment_one_gets_an_instance_and_the_other_says_who(
