@@ -8,73 +8,69 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster._core.storage.tags import PRIORITY_TAG
 
 from orchestrator import names
+from orchestrator.dagster_instance import add_run_tags, report_canceled, report_failed
 from orchestrator.errors import OrchestratorError
-from orchestrator.janitor.clients import Systems
-from orchestrator.janitor.dagster_runs import ASKED_TAG
+from orchestrator.janitor.clients import Clients
 from orchestrator.janitor.rules import Action, CloseRun, EndRun, RetryRun, Terminate
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ActionResult:
     """What became of one action.
 
     Attributes:
-        said: in a few words, for people; the error's sentence when it failed.
+        summary: in a few words, for people; the error's sentence when it failed.
         failed: whether it was tried in vain.
     """
 
     action: Action
-    said: str
+    summary: str
     failed: bool = False
 
 
-class Hands:
+class ActionExecutor:
     """Does what was decided.
 
     Args:
-        systems: EC2 and MLflow.
+        clients: EC2 and MLflow.
         instance: Dagster.
-        log: takes what went wrong.
-        still_right: decides again about one thing, with a new look at Dagster's runs: one may just have begun.
-        until: the moment of `time.monotonic` after which nothing more is begun.
+        still_right: decides again about one thing, with a new look at its own runs: one may just have begun.
     """
 
     def __init__(
-        self,
-        systems: Systems,
-        instance: dg.DagsterInstance,
-        log: logging.Logger,
-        *,
-        still_right: Callable[[Action], bool],
-        until: float,
+        self, clients: Clients, instance: dg.DagsterInstance, *, still_right: Callable[[Action], bool]
     ) -> None:
-        self._systems = systems
+        self._clients = clients
         self._instance = instance
-        self._log = log
         self._still_right = still_right
-        self._until = until
 
-    def perform(self, actions: Sequence[Action]) -> Iterator[Outcome]:
-        """Do them one after the other; what fails does not keep the others from being done."""
+    def run(self, actions: Sequence[Action], *, until: float) -> Iterator[ActionResult]:
+        """Do them one after the other; what fails does not keep the others from being done.
+
+        Args:
+            actions: what was decided.
+            until: the moment of `time.monotonic` after which nothing more is begun.
+        """
         for action in actions:
-            if time.monotonic() >= self._until:
-                yield Outcome(action, "left for the next tick")
+            if time.monotonic() >= until:
+                yield ActionResult(action, "left for the next tick")
                 continue
             try:
                 if self._still_right(action) and self._do(action):
-                    self._log.info(f"{action}: {action.why}")
-                    yield Outcome(action, "done")
+                    _log.info(f"{action.done}: {action.why}")
+                    yield ActionResult(action, "done")
                 else:
-                    yield Outcome(action, "not needed any more")
+                    yield ActionResult(action, "not needed any more")
             except OrchestratorError as error:
-                self._log.error(f"could not {action}: {error}")
-                yield Outcome(action, str(error), failed=True)
+                _log.error(f"Could not {action}: {error}")
+                yield ActionResult(action, str(error), failed=True)
             except Exception as error:  # noqa: BLE001 - Dagster's storage raises what its database driver does
-                self._log.error(f"could not {action}", exc_info=True)
-                yield Outcome(action, repr(error), failed=True)
+                _log.error(f"Could not {action}", exc_info=True)
+                yield ActionResult(action, repr(error), failed=True)
 
     def _do(self, action: Action) -> bool:
         match action:
@@ -83,35 +79,37 @@ class Hands:
             case RetryRun():
                 return self._retry_run(action)
             case Terminate(instance=instance):
-                return self._systems.ec2(instance).terminate(instance.id) is not None
+                return self._clients.ec2(instance).terminate(instance.id) is not None
             case CloseRun():
                 return self._close_run(action)
+            case _:
+                raise TypeError(f"{type(action).__name__} is no action that can be done")
 
     def _end_run(self, action: EndRun) -> bool:
         run = self._instance.get_run_by_id(action.run.id)
         if run is None or run.is_finished:
             return False
-        why = f"The janitor ended this run: {action.why}."
+        message = f"The janitor ended this run: {action.why}."
         if trained := self._trained_itself(run):
-            why += f" MLflow run {trained} holds its model; re-executing it from failure records that."
+            message += f" MLflow run {trained} holds its model; re-executing it from failure records that."
         if action.status == "failed":
             # Its retry copies the tag, and so does not wait, with an idle instance, behind the rest of a backfill.
-            self._instance.add_run_tags(run.run_id, {PRIORITY_TAG: str(max(0, _priority(run)) + 1)})
-            # Without a reason of STEP_FAILURE, so that run_retries launches another attempt.
-            self._instance.report_run_failed(run, f"{why} A retry takes over what it left.")
+            priority = str(max(0, _priority(run)) + 1)
+            add_run_tags(self._instance, run.run_id, {names.DagsterTag.PRIORITY: priority})
+            report_failed(self._instance, run, f"{message} A retry takes over what it left.")
         else:
-            self._instance.report_run_canceled(run, why)
+            report_canceled(self._instance, run, message)
         return True
 
     def _retry_run(self, action: RetryRun) -> bool:
         run = self._instance.get_run_by_id(action.run.id)
         if run is None:
             return False
-        asked = int(run.tags.get(ASKED_TAG, "0")) + 1
-        first = {} if PRIORITY_TAG in run.tags else {PRIORITY_TAG: "1"}
-        self._instance.add_run_tags(run.run_id, {ASKED_TAG: str(asked), **first})
+        asked = int(run.tags.get(names.RunTag.RETRIES_ASKED, "0")) + 1
+        priority = {} if names.DagsterTag.PRIORITY in run.tags else {names.DagsterTag.PRIORITY: "1"}
+        add_run_tags(self._instance, run.run_id, {names.RunTag.RETRIES_ASKED: str(asked), **priority})
         # Dagster decides on a retry when a failure is reported, and at no other time.
-        self._instance.report_run_failed(run, f"The janitor reports this failure once more: {action.why}.")
+        report_failed(self._instance, run, f"The janitor reports this failure once more: {action.why}.")
         return True
 
     def _trained_itself(self, run: dg.DagsterRun) -> str | None:
@@ -123,7 +121,7 @@ class Hands:
         return trained if parent and parent.tags.get(names.RunTag.TRAINED) != trained else None
 
     def _close_run(self, action: CloseRun) -> bool:
-        mlflow = self._systems.mlflow(action.run.pipeline)
+        mlflow = self._clients.mlflow(action.run.pipeline)
         if mlflow.run(action.run.id).status != "RUNNING":
             return False
         mlflow.finish(action.run.id, action.status, reason=f"closed by the janitor: {action.why}")
@@ -133,6 +131,6 @@ class Hands:
 def _priority(run: dg.DagsterRun) -> int:
     """As Dagster's queue reads it: one that is no number counts for nothing."""
     try:
-        return int(run.tags.get(PRIORITY_TAG, "0"))
+        return int(run.tags.get(names.DagsterTag.PRIORITY, "0"))
     except ValueError:
         return 0

@@ -1,26 +1,32 @@
-"""Where the janitor looks: the pipelines of the code location, their EC2 and MLflow."""
+"""Whom the janitor asks besides Dagster: EC2 and MLflow of all pipelines of the code location."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from functools import partial
+from typing import Generic, TypeVar
 
+from orchestrator import names
 from orchestrator.errors import Ec2Error, MlflowError, SettingsError
 from orchestrator.janitor.snapshot import OpenRun
+from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance, tag_value
 from orchestrator.resources.mlflow import Mlflow
-from orchestrator.settings.groups import Group, MachineSettings, MlflowSettings
+from orchestrator.settings.groups import Group, MachineSettings, MlflowSettings, env_name
 from orchestrator.settings.source import Settings
 
 T = TypeVar("T")
 
+THREADS = "janitor"
+"""How the names of the janitor's threads begin."""
+
 
 @dataclass(frozen=True)
-class Pipeline:
+class JanitorPipeline:
     """What the janitor needs of one pipeline; None where its settings cannot be used."""
 
     name: str
@@ -28,38 +34,24 @@ class Pipeline:
     mlflow: MlflowSettings | None
 
 
-@dataclass
-class Sight:
-    """What was seen of EC2 and MLflow, and why some of it was not.
+@dataclass(frozen=True)
+class Findings(Generic[T]):
+    """What was found where all were asked at once.
 
     Attributes:
-        sources: how many were asked; each adds at most one fault.
-        faults: a sentence for each that could not be asked.
+        found: what those that answered have.
+        faults: a sentence for each that did not.
+        asked: how many were asked.
     """
 
-    instances: list[Instance] = field(default_factory=list)
-    open_runs: list[OpenRun] = field(default_factory=list)
-    instances_known: bool = True
-    sources: int = 0
-    faults: list[str] = field(default_factory=list)
-
-    @property
-    def blind(self) -> bool:
-        """Whether none of them answered."""
-        return bool(self.faults) and len(self.faults) >= self.sources
-
-    def of_partition(self, partition: str) -> Sight:
-        """Only what belongs to the builds of this partition key, as `tag_value` writes it."""
-        return replace(
-            self,
-            instances=[one for one in self.instances if one.partition == partition],
-            open_runs=[one for one in self.open_runs if one.build.partition == partition],
-        )
+    found: tuple[T, ...] = ()
+    faults: tuple[str, ...] = ()
+    asked: int = 0
 
 
-def read_pipelines(all_settings: Iterable[Settings]) -> tuple[list[Pipeline], list[str]]:
-    """Read what can be read; the rest is told in one sentence each."""
-    pipelines: list[Pipeline] = []
+def read_pipelines(watched: WatchedPipelines) -> tuple[list[JanitorPipeline], list[str]]:
+    """Read what can be read; each fault is one sentence."""
+    pipelines: list[JanitorPipeline] = []
     faults: list[str] = []
 
     def read(settings: Settings, group: type[Group]) -> Group | None:
@@ -69,25 +61,37 @@ def read_pipelines(all_settings: Iterable[Settings]) -> tuple[list[Pipeline], li
             faults.append(str(error))
             return None
 
-    for settings in all_settings:
+    for settings in watched.settings:
         machine, mlflow = read(settings, MachineSettings), read(settings, MlflowSettings)
-        pipelines.append(Pipeline(settings.pipeline, machine=machine, mlflow=mlflow))
+        pipelines.append(JanitorPipeline(settings.pipeline, machine=machine, mlflow=mlflow))
     return pipelines, faults
 
 
-class Systems:
+def machine_of_environment() -> MachineSettings:
+    """The machine as the environment alone has it; enough to find and to end instances, not to launch one.
+
+    Raises:
+        SettingsError: a setting of the environment is wrong.
+    """
+    fields = MachineSettings.model_fields.values()
+    needed_to_launch = {env_name(field): "unknown" for field in fields if field.is_required()}
+    return Settings(values=needed_to_launch).read(MachineSettings)
+
+
+class Clients:
     """EC2 and MLflow of all pipelines: one EC2 client per deployment, one MLflow client per login.
 
     Region and credentials are boto3's own and the same for all pipelines of a code location.
+
+    Args:
+        pipelines: whose EC2 and MLflow.
+        machines: of further deployments that may hold instances of ours.
     """
 
-    def __init__(self, pipelines: Sequence[Pipeline]) -> None:
+    def __init__(self, pipelines: Sequence[JanitorPipeline], machines: Collection[MachineSettings] = ()) -> None:
         self._pipelines = pipelines
-        self._ec2 = {
-            tag_value(one.machine.deployment): Ec2(one.machine, policy=retry.JANITOR_EC2)
-            for one in pipelines
-            if one.machine
-        }
+        known = [*machines, *(pipeline.machine for pipeline in pipelines if pipeline.machine)]
+        self._ec2 = {tag_value(machine.deployment): Ec2(machine, policy=retry.JANITOR_EC2) for machine in known}
         self._mlflow: dict[MlflowSettings, Mlflow] = {}
 
     @property
@@ -115,47 +119,43 @@ class Systems:
         for mlflow in self._mlflow.values():
             mlflow.close()
 
-    def look(self) -> Sight:
-        """Ask all of them at once, so that the outages of two do not add up."""
-        sight = Sight()
-        recorded = [one for one in self._pipelines if one.mlflow]
-        sight.sources = len(self._ec2) + len(recorded)
-        with ThreadPoolExecutor(max_workers=8) as threads:
-            listings = [threads.submit(_try, ec2.find_all) for ec2 in self._ec2.values()]
-            searches = [threads.submit(_try, lambda one=one: self._open_runs(one)) for one in recorded]
-            for listing in listings:
-                instances, fault = listing.result()
-                sight.instances += instances or []
-                sight.instances_known &= fault is None
-                sight.faults += [fault] if fault else []
-            for search in searches:
-                runs, fault = search.result()
-                sight.open_runs += runs or []
-                sight.faults += [fault] if fault else []
-        return sight
+    def instances(self) -> Findings[Instance]:
+        """All instances that still cost money."""
+        return _ask([ec2.find_all for ec2 in self._ec2.values()])
 
-    def _open_runs(self, pipeline: Pipeline) -> list[OpenRun]:
+    def open_runs(self) -> Findings[OpenRun]:
+        """All MLflow runs that are RUNNING and carry our tags."""
+        recorded = [pipeline for pipeline in self._pipelines if pipeline.mlflow]
+        return _ask([partial(self._open_runs, pipeline) for pipeline in recorded])
+
+    def _open_runs(self, pipeline: JanitorPipeline) -> list[OpenRun]:
         settings = pipeline.mlflow
         if settings is None:
             return []
         found = self.mlflow(pipeline.name).find_runs(
-            settings.experiment_id, tags={"orchestrator.pipeline": pipeline.name}, statuses={"RUNNING"}
+            settings.experiment_id, tags={names.MlflowTag.PIPELINE: pipeline.name}, statuses={"RUNNING"}
         )
         return [
             OpenRun(
                 id=run.id,
                 pipeline=pipeline.name,
-                partition=run.tags.get("orchestrator.partition", ""),
-                deployment=run.tags.get("orchestrator.deployment", ""),
-                dagster_run=run.tags.get("dagster_run_id", ""),
+                partition=run.tags.get(names.MlflowTag.PARTITION, ""),
+                deployment=run.tags.get(names.MlflowTag.DEPLOYMENT, ""),
+                dagster_run=run.tags.get(names.MlflowTag.DAGSTER_RUN, ""),
                 started_at=run.start_time or datetime.fromtimestamp(0, UTC),
             )
             for run in found
         ]
 
 
-def _try(look: Callable[[], T]) -> tuple[T | None, str | None]:
-    try:
-        return look(), None
-    except (Ec2Error, MlflowError, SettingsError) as error:
-        return None, str(error)
+def _ask(questions: Sequence[Callable[[], Sequence[T]]]) -> Findings[T]:
+    """Ask all of them at once, so that the outages of two do not add up."""
+    found: list[T] = []
+    faults: list[str] = []
+    with ThreadPoolExecutor(max_workers=8, thread_name_prefix=THREADS) as threads:
+        for answer in [threads.submit(question) for question in questions]:
+            try:
+                found += answer.result()
+            except (Ec2Error, MlflowError, SettingsError) as error:
+                faults.append(str(error))
+    return Findings(found=tuple(found), faults=tuple(faults), asked=len(questions))

@@ -1,39 +1,32 @@
-"""Dagster's runs as the janitor sees them: those that may train a build, and those whose retry failed."""
+"""Dagster's runs as the janitor sees them: those that may train a build, and those whose retry was missed.
+
+Dagster's database holds everybody's runs, and on a bad day thousands of failed ones. So a look asks it a fixed number
+of questions, whatever it holds, and only our own failures are judged.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
-from dagster._core.events import RunFailureReason
-from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES
-from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
 from orchestrator import names
-from orchestrator.janitor.clients import Sight
-from orchestrator.janitor.rules import RETRY_DECIDED
-from orchestrator.janitor.snapshot import FINISHED, OpenRun, TrainingRun
-from orchestrator.resources.ec2 import Instance, tag_value
-
-# https://github.com/dagster-io/dagster/blob/1.13.27/python_modules/dagster/dagster/_core/storage/tags.py
-_PARTITION_TAG = "dagster/partition"
-_WILL_RETRY_TAG = "dagster/will_retry"
-_RETRY_TAG = "dagster/auto_retry_run_id"
-_FAILURE_REASON_TAG = "dagster/failure_reason"
-_BACKFILL_TAG = "dagster/backfill"
-
-ASKED_TAG = "orchestrator/retries-asked"
-"""How often the janitor has asked Dagster to retry a run (or one that it retries) once more."""
-
-MOST_ASKED = 10
-"""How often it does so: ten minutes of code servers that die at the wrong moment."""
+from orchestrator.dagster_instance import assets_of_job, has_step_of, location_of, run_retries, unfinished_backfills
+from orchestrator.janitor.retries import FailedRun, Successor, missed_retries
+from orchestrator.janitor.snapshot import FINISHED, TrainingRun
+from orchestrator.resources.ec2 import tag_value
 
 RECENT = timedelta(hours=1)
-"""How far back a failed run is looked for whose retry failed."""
+"""How far back a failed run is looked for whose retry was missed."""
 
 _AT_WORK = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 _WAITING = tuple(status for status in dg.DagsterRunStatus if status not in (*_AT_WORK, *FINISHED))
+
+_Records = dict[str, dg.RunRecord]
 
 
 class DagsterRuns:
@@ -43,6 +36,7 @@ class DagsterRuns:
         instance: Dagster.
         repository: knows which assets a job without a selection of its own materialises.
         pipelines: the names of ours.
+        broken: the names of those whose defs.yaml cannot be read; their jobs are not in the repository.
         location: the name of its code location; None: unknown, so any.
     """
 
@@ -51,41 +45,58 @@ class DagsterRuns:
         instance: dg.DagsterInstance,
         repository: dg.RepositoryDefinition,
         *,
-        pipelines: Iterable[str],
+        pipelines: Collection[str],
+        broken: Collection[str] = (),
         location: str | None = None,
     ) -> None:
         self._instance = instance
         self._repository = repository
         self._location = location
-        self._own = frozenset(tag_value(pipeline) for pipeline in pipelines)
+        self._own = frozenset(map(tag_value, pipelines))
+        self._assets_of_job: dict[str, frozenset[dg.AssetKey] | None] = {
+            names.training_job(pipeline): frozenset({dg.AssetKey([pipeline, names.TRAINED_MODEL])})
+            for pipeline in broken
+        }
 
-    def read(self, sight: Sight) -> tuple[TrainingRun, ...]:
-        """The runs that instances and MLflow runs name, their retries, and all unfinished ones that may train."""
-        records: dict[str, dg.RunRecord] = {}
-        seen: list[Instance | OpenRun] = [*sight.instances, *sight.open_runs]
-        missing = {one.dagster_run for one in seen} - {""}
+    def read(self, owners: AbstractSet[str], partitions: AbstractSet[str]) -> tuple[TrainingRun, ...]:
+        """The look of a tick.
+
+        Args:
+            owners: IDs of the runs that instances and MLflow runs name.
+            partitions: keys of the partitions that those belong to.
+
+        Returns:
+            These runs and their retries, all unfinished runs that may train, and our failed ones whose retry was
+            missed or is still to come.
+        """
+        records, named = self._of_builds(owners, partitions)
+        records |= self._records(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=datetime.now(UTC) - RECENT)
+        return self._training_runs(records, named)
+
+    def read_builds(self, owners: AbstractSet[str], partitions: AbstractSet[str]) -> tuple[TrainingRun, ...]:
+        """The same without the failed runs that nothing names: what decides about these builds' belongings."""
+        return self._training_runs(*self._of_builds(owners, partitions))
+
+    def read_run(self, run_id: str) -> tuple[TrainingRun, ...]:
+        """One run alone; none when it was deleted."""
+        return self._training_runs(self._records(run_ids=[run_id]), {run_id})
+
+    def _of_builds(self, owners: AbstractSet[str], partitions: AbstractSet[str]) -> tuple[_Records, AbstractSet[str]]:
+        records: _Records = {}
+        missing = set(owners) - {""}
         while missing:
             found = self._records(run_ids=sorted(missing))
-            records |= {record.dagster_run.run_id: record for record in found}
-            retries = {record.dagster_run.tags.get(_RETRY_TAG, "") for record in found}
+            records |= found
+            retries = {record.dagster_run.tags.get(names.DagsterTag.AUTO_RETRY_RUN, "") for record in found.values()}
             missing = retries - records.keys() - missing - {""}
-        named = set(records)
+        named = frozenset(records)
         # A backfill may have queued thousands; those of interest are the ones that could take something over.
-        partitions = {one.partition for one in seen}
-        partitions |= {record.dagster_run.tags.get(_PARTITION_TAG, "") for record in records.values()}
-        unfinished = self._records(statuses=_WAITING, tags={_PARTITION_TAG: sorted(partitions)}) if partitions else []
+        keys = partitions | {_partition(record.dagster_run) for record in records.values()}
+        if keys:
+            records |= self._records(statuses=_WAITING, tags={names.DagsterTag.PARTITION: sorted(keys)})
         # Those at work come last, so that one which begins at this moment is seen at least once.
-        unfinished += self._records(statuses=_AT_WORK)
-        records |= {record.dagster_run.run_id: record for record in unfinished}
-        records |= {record.dagster_run.run_id: record for record in self._just_failed()}
-        runs = [self._training_run(record) for record in records.values()]
-        return tuple(run for run in runs if run.id in named or run.retry_failed or _may_train(run))
-
-    def _just_failed(self) -> list[dg.RunRecord]:
-        return self._records(
-            statuses=[dg.DagsterRunStatus.FAILURE],
-            updated_after=datetime.now(UTC) - RECENT,
-        )
+        records |= self._records(statuses=_AT_WORK)
+        return records, named
 
     def _records(
         self,
@@ -95,87 +106,119 @@ class DagsterRuns:
         tags: Mapping[str, str | Sequence[str]] | None = None,
         created_after: datetime | None = None,
         updated_after: datetime | None = None,
-    ) -> list[dg.RunRecord]:
+    ) -> _Records:
         filters = dg.RunsFilter(
             run_ids=run_ids, statuses=statuses, tags=tags, created_after=created_after, updated_after=updated_after
         )
-        return list(self._instance.get_run_records(filters))
+        return {record.dagster_run.run_id: record for record in self._instance.get_run_records(filters)}
 
-    def _retry_failed(self, record: dg.RunRecord) -> bool:
-        """Whether Dagster was to retry a run, and did not.
+    # ---- What they mean
 
-        It gives up when its code server is away at that moment, and says so in the tag. And it passes over a failure
-        that it reads in the moment between the event and the run's new status; then the tag announces a retry for
-        ever. By the very function by which Dagster decides: where it says yes and no retry comes, the try was in
-        vain. A run of the same build that somebody has launched since is instead of the retry.
-        """
-        run = record.dagster_run
-        if run.status != dg.DagsterRunStatus.FAILURE or int(run.tags.get(ASKED_TAG, "0")) >= MOST_ASKED:
-            return False
-        ended = _moment(record.end_time) or datetime.now(UTC)
-        if run.tags.get(_WILL_RETRY_TAG) != "false" and datetime.now(UTC) < ended + RETRY_DECIDED:
-            return False
-        reason = run.tags.get(_FAILURE_REASON_TAG)
-        if not auto_reexecution_should_retry_run(self._instance, run, RunFailureReason(reason) if reason else None):
-            return False
-        if self._backfill_is_over(run):
-            return False
-        partition = {_PARTITION_TAG: run.tags.get(_PARTITION_TAG, "")}
-        since = self._records(tags=partition, created_after=record.create_timestamp)
-        instead = [one.dagster_run for one in since if self._may_train_the_same(one.dagster_run, run)]
-        return all(one.run_id == run.run_id for one in instead)
-
-    def _may_train_the_same(self, run: dg.DagsterRun, other: dg.DagsterRun) -> bool:
-        mine, others = self._pipelines(run), self._pipelines(other)
-        return mine is None or others is None or not mine.isdisjoint(others)
-
-    def _backfill_is_over(self, run: dg.DagsterRun) -> bool:
-        """Whether Dagster retries nothing of this run's backfill any more."""
-        backfill_id = run.tags.get(_BACKFILL_TAG)
-        backfill = self._instance.get_backfill(backfill_id) if backfill_id else None
-        return bool(backfill_id) and (backfill is None or backfill.status in BULK_ACTION_TERMINAL_STATUSES)
+    def _training_runs(self, records: _Records, named: Collection[str]) -> tuple[TrainingRun, ...]:
+        runs = [self._training_run(record) for record in records.values()]
+        failures = [
+            _failed_run(records[run.id], run.pipelines)
+            for run in runs
+            if run.ours and run.status == dg.DagsterRunStatus.FAILURE
+        ]
+        missed = missed_retries(failures, self, retries=run_retries(self._instance), now=datetime.now(UTC))
+        judged = [replace(run, retry_missed=True) if run.id in missed else run for run in runs]
+        return tuple(run for run in judged if run.id in named or _may_train(run) or _may_be_retried(run))
 
     def _training_run(self, record: dg.RunRecord) -> TrainingRun:
         run = record.dagster_run
-        decided = run.tags.get(_WILL_RETRY_TAG)
+        decided = run.tags.get(names.DagsterTag.WILL_RETRY)
         pipelines = self._pipelines(run)
         return TrainingRun(
             id=run.run_id,
             status=run.status,
             pipelines=pipelines,
-            partition=tag_value(run.tags.get(_PARTITION_TAG, "")),
+            partition=tag_value(_partition(run)),
             created_at=record.create_timestamp,
             started_at=_moment(record.start_time),
             ended_at=_moment(record.end_time),
             lease_until=_parsed(run.tags.get(names.RunTag.LEASE_UNTIL, "")),
             will_retry=None if decided is None else decided == "true",
-            retry=run.tags.get(_RETRY_TAG),
-            retry_failed=self._retry_failed(record),
+            retry=run.tags.get(names.DagsterTag.AUTO_RETRY_RUN),
             trained=run.tags.get(names.RunTag.TRAINED),
             foreign=self._elsewhere(run) or (pipelines is not None and pipelines.isdisjoint(self._own)),
         )
 
     def _elsewhere(self, run: dg.DagsterRun) -> bool:
         """Whether it says that it is of another code location, which may have a pipeline of the same name."""
-        origin = run.remote_job_origin
-        return origin is not None and self._location is not None and origin.location_name != self._location
+        location = location_of(run)
+        return location is not None and self._location is not None and location != self._location
 
     def _pipelines(self, run: dg.DagsterRun) -> frozenset[str] | None:
         selected: Iterable[dg.AssetKey] | None = run.asset_selection
         if not selected:
-            if self._elsewhere(run) or not self._repository.has_job(run.job_name):
+            selected = None if self._elsewhere(run) else self._assets(run.job_name)
+            if selected is None:
                 return None
-            selected = self._repository.get_job(run.job_name).asset_layer.executable_asset_keys
         # Not only this code location's: a run of another one that shares the deployment's name may adopt an instance.
-        models = [key for key in selected if key.path[1:] == ["trained_model"]]
+        models = [key for key in selected if key.path[1:] == [names.TRAINED_MODEL]]
         steps = run.step_keys_to_execute  # of a re-execution from failure, which may have got past the training
         if steps is not None:
-            models = [key for key in models if any(step.startswith(f"{key.to_python_identifier()}.") for step in steps)]
+            models = [key for key in models if has_step_of(steps, key)]
         return frozenset(tag_value(key.path[0]) for key in models)
+
+    def _assets(self, job: str) -> frozenset[dg.AssetKey] | None:
+        if job not in self._assets_of_job:
+            self._assets_of_job[job] = assets_of_job(self._repository, job)
+        return self._assets_of_job[job]
+
+    # ---- What retries.py asks
+
+    def group_sizes(self, roots: Collection[str]) -> Mapping[str, int]:
+        """How many runs try each of these again, itself included; without those that were deleted."""
+        known = self._records(run_ids=sorted(roots))
+        again = self._records(tags={names.DagsterTag.ROOT_RUN: sorted(known)}) if known else {}
+        sizes = Counter(record.dagster_run.tags[names.DagsterTag.ROOT_RUN] for record in again.values())
+        return {root: 1 + sizes[root] for root in known}
+
+    def unfinished_backfills(self, ids: Collection[str]) -> AbstractSet[str]:
+        """Those backfills that go on."""
+        return unfinished_backfills(self._instance, ids)
+
+    def successors(self, partitions: Collection[str], *, since: datetime) -> Sequence[Successor]:
+        """The runs of these partitions that were created after a moment."""
+        records = self._records(tags={names.DagsterTag.PARTITION: sorted(partitions)}, created_after=since)
+        return [
+            Successor(
+                id=run_id,
+                partition=_partition(record.dagster_run),
+                pipelines=self._pipelines(record.dagster_run),
+                created_at=record.create_timestamp,
+            )
+            for run_id, record in records.items()
+        ]
+
+
+def _partition(run: dg.DagsterRun) -> str:
+    return run.tags.get(names.DagsterTag.PARTITION, "")
 
 
 def _may_train(run: TrainingRun) -> bool:
     return not run.finished and run.pipelines != frozenset()
+
+
+def _may_be_retried(run: TrainingRun) -> bool:
+    """Whether a failed run's retry was missed, or is still to come."""
+    pending = run.will_retry is not False and run.retry is None
+    return run.status == dg.DagsterRunStatus.FAILURE and run.ours and (run.retry_missed or pending)
+
+
+def _failed_run(record: dg.RunRecord, pipelines: frozenset[str] | None) -> FailedRun:
+    run = record.dagster_run
+    return FailedRun(
+        id=run.run_id,
+        root=run.root_run_id or run.run_id,
+        partition=_partition(run),
+        pipelines=pipelines,
+        created_at=record.create_timestamp,
+        ended_at=_moment(record.end_time) or datetime.now(UTC),
+        tags=run.tags,
+    )
 
 
 def _moment(seconds: float | None) -> datetime | None:

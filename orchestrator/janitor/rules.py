@@ -6,6 +6,7 @@ costs a training.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Literal
 
 from dagster import DagsterRunStatus
 
-from orchestrator.janitor.snapshot import BuildKey, OpenRun, TrainingRun, World
+from orchestrator.janitor import retries
+from orchestrator.janitor.snapshot import BuildKey, OpenRun, Snapshot, TrainingRun
 from orchestrator.pipeline.training.lease import LEASE, RENEW_SECONDS
 from orchestrator.resources.ec2 import Instance, tag_value
 
@@ -31,118 +33,151 @@ at once more. Looks that are 60 to 65 s apart, as Dagster makes them, find only 
 NEW = timedelta(minutes=2)
 """How long a new instance may be of a run that Dagster does not know (yet)."""
 
-RETRY_DECIDED = timedelta(minutes=1)
-"""How long Dagster may take to write on a failed run whether it will be retried."""
-
-RETRY_LAUNCHED = timedelta(minutes=10)
-"""How long Dagster may take to launch a retry that it has announced."""
-
 SUBMITTED = timedelta(minutes=5)
 """How long Dagster may take to queue a run that it has created; one that it forgot would wait for ever."""
 
 
-@dataclass(frozen=True)
-class EndRun:
+@dataclass(frozen=True, kw_only=True)
+class Action(ABC):
+    """One thing to do, and why. As text, it is an order: `terminate instance i-… (iris 7)`."""
+
+    why: str
+
+    @property
+    @abstractmethod
+    def partition(self) -> str:
+        """Of the builds that it is about, as `tag_value` writes it."""
+
+    @property
+    @abstractmethod
+    def done(self) -> str:
+        """What to log when it is done; begins with the same words each time."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndRun(Action):
     """Tell Dagster that the worker of a run is gone."""
 
     run: TrainingRun
     status: Literal["failed", "canceled"]
-    why: str
 
     @property
     def partition(self) -> str:
-        """Of the builds that it is about, as `tag_value` writes it."""
         return self.run.partition
+
+    @property
+    def done(self) -> str:
+        return f"{'Failed' if self.status == 'failed' else 'Canceled'} Dagster run {self.run.id}"
 
     def __str__(self) -> str:
         return f"mark Dagster run {self.run.id} as {self.status}"
 
 
-@dataclass(frozen=True)
-class RetryRun:
+@dataclass(frozen=True, kw_only=True)
+class RetryRun(Action):
     """Ask Dagster once more to retry a run."""
 
     run: TrainingRun
-    why: str
 
     @property
     def partition(self) -> str:
-        """Of the builds that it is about, as `tag_value` writes it."""
         return self.run.partition
+
+    @property
+    def done(self) -> str:
+        return f"Asked for the retry of Dagster run {self.run.id}"
 
     def __str__(self) -> str:
         return f"have Dagster run {self.run.id} retried"
 
 
-@dataclass(frozen=True)
-class Terminate:
+@dataclass(frozen=True, kw_only=True)
+class Terminate(Action):
     """Terminate an instance."""
 
     instance: Instance
-    why: str
 
     @property
     def partition(self) -> str:
-        """Of the builds that it is about, as `tag_value` writes it."""
         return self.instance.partition
 
+    @property
+    def done(self) -> str:
+        return f"Terminated instance {self._name}"
+
+    @property
+    def _name(self) -> str:
+        return f"{self.instance.id} ({self.instance.pipeline} {self.instance.partition})"
+
     def __str__(self) -> str:
-        return f"terminate instance {self.instance.id} ({self.instance.pipeline} {self.instance.partition})"
+        return f"terminate instance {self._name}"
 
 
-@dataclass(frozen=True)
-class CloseRun:
+@dataclass(frozen=True, kw_only=True)
+class CloseRun(Action):
     """End an MLflow run."""
 
     run: OpenRun
     status: Literal["FINISHED", "FAILED", "KILLED"]
-    why: str
 
     @property
     def partition(self) -> str:
-        """Of the builds that it is about, as `tag_value` writes it."""
         return self.run.build.partition
 
+    @property
+    def done(self) -> str:
+        return f"Closed MLflow run {self._name}"
+
+    @property
+    def _name(self) -> str:
+        return f"{self.run.id} ({self.run.pipeline} {self.run.partition}) as {self.status}"
+
     def __str__(self) -> str:
-        return f"end MLflow run {self.run.id} ({self.run.pipeline} {self.run.partition}) as {self.status}"
+        return f"end MLflow run {self._name}"
 
 
-Action = EndRun | RetryRun | Terminate | CloseRun
+def decide(snapshot: Snapshot, now: datetime) -> list[Action]:
+    """What to do, in the order in which to do it.
+
+    MLflow runs come last, and are looked at last: what nobody has looked for yet is not in `open_runs`.
+    """
+    rules = _Rules(snapshot, now)
+    return [*rules.dead_runs(), *rules.missed_retries(), *rules.orphaned_instances(), *rules.abandoned_runs()]
 
 
-def decide(world: World, now: datetime) -> list[Action]:
-    """What to do about a state of the world, in the order in which to do it."""
-    view = _View(world, now)
-    return [*view.dead_runs(), *view.failed_retries(), *view.orphaned_instances(), *view.abandoned_runs()]
-
-
-def live_attempts(world: World) -> int:
+def live_attempts(snapshot: Snapshot) -> int:
     """How many runs that surely train one of our pipelines are not finished."""
-    return sum(run.ours and not run.finished for run in world.runs)
+    return sum(run.ours and not run.finished for run in snapshot.runs)
 
 
-class _View:
-    def __init__(self, world: World, now: datetime) -> None:
-        self._world = world
+class _Rules:
+    def __init__(self, snapshot: Snapshot, now: datetime) -> None:
+        self._snapshot = snapshot
         self._now = now
-        self._runs = {run.id: run for run in world.runs}
-        self._ours = [one for one in world.instances if one.deployment in world.deployments]
+        self._runs = {run.id: run for run in snapshot.runs}
+        self._ours = [instance for instance in snapshot.instances if instance.deployment in snapshot.deployments]
         self._of_partition: dict[str, list[TrainingRun]] = defaultdict(list)
-        for run in world.runs:
+        for run in snapshot.runs:
             self._of_partition[run.partition].append(run)
 
     # ---- Dagster
 
     def dead_runs(self) -> Iterator[Action]:
-        if self._now - self._world.watching_since < SETTLE:
+        if self._now - self._snapshot.watching_since < SETTLE:
             return
-        for run in self._world.runs:
+        for run in self._snapshot.runs:
             if why := run.ours and self._dead(run):
-                yield EndRun(run, "canceled" if run.status == DagsterRunStatus.CANCELING else "failed", why)
+                status: Literal["failed", "canceled"] = (
+                    "canceled" if run.status == DagsterRunStatus.CANCELING else "failed"
+                )
+                yield EndRun(run=run, status=status, why=why)
 
     def _dead(self, run: TrainingRun) -> str | None:
         if run.status == DagsterRunStatus.NOT_STARTED:
-            since = max(run.created_at or self._now, self._world.watching_since)
+            since = max(run.created_at or self._now, self._snapshot.watching_since)
             return "it was created, and never queued" if self._now >= since + SUBMITTED else None
         # One that is STARTING has no lease of its own yet; Dagster's run monitoring has a timeout for it.
         if run.status not in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING):
@@ -155,29 +190,43 @@ class _View:
             f"and a live worker renews it every {RENEW_SECONDS:g} s; look at what happened to its host or container"
         )
 
-    def failed_retries(self) -> Iterator[Action]:
-        for run in self._world.runs:
-            if run.retry_failed and run.ours:
+    def missed_retries(self) -> Iterator[Action]:
+        for run in self._snapshot.runs:
+            if run.retry_missed and run.ours and self._can_be_retried(run):
                 why = "Dagster was to retry it and did not: its code server was away, or it missed the failure"
-                yield RetryRun(run, why)
+                yield RetryRun(run=run, why=why)
+
+    def _can_be_retried(self, run: TrainingRun) -> bool:
+        """Whether Dagster finds its job: that of a pipeline which cannot be read is not there until it is mended."""
+        return not any(self._snapshot.is_broken(pipeline) for pipeline in run.pipelines or ())
 
     def _lease_end(self, run: TrainingRun) -> datetime | None:
         if run.started_at is None:
             return None
-        told = [run.lease_until, *(one.lease_until for one in self._ours if one.dagster_run == run.id)]
-        return max([run.started_at + LEASE, *(until for until in told if until)])
+        ends = [run.lease_until, *(instance.lease_until for instance in self._ours if instance.dagster_run == run.id)]
+        return max([run.started_at + LEASE, *(end for end in ends if end)])
 
     def _expired(self, until: datetime) -> bool:
         """Whether a lease has ended, and not only because its worker was asleep since the look before."""
-        before = self._world.looked_before
+        before = self._snapshot.looked_before
         return until <= self._now and (before is None or until < before + SPARE)
 
     # ---- EC2
 
     def orphaned_instances(self) -> Iterator[Action]:
         for instance in self._ours:
-            if why := self._orphaned(instance):
-                yield Terminate(instance, why)
+            broken = self._snapshot.is_broken(instance.pipeline)
+            if why := self._overdue(instance) if broken else self._orphaned(instance):
+                yield Terminate(instance=instance, why=why)
+
+    def _overdue(self, instance: Instance) -> str | None:
+        """Whether the deadline of a machine has passed about which nothing else is known."""
+        if instance.power_off_at is None or self._now < instance.power_off_at:
+            return None
+        return (
+            f"it was to power itself off at {instance.power_off_at:%Y-%m-%d %H:%M} UTC; why it runs, nobody knows, "
+            f"because the defs.yaml of pipeline {instance.pipeline} cannot be read"
+        )
 
     def _orphaned(self, instance: Instance) -> str | None:
         if self._wanted(BuildKey(instance.pipeline, instance.partition), instance.dagster_run):
@@ -199,27 +248,27 @@ class _View:
     def _awaits_retry(self, run: TrainingRun) -> bool:
         if run.status != DagsterRunStatus.FAILURE:
             return False
-        if run.retry_failed and run.ours:
+        if run.retry_missed and run.ours:
             return True
         if run.will_retry is False:
             return False
         if run.retry in self._runs:
             return False  # the retry speaks for itself
         # Retries are launched by the same daemon as the janitor: while it was away, no time has passed.
-        since = max(run.ended_at or self._world.watching_since, self._world.watching_since)
-        return self._now < since + (RETRY_LAUNCHED if run.will_retry else RETRY_DECIDED)
+        since = max(run.ended_at or self._snapshot.watching_since, self._snapshot.watching_since)
+        return self._now < since + (retries.LAUNCHED if run.will_retry else retries.DECIDED)
 
     # ---- MLflow
 
     def abandoned_runs(self) -> Iterator[Action]:
-        named = {one.mlflow_run for one in self._ours}
+        named = {instance.mlflow_run for instance in self._ours}
         in_use: dict[BuildKey, datetime] = {}
-        for run in self._world.open_runs:
+        for run in self._snapshot.open_runs:
             owner = self._runs.get(run.dagster_run)
             if run.id in named and owner is not None and not owner.finished:
                 in_use[run.build] = max(in_use.get(run.build, run.started_at), run.started_at)
-        for run in self._world.open_runs:
-            if run.deployment and tag_value(run.deployment) not in self._world.deployments:
+        for run in self._snapshot.open_runs:
+            if run.deployment and tag_value(run.deployment) not in self._snapshot.deployments:
                 continue
             if self._wanted(run.build, run.dagster_run):
                 if run.id not in named and run.build in in_use and run.started_at <= in_use[run.build]:
@@ -231,12 +280,12 @@ class _View:
 
     def _unknown_for_good(self, run: OpenRun, named: set[str]) -> bool:
         """Whether nobody will ever end it; without a deployment, another installation may."""
-        alone = self._world.instances_known and run.id not in named and bool(run.deployment)
-        return alone and self._now >= max(run.started_at, self._world.watching_since) + RETRY_LAUNCHED
+        alone = self._snapshot.instances_known and run.id not in named and bool(run.deployment)
+        return alone and self._now >= max(run.started_at, self._snapshot.watching_since) + retries.LAUNCHED
 
     def _close(self, run: OpenRun, why: str) -> CloseRun:
         owner = self._runs.get(run.dagster_run)
         if owner is not None and owner.trained == run.id:
-            return CloseRun(run, "FINISHED", "its training process exited 0 while MLflow was away")
+            return CloseRun(run=run, status="FINISHED", why="its training process exited 0 while MLflow was away")
         killed = owner is not None and owner.status == DagsterRunStatus.CANCELED
-        return CloseRun(run, "KILLED" if killed else "FAILED", why)
+        return CloseRun(run=run, status="KILLED" if killed else "FAILED", why=why)

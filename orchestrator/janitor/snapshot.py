@@ -1,10 +1,10 @@
-"""The world as the janitor sees it: instances, MLflow runs and Dagster runs, and which build each is of."""
+"""What the janitor sees at one moment: instances, MLflow runs and Dagster runs, and which build each is of."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from dagster import DagsterRunStatus
 
@@ -38,7 +38,7 @@ class TrainingRun:
         lease_until: its own tag; a retry inherits its parent's, so an old one alone means nothing.
         will_retry: what Dagster has decided on a failed run; None: nothing (yet).
         retry: ID of the run that Dagster launched to retry this one.
-        retry_failed: Dagster was to retry this failed run, and did not.
+        retry_missed: Dagster was to retry this failed run, and did not.
         trained: the MLflow run whose training process it, or one whose tags it has inherited, saw exit with 0.
         foreign: another code location's, as far as can be told: its models are trained without a lease.
     """
@@ -53,7 +53,7 @@ class TrainingRun:
     lease_until: datetime | None = None
     will_retry: bool | None = None
     retry: str | None = None
-    retry_failed: bool = False
+    retry_missed: bool = False
     trained: str | None = None
     foreign: bool = False
 
@@ -95,25 +95,59 @@ class OpenRun:
         return BuildKey.of(self.pipeline, self.partition)
 
 
-@dataclass(frozen=True)
-class World:
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
     """What was seen, all at about the same time, Dagster's runs last.
 
     Attributes:
         deployments: this installation's names; what carries another one is not ours.
+        pipelines: those whose settings can be read, as `tag_value` writes them.
+        broken: those whose defs.yaml cannot be read, written the same way.
+        watching_since: from when on the janitor has looked without a gap.
+        looked_before: when the janitor looked before; None: never.
         instances: those that still cost money.
         instances_known: False when EC2 could not be asked, so that a missing instance proves nothing.
         open_runs: MLflow runs that are RUNNING.
-        runs: the Dagster runs that the others name, their retries, those that Dagster could not retry, and all
-            unfinished ones that may train.
-        watching_since: from when on the janitor has looked without a gap.
-        looked_before: when the janitor looked before; None: never.
+        runs: the Dagster runs that the others name, their retries, the failed ones of ours whose retry is still to
+            come, and all unfinished ones that may train.
     """
 
     deployments: frozenset[str]
-    instances: tuple[Instance, ...]
-    instances_known: bool
-    open_runs: tuple[OpenRun, ...]
-    runs: tuple[TrainingRun, ...]
+    pipelines: frozenset[str] = frozenset()
+    broken: frozenset[str] = frozenset()
     watching_since: datetime
     looked_before: datetime | None = None
+    instances: tuple[Instance, ...] = ()
+    instances_known: bool = True
+    open_runs: tuple[OpenRun, ...] = ()
+    runs: tuple[TrainingRun, ...] = ()
+
+    @property
+    def owners(self) -> frozenset[str]:
+        """IDs of the Dagster runs that instances and MLflow runs name."""
+        return frozenset(holder.dagster_run for holder in self._holders) - {""}
+
+    @property
+    def partitions(self) -> frozenset[str]:
+        """The partition keys of all builds that hold something."""
+        return frozenset(holder.partition for holder in self._holders)
+
+    @property
+    def _holders(self) -> list[Instance | OpenRun]:
+        return [*self.instances, *self.open_runs]
+
+    def of_partition(self, partition: str) -> Self:
+        """Only what belongs to the builds of this partition key, as `tag_value` writes it; no Dagster runs."""
+        return replace(
+            self,
+            instances=tuple(instance for instance in self.instances if instance.partition == partition),
+            open_runs=tuple(run for run in self.open_runs if run.build.partition == partition),
+            runs=(),
+        )
+
+    def is_broken(self, pipeline: str) -> bool:
+        """Whether nobody can read what this pipeline, as `tag_value` writes it, is meant to do.
+
+        The name of a pipeline stands in its defs.yaml: while one cannot be read, a name that nobody knows may be its.
+        """
+        return bool(self.broken) and pipeline not in self.pipelines

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.janitor.rules import EndRun, decide
-from orchestrator.janitor.sensor import Watch
+from orchestrator.janitor.sensor import JanitorCursor
 from orchestrator.pipeline.training.lease import LEASE, RENEW_SECONDS
 from orchestrator_tests.support.janitor_world import NOW, run, world
 
@@ -55,12 +55,12 @@ class Host:
 def ended_at(host: Host, *, first: float, every: float, dies_at: float = HOUR) -> float | None:
     """When the janitor ends the run of a worker that renews its lease so often, if it does."""
     renewals = list(host.renewals(every=every, until=dies_at))
-    cursor: str | None = Watch(since=after(-HOUR), last=after(first - 60)).cursor()
+    cursor: str | None = JanitorCursor(since=after(-HOUR), last=after(first - 60)).dump()
     for tick in host.ticks(first=first):
         # The janitor may well be the first of the two to wake up.
         renewed = max(at for at in renewals if at < tick or at == 0)
-        watch = Watch.at(after(tick), cursor)
-        cursor = watch.cursor()
+        watch = JanitorCursor.at(after(tick), cursor)
+        cursor = watch.dump()
         attempt = run("STARTED", started_at=BEGUN, lease_until=after(renewed) + LEASE)
         seen = world(attempt, watching_since=watch.since, looked_before=watch.before)
         if any(isinstance(action, EndRun) for action in decide(seen, watch.last)):

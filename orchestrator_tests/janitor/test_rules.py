@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from orchestrator.janitor.rules import Action, CloseRun, EndRun, RetryRun, Terminate, decide
+from orchestrator.janitor.snapshot import TrainingRun
 from orchestrator.pipeline.training.lease import LEASE
 from orchestrator_tests.support.janitor_world import NOW, ago, instance, open_run, run, world
 
 LEASED = ago(seconds=-100)
 
 
-def told(actions: list[Action]) -> list[str]:
+def orders(actions: list[Action]) -> list[str]:
     return [str(action) for action in actions]
 
 
@@ -50,7 +52,7 @@ def test_a_run_of_a_job_that_nobody_knows_may_adopt_it_too() -> None:
 
 @pytest.mark.parametrize("more", [{"partition": "8"}, {"pipelines": frozenset({"fraud"})}])
 def test_a_run_of_another_build_adopts_nothing(more: dict[str, object]) -> None:
-    assert told(decide(world(instance(), run("CANCELED"), run("QUEUED", "run-2", **more)), NOW)) == TERMINATE
+    assert orders(decide(world(instance(), run("CANCELED"), run("QUEUED", "run-2", **more)), NOW)) == TERMINATE
 
 
 def test_an_instance_awaits_the_retry_that_dagster_has_announced() -> None:
@@ -60,7 +62,7 @@ def test_an_instance_awaits_the_retry_that_dagster_has_announced() -> None:
 
 def test_a_retry_that_never_comes_is_not_awaited_for_ever() -> None:
     failed = run("FAILURE", will_retry=True, ended_at=ago(minutes=11))
-    assert told(decide(world(instance(), failed), NOW)) == TERMINATE
+    assert orders(decide(world(instance(), failed), NOW)) == TERMINATE
 
 
 def test_the_time_while_nobody_was_watching_does_not_count() -> None:
@@ -70,11 +72,11 @@ def test_the_time_while_nobody_was_watching_does_not_count() -> None:
 
 def test_dagster_gets_a_moment_to_decide_whether_it_retries() -> None:
     assert decide(world(instance(), run("FAILURE", ended_at=ago(seconds=30))), NOW) == []
-    assert told(decide(world(instance(), run("FAILURE", ended_at=ago(seconds=61))), NOW)) == TERMINATE
+    assert orders(decide(world(instance(), run("FAILURE", ended_at=ago(seconds=61))), NOW)) == TERMINATE
 
 
 def test_a_failure_that_is_not_retried_frees_the_instance_at_once() -> None:
-    assert told(decide(world(instance(), run("FAILURE", will_retry=False, ended_at=NOW)), NOW)) == TERMINATE
+    assert orders(decide(world(instance(), run("FAILURE", will_retry=False, ended_at=NOW)), NOW)) == TERMINATE
 
 
 def test_an_instance_is_kept_through_a_chain_of_retries() -> None:
@@ -86,22 +88,58 @@ def test_an_instance_is_kept_through_a_chain_of_retries() -> None:
 def test_an_instance_is_freed_when_the_last_retry_is_over() -> None:
     first = run("FAILURE", will_retry=True, retry="run-2", ended_at=ago(minutes=1))
     second = run("FAILURE", "run-2", will_retry=False, ended_at=ago(seconds=1))
-    assert told(decide(world(instance(), first, second), NOW)) == TERMINATE
+    assert orders(decide(world(instance(), first, second), NOW)) == TERMINATE
 
 
 def test_an_instance_of_a_run_that_dagster_lost_is_kept_until_its_lease_ends() -> None:
     assert decide(world(instance(lease_until=LEASED)), NOW) == []
-    assert told(decide(world(instance(lease_until=ago(seconds=1))), NOW)) == TERMINATE
+    assert orders(decide(world(instance(lease_until=ago(seconds=1))), NOW)) == TERMINATE
 
 
 def test_a_new_instance_of_an_unknown_run_is_left_to_the_next_tick() -> None:
     assert decide(world(instance(launched_at=ago(seconds=90))), NOW) == []
-    assert told(decide(world(instance(launched_at=ago(minutes=3))), NOW)) == TERMINATE
+    assert orders(decide(world(instance(launched_at=ago(minutes=3))), NOW)) == TERMINATE
 
 
 def test_an_instance_that_names_no_run_is_terminated() -> None:
     (action,) = decide(world(instance("")), NOW)
     assert "it names none" in action.why
+
+
+# ---- a pipeline whose defs.yaml cannot be read
+
+
+@pytest.mark.parametrize("owner", [run("CANCELED"), run("FAILURE", will_retry=False), run("STARTED"), None])
+@pytest.mark.parametrize("pipeline", ["churn", "named otherwise in its defs.yaml"])
+def test_an_instance_of_a_broken_pipeline_is_left_alone_until_its_deadline(
+    pipeline: str, owner: TrainingRun | None
+) -> None:
+    runs = [replace(owner, pipelines=frozenset({"churn"}), lease_until=LEASED)] if owner else []
+    left = instance(pipeline=pipeline, power_off_at=ago(seconds=-1))
+    broken = world(left, *runs, broken=frozenset({"churn"}))
+    assert decide(broken, NOW) == []
+    (action,) = decide(broken, NOW + timedelta(seconds=1))
+    assert isinstance(action, Terminate)
+    assert f"the defs.yaml of pipeline {pipeline} cannot be read" in action.why
+
+
+def test_one_without_a_deadline_is_left_alone_for_good() -> None:
+    assert decide(world(instance(pipeline="churn"), run("CANCELED"), broken=frozenset({"churn"})), NOW) == []
+
+
+def test_another_deployments_is_not_touched_past_its_deadline_either() -> None:
+    theirs = instance(deployment="theirs", pipeline="churn", power_off_at=ago(minutes=1))
+    assert decide(world(theirs, broken=frozenset({"churn"})), NOW) == []
+
+
+def test_the_instances_of_other_pipelines_are_ended_as_ever() -> None:
+    assert orders(decide(world(instance(), run("CANCELED"), broken=frozenset({"churn"})), NOW)) == TERMINATE
+
+
+def test_a_missed_retry_of_a_broken_pipeline_is_not_asked_for() -> None:
+    failed = run("FAILURE", pipelines=frozenset({"churn"}), retry_missed=True, lease_until=ago(minutes=5))
+    assert decide(world(failed, broken=frozenset({"churn"})), NOW) == []
+    assert len(decide(world(replace(failed, pipelines=frozenset({"iris"})), broken=frozenset({"churn"})), NOW)) == 1
 
 
 # ---- Dagster runs
@@ -150,7 +188,7 @@ def test_a_lease_that_may_have_ended_because_its_worker_was_asleep_is_looked_at_
 def test_so_is_that_of_an_instance_whose_run_dagster_does_not_know() -> None:
     asleep = instance(lease_until=ago(seconds=30))
     assert decide(world(asleep, looked_before=ago(seconds=125)), NOW) == []
-    assert told(decide(world(asleep, looked_before=NOW), NOW + timedelta(minutes=1))) == TERMINATE
+    assert orders(decide(world(asleep, looked_before=NOW), NOW + timedelta(minutes=1))) == TERMINATE
 
 
 def test_a_lease_that_was_not_renewed_before_the_last_look_either_is_not_explained_by_a_sleep() -> None:
@@ -167,7 +205,7 @@ def test_a_run_that_was_created_and_never_queued_is_ended() -> None:
 
 
 def test_a_retry_that_dagster_could_not_launch_is_asked_for_once_more_and_its_instance_kept() -> None:
-    failed = run("FAILURE", will_retry=False, retry_failed=True, ended_at=ago(minutes=1))
+    failed = run("FAILURE", will_retry=False, retry_missed=True, ended_at=ago(minutes=1))
     (action,) = decide(world(instance(), open_run(), failed), NOW)
     assert isinstance(action, RetryRun)
     assert action.run == failed
@@ -175,18 +213,18 @@ def test_a_retry_that_dagster_could_not_launch_is_asked_for_once_more_and_its_in
 
 @pytest.mark.parametrize("will_retry", [None, True])
 def test_so_is_one_whose_failure_dagster_has_missed(will_retry: bool | None) -> None:
-    failed = run("FAILURE", will_retry=will_retry, retry_failed=True, ended_at=ago(minutes=20))
+    failed = run("FAILURE", will_retry=will_retry, retry_missed=True, ended_at=ago(minutes=20))
     (action,) = decide(world(instance(), open_run(), failed), NOW)
     assert isinstance(action, RetryRun)
 
 
 def test_a_failed_run_of_something_else_is_not_retried() -> None:
-    assert decide(world(run("FAILURE", pipelines=frozenset(), retry_failed=True, will_retry=False)), NOW) == []
+    assert decide(world(run("FAILURE", pipelines=frozenset(), retry_missed=True, will_retry=False)), NOW) == []
 
 
 def test_a_run_of_another_code_location_is_neither_ended_nor_retried_unless_it_has_a_lease() -> None:
     assert decide(world(run("STARTED", foreign=True)), NOW) == []
-    assert decide(world(run("FAILURE", foreign=True, retry_failed=True, will_retry=False)), NOW) == []
+    assert decide(world(run("FAILURE", foreign=True, retry_missed=True, will_retry=False)), NOW) == []
     assert ended(decide(world(run("STARTED", foreign=True, lease_until=ago(seconds=1))), NOW)) == [("run-1", "failed")]
 
 

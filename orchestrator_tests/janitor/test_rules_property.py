@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.janitor.rules import Action, CloseRun, EndRun, RetryRun, Terminate, decide
-from orchestrator.janitor.snapshot import TrainingRun, World
+from orchestrator.janitor.snapshot import Snapshot, TrainingRun
 from orchestrator.pipeline.training.lease import LEASE
+from orchestrator.resources.ec2 import Instance
 from orchestrator_tests.support.janitor_world import NOW, ago, build_of, instance, open_run, run, world
 
 IDS = ["run-1", "run-2", "run-3"]
@@ -37,20 +38,22 @@ def runs(draw: st.DrawFn, id: str) -> TrainingRun:
         will_retry=draw(st.sampled_from([None, True, False])),
         retry=draw(st.sampled_from([None, *IDS, "run-deleted"])),
         created_at=draw(st.none() | past),
-        retry_failed=status == "FAILURE" and draw(st.booleans()),
+        retry_missed=status == "FAILURE" and draw(st.booleans()),
     )
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> World:
+def worlds(draw: st.DrawFn) -> Snapshot:
     owners = st.sampled_from([*IDS, "run-deleted", ""])
     deployments = st.sampled_from(["ours", "theirs"])
     instances = [
         instance(
             draw(owners),
             id=f"i-{number}",
+            pipeline=draw(st.sampled_from(["iris", "iris", "churn"])),
             partition=draw(partitions),
             deployment=draw(deployments),
+            power_off_at=draw(maybe),
             launched_at=draw(past),
             lease_until=draw(maybe),
             mlflow_run=draw(st.sampled_from(["m-0", "m-1", "m-2", ""])),
@@ -69,10 +72,17 @@ def worlds(draw: st.DrawFn) -> World:
         for number in range(draw(st.integers(0, 3)))
     ]
     there = [draw(runs(id)) for id in IDS if draw(st.booleans())]
-    return world(*instances, *opened, *there, watching_since=draw(past), instances_known=draw(st.booleans()))
+    return world(
+        *instances,
+        *opened,
+        *there,
+        broken=draw(st.sampled_from([frozenset(), frozenset({"churn"})])),
+        watching_since=draw(past),
+        instances_known=draw(st.booleans()),
+    )
 
 
-def apply(state: World, actions: list[Action], now: datetime) -> World:
+def apply(state: Snapshot, actions: list[Action], now: datetime) -> Snapshot:
     """The world after these actions; Dagster does not retry what the janitor ended."""
     gone = {action.instance.id for action in actions if isinstance(action, Terminate)}
     closed = {action.run.id for action in actions if isinstance(action, CloseRun)}
@@ -89,20 +99,27 @@ def apply(state: World, actions: list[Action], now: datetime) -> World:
                 status=statuses[ended[one.id]] if one.id in ended else one.status,
                 ended_at=now if one.id in ended else one.ended_at,
                 will_retry=False if one.id in ended else one.will_retry,
-                retry_failed=one.retry_failed and one.id not in asked,
+                retry_missed=one.retry_missed and one.id not in asked,
             )
             for one in state.runs
         ),
     )
 
 
+def is_overdue(left: Instance, now: datetime) -> bool:
+    return left.power_off_at is not None and left.power_off_at <= now
+
+
 @given(worlds())
-def test_what_a_live_attempt_or_another_deployment_has_is_never_touched(state: World) -> None:
+def test_what_a_live_attempt_or_another_deployment_has_is_never_touched(state: Snapshot) -> None:
     unfinished = [one for one in state.runs if not one.finished]
     for action in decide(state, NOW):
         match action:
             case Terminate(instance=one):
                 assert one.deployment == "ours"
+                if state.is_broken(one.pipeline):
+                    assert is_overdue(one, NOW)
+                    continue
                 assert one.dagster_run not in {live.id for live in unfinished}
                 assert not any(live.may_train(build_of(one)) for live in unfinished)
             case CloseRun(run=one):
@@ -121,7 +138,7 @@ def test_what_a_live_attempt_or_another_deployment_has_is_never_touched(state: W
 
 
 @given(worlds())
-def test_what_may_still_be_retried_keeps_its_instance(state: World) -> None:
+def test_what_may_still_be_retried_keeps_its_instance(state: Snapshot) -> None:
     ids = {one.id for one in state.runs}
     waiting = {
         one.id
@@ -132,12 +149,16 @@ def test_what_may_still_be_retried_keeps_its_instance(state: World) -> None:
         and one.ended_at is not None
         and NOW - one.ended_at < timedelta(minutes=10)
     }
-    ended = {action.instance.dagster_run for action in decide(state, NOW) if isinstance(action, Terminate)}
+    ended = {
+        action.instance.dagster_run
+        for action in decide(state, NOW)
+        if isinstance(action, Terminate) and not state.is_broken(action.instance.pipeline)
+    }
     assert not ended & waiting
 
 
 @given(worlds())
-def test_nothing_is_done_twice(state: World) -> None:
+def test_nothing_is_done_twice(state: Snapshot) -> None:
     first = decide(state, NOW)
     again = decide(apply(state, first, NOW), NOW)
     assert not set(map(str, first)) & set(map(str, again))
@@ -146,7 +167,7 @@ def test_nothing_is_done_twice(state: World) -> None:
 
 @given(worlds())
 @settings(max_examples=60)
-def test_as_time_passes_everything_that_no_attempt_can_want_is_ended(state: World) -> None:
+def test_as_time_passes_everything_that_no_attempt_can_want_is_ended(state: Snapshot) -> None:
     now = NOW
     for _ in range(15):  # minutes: ten of them for a retry that was announced and never came
         state = apply(state, decide(state, now), now)
@@ -154,7 +175,10 @@ def test_as_time_passes_everything_that_no_attempt_can_want_is_ended(state: Worl
     unfinished = [one for one in state.runs if not one.finished]
     for one in state.instances:
         wanted = [live for live in unfinished if live.may_train(build_of(one)) or live.id == one.dagster_run]
-        assert one.deployment == "theirs" or wanted
+        if one.deployment == "ours" and state.is_broken(one.pipeline):
+            assert not is_overdue(one, now - timedelta(minutes=1))
+        else:
+            assert one.deployment == "theirs" or wanted
     assert decide(state, now) == []
     for attempt in unfinished:
         assert attempt.started_at is None or not attempt.ours or attempt.status.value in ("SUSPENDED", "MANAGED")

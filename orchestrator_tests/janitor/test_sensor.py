@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,9 +15,12 @@ from botocore.awsrequest import AWSResponse
 
 from orchestrator import names
 from orchestrator.errors import OrchestratorError, SettingsError
-from orchestrator.janitor.dagster_runs import ASKED_TAG, MOST_ASKED
-from orchestrator.janitor.rules import decide
-from orchestrator.janitor.sensor import GAP, KEY, Watch, janitor_sensor, janitor_spec
+from orchestrator.janitor import sensor
+from orchestrator.janitor.clients import Clients, Findings
+from orchestrator.janitor.retries import MOST_ASKED, FailedRun, missed_retries
+from orchestrator.janitor.rules import Action, decide
+from orchestrator.janitor.sensor import GAP, KEY, JanitorCursor, janitor_sensor, janitor_spec
+from orchestrator.janitor.snapshot import OpenRun, Snapshot
 from orchestrator.names import DagsterTag, Ec2Tag
 from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.resources import retry
@@ -29,9 +32,11 @@ from orchestrator_tests.support.dagster_internals import (
     RegisteredCodeLocationOrigin,
     RemoteRepositoryOrigin,
     SensorExecutionData,
+    get_instigation_log_records,
 )
 from orchestrator_tests.support.ec2_account import Account, http_answer, inject, open_account, owner
 from orchestrator_tests.support.mlflow_client import client, post
+from orchestrator_tests.support.run_records import failed_run, insert, statements
 
 BUILDS = dg.DynamicPartitionsDefinition(name="iris_builds")
 
@@ -107,22 +112,28 @@ class Site:
         tags = {"orchestrator.pipeline": "iris", "orchestrator.partition": partition, "dagster_run_id": run}
         return self.mlflow.create_run(self.experiment, name="iris", tags=tags).id
 
-    def tick(self, *, later: timedelta | None = None) -> SensorExecutionData:
-        """A tick; ``later`` shifts what the cursor says into the past, as if so much time had passed."""
+    def tick(
+        self,
+        *,
+        later: timedelta | None = None,
+        sensor: dg.SensorDefinition | None = None,
+        log_key: list[str] | None = None,
+    ) -> SensorExecutionData:
+        """A tick; `later` shifts what the cursor says into the past, as if so much time had passed."""
         if later:
-            self.cursor = Watch(since=datetime.now(UTC) - later, last=datetime.now(UTC)).cursor()
+            self.cursor = JanitorCursor(since=datetime.now(UTC) - later, last=datetime.now(UTC)).dump()
         with dg.SensorEvaluationContext(
             instance_ref=self.instance.get_ref(),
             last_tick_completion_time=None,
             last_run_key=None,
             cursor=self.cursor,
-            log_key=None,
+            log_key=log_key,
             instance=self.instance,
             repository_def=self.repository,
             sensor_name="janitor",
             code_location_origin=RegisteredCodeLocationOrigin("here"),
         ) as context:
-            data = self.repository.get_sensor_def("janitor").evaluate_tick(context)
+            data = (sensor or self.repository.get_sensor_def(names.JANITOR)).evaluate_tick(context)
         self.cursor = data.cursor
         self.said.append(data.skip_message or "")
         return data
@@ -285,7 +296,7 @@ def test_a_retry_that_dagster_gave_up_is_asked_for_once_more(site: Site) -> None
 
 def test_a_retry_is_not_asked_for_without_end(site: Site) -> None:
     run = site.run("FAILURE")
-    site.instance.add_run_tags(run, {ASKED_TAG: str(MOST_ASKED - 1)})
+    site.instance.add_run_tags(run, {names.RunTag.RETRIES_ASKED: str(MOST_ASKED - 1)})
     for _ in range(2):
         gave_up(site, run)
         site.tick()
@@ -338,10 +349,10 @@ def test_a_run_whose_lease_ended_while_the_host_was_asleep_is_given_time_to_rene
     run = site.run("STARTED", tags=expired())
     long_ago(site, run)
     now = datetime.now(UTC)
-    site.cursor = Watch(since=now - timedelta(hours=1), last=now - timedelta(seconds=125)).cursor()
+    site.cursor = JanitorCursor(since=now - timedelta(hours=1), last=now - timedelta(seconds=125)).dump()
     site.tick()
     assert site.status(run) == "STARTED"
-    site.cursor = Watch(since=now - timedelta(hours=1), last=now - timedelta(seconds=62)).cursor()
+    site.cursor = JanitorCursor(since=now - timedelta(hours=1), last=now - timedelta(seconds=62)).dump()
     site.tick()
     assert site.status(run) == "FAILURE"
 
@@ -513,9 +524,10 @@ def test_an_error_of_dagsters_storage_does_not_keep_the_rest_from_being_done(
 def test_an_mlflow_run_that_ended_after_the_look_keeps_its_status(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = site.open_run(site.run("CANCELED"))
 
-    def decide_and_finish(*args: Any) -> Any:
-        site.mlflow.finish(opened, "FINISHED")
-        return decide(*args)
+    def decide_and_finish(snapshot: Snapshot, now: datetime) -> list[Action]:
+        if snapshot.open_runs:
+            site.mlflow.finish(opened, "FINISHED")
+        return decide(snapshot, now)
 
     monkeypatch.setattr("orchestrator.janitor.sensor.decide", decide_and_finish)
     site.tick()
@@ -604,11 +616,200 @@ def test_a_dry_run_setting_that_is_no_yes_or_no_stops_it(site: Site, monkeypatch
 
 def test_the_watch_begins_anew_after_a_gap_or_a_cursor_that_is_none() -> None:
     now = datetime(2031, 5, 17, 8, 30, tzinfo=UTC)
-    begun = Watch(since=now - timedelta(hours=1), last=now - GAP).cursor()
-    assert Watch.at(now, begun).since == now - timedelta(hours=1)
-    assert Watch.at(now, begun).before == now - GAP
-    assert Watch.at(now, None).before is None
-    assert Watch.at(now + timedelta(seconds=1), begun).since == now + timedelta(seconds=1)
-    assert Watch.at(now, "set by hand").since == now
-    assert Watch.at(now, "[]").since == now
-    assert Watch.at(now, '{"since": "2031-05-17", "last": "2031-05-17"}').since == now
+    begun = JanitorCursor(since=now - timedelta(hours=1), last=now - GAP).dump()
+    assert JanitorCursor.at(now, begun).since == now - timedelta(hours=1)
+    assert JanitorCursor.at(now, begun).before == now - GAP
+    assert JanitorCursor.at(now, None).before is None
+    assert JanitorCursor.at(now + timedelta(seconds=1), begun).since == now + timedelta(seconds=1)
+    assert JanitorCursor.at(now, "set by hand").since == now
+    assert JanitorCursor.at(now, "[]").since == now
+    assert JanitorCursor.at(now, '{"since": "2031-05-17", "last": "2031-05-17"}').since == now
+
+
+def failures_of_others_and_ours(site: Site, *, others: int, ours: int) -> None:
+    """Runs that failed ten minutes ago because their workers died; ours have been retried as often as Dagster does."""
+    first = [failed_run("iris_training", partition=str(number)) for number in range(ours // 2)]
+    retries = [
+        failed_run(
+            "iris_training",
+            partition=run.tags["dagster/partition"],
+            parent_run_id=run.run_id,
+            root_run_id=run.run_id,
+            tags={"dagster/root_run_id": run.run_id, "dagster/parent_run_id": run.run_id},
+        )
+        for run in first
+    ]
+    insert(site.instance, [*first, *retries], ended=timedelta(minutes=10))
+    insert(
+        site.instance,
+        [failed_run("nightly_report", partition="2031-05-17") for _ in range(others)],
+        ended=timedelta(minutes=10),
+    )
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a tick asked the database, and which failures it judged."""
+
+    statements: int
+    judged: list[int]
+
+
+def effort_of_a_tick(site: Site, monkeypatch: pytest.MonkeyPatch) -> Effort:
+    judged: list[int] = []
+
+    def judge(failures: Sequence[FailedRun], *args: Any, **options: Any) -> frozenset[str]:
+        judged.append(len(failures))
+        return missed_retries(failures, *args, **options)
+
+    with monkeypatch.context() as patch, statements() as sent:
+        patch.setattr("orchestrator.janitor.dagster_runs.missed_retries", judge)
+        site.tick()
+    return Effort(len([one for one in sent if one.lstrip().startswith("SELECT")]), judged)
+
+
+def test_thousands_of_failures_cost_no_more_questions_than_a_few_and_only_ours_are_judged(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures_of_others_and_ours(site, others=10, ours=4)
+    few = effort_of_a_tick(site, monkeypatch)
+    site.instance.wipe()
+    failures_of_others_and_ours(site, others=5000, ours=1000)
+    many = effort_of_a_tick(site, monkeypatch)
+    assert site.said == ["0 instances, 0 live attempts, 0 open MLflow runs; nothing to do"] * 2
+    assert (few.judged, many.judged) == ([4], [1000])
+    assert many.statements == few.statements <= 10
+
+
+def test_so_do_thousands_that_somebody_elses_asset_page_launched(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = {"asset_selection": frozenset({dg.AssetKey(["churn", "trained_model"])}), **of_location("elsewhere")}
+    others = [failed_run("__ASSET_JOB", partition="7", **page) for _ in range(300)]
+    insert(site.instance, others, ended=timedelta(minutes=10))
+    effort = effort_of_a_tick(site, monkeypatch)
+    assert effort.judged == [0]
+    assert effort.statements <= 6
+
+
+def test_an_action_is_re_checked_by_its_own_runs_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures_of_others_and_ours(site, others=300, ours=100)
+    given_up = [site.run("FAILURE", partition=f"given up {number}") for number in range(3)]
+    for run in given_up:
+        gave_up(site, run)
+    launched = site.launch(site.run("CANCELED", partition="left"), partition="left")
+    effort = effort_of_a_tick(site, monkeypatch)
+    assert effort.judged == [103, 1, 1, 1, 0]  # the look; then each retry; then the instance, whose run was cancelled
+    assert all(len(failures(site, run)) == 2 for run in given_up)
+    assert launched not in site.account.alive()
+
+
+def test_what_is_seen_of_ec2_is_acted_on_before_mlflow_is_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.launch(site.run("CANCELED"))
+    dead = site.run("STARTED", tags={**expired(), "dagster/partition": "8"})
+    long_ago(site, dead)
+    found: list[tuple[list[str], str]] = []
+
+    def open_runs(self: Clients) -> Findings[OpenRun]:
+        found.append((site.account.alive(), site.status(dead)))
+        return Findings()
+
+    monkeypatch.setattr(Clients, "open_runs", open_runs)
+    site.tick(later=timedelta(minutes=1))
+    assert found == [([], "FAILURE")]
+
+
+def test_mlflow_is_left_for_the_next_tick_when_instances_took_all_the_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = site.run("CANCELED")
+    opened = site.open_run(run)
+    site.launch(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(sensor, "_ASK_MLFLOW_SECONDS", -1.0)
+        site.tick()
+    assert "MLflow was not asked: there was no time left in this tick" in site.said[-1]
+    assert site.account.alive() == []
+    assert site.mlflow.run(opened).status == "RUNNING"
+    site.tick()
+    assert site.mlflow.run(opened).status == "KILLED"
+
+
+def test_the_ticks_own_log_shows_what_was_done_and_what_went_wrong(site: Site) -> None:
+    run = site.run("CANCELED")
+    protected, plain = site.launch(run), site.launch(run)
+    site.account.aws.modify_instance_attribute(InstanceId=protected, DisableApiTermination={"Value": True})
+    key = ["janitor", "tick"]
+    site.tick(log_key=key)
+    lines = [record["msg"] for record in get_instigation_log_records(site.instance, key)]
+    assert lines[0].startswith(f"Could not terminate instance {protected} (iris 7): ")
+    why = f"its run {run} ended as CANCELED, and no other run may take it over"
+    assert lines[1:] == [f"Terminated instance {plain} (iris 7): {why}"]
+
+
+# ---- A pipeline whose defs.yaml cannot be read
+
+
+def broken(*names: str) -> dg.SensorDefinition:
+    """The janitor of a code location whose only pipelines are these."""
+    return janitor_sensor(lambda: WatchedPipelines(broken=frozenset(names)))
+
+
+@pytest.mark.parametrize("status", ["STARTED", "CANCELED", "FAILURE"])
+def test_the_instance_of_a_broken_pipeline_is_left_alone(site: Site, status: str) -> None:
+    launched = site.launch(site.run(status, job="churn_training"), pipeline="churn")
+    site.tick(sensor=broken("churn"))
+    assert site.account.alive() == [launched]
+    assert site.said[-1].startswith("1 instance, ")
+    assert site.said[-1].endswith("; nothing to do; cannot be read: churn")
+
+
+def test_but_not_past_its_deadline_whatever_its_run_does(site: Site) -> None:
+    launched = site.launch(site.run("STARTED", job="churn_training"), pipeline="churn")
+    past = (datetime.now(UTC) - timedelta(minutes=1)).isoformat()
+    site.account.aws.create_tags(Resources=[launched], Tags=[{"Key": Ec2Tag.EXPIRES_AT, "Value": past}])
+    site.tick(sensor=broken("churn"))
+    assert site.account.alive() == []
+    assert "the defs.yaml of pipeline churn cannot be read" in site.said[-1]
+
+
+def test_a_janitor_with_broken_pipelines_only_watches_the_deployment_of_the_environment(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AMI_ID", "KEY_PAIR_NAME", "SECURITY_GROUP_ID"):  # perhaps each pipeline's own
+        monkeypatch.delenv(name)
+    run = site.run("CANCELED", job="churn_training")
+    ours = site.launch(run, pipeline="churn")
+    theirs = site.account.ec2(deployment="theirs").launch(owner(dagster_run=run, pipeline="churn"), attempt="1").id
+    past = (datetime.now(UTC) - timedelta(minutes=1)).isoformat()
+    tags = [{"Key": Ec2Tag.EXPIRES_AT, "Value": past}]
+    site.account.aws.create_tags(Resources=[ours, theirs], Tags=tags)
+    site.tick(sensor=broken("churn"))
+    assert site.account.alive() == [theirs]
+
+
+def test_with_broken_pipelines_only_and_a_wrong_environment_it_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("READY_MINUTES", "soon")
+    site.tick(sensor=broken("churn"))
+    assert "nothing to watch" in site.said[-1]
+    assert "READY_MINUTES='soon' is wrong" in site.said[-1]
+
+
+def test_a_broken_pipeline_does_not_keep_the_others_from_being_watched(site: Site) -> None:
+    def pipelines() -> WatchedPipelines:
+        return WatchedPipelines(settings=(Settings(pipeline="iris"),), broken=frozenset({"churn"}))
+
+    site.launch(site.run("CANCELED"))
+    kept = site.launch(site.run("CANCELED", job="churn_training"), pipeline="churn")
+    site.tick(sensor=janitor_sensor(pipelines))
+    assert site.account.alive() == [kept]
+
+
+def test_a_missed_retry_of_a_broken_pipeline_waits_until_it_is_mended(site: Site) -> None:
+    run = site.run("FAILURE", job="churn_training", tags=expired())
+    gave_up(site, run)
+    site.tick(sensor=broken("churn"))
+    assert len(failures(site, run)) == 1
+    site.repository = repository(churn={})
+    site.tick()
+    assert len(failures(site, run)) == 2

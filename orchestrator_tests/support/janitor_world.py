@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from orchestrator.janitor.snapshot import BuildKey, OpenRun, TrainingRun, World
+from orchestrator.janitor.snapshot import BuildKey, OpenRun, Snapshot, TrainingRun
 from orchestrator.names import Ec2Tag
 from orchestrator.resources.ec2 import Instance, build_tags, timestamp
 
@@ -29,11 +29,15 @@ def instance(
     launched_at: datetime = HALF_AN_HOUR_AGO,
     lease_until: datetime | None = None,
     mlflow_run: str = "m-1",
+    pipeline: str = "iris",
+    power_off_at: datetime | None = None,
     id: str = "i-1",
     state: str = "running",
 ) -> Instance:
-    tags = build_tags(deployment=deployment, pipeline="iris", partition=partition)
+    tags = build_tags(deployment=deployment, pipeline=pipeline, partition=partition)
     tags |= {Ec2Tag.DAGSTER_RUN: owner, Ec2Tag.MLFLOW_RUN: mlflow_run}
+    if power_off_at:
+        tags[Ec2Tag.EXPIRES_AT] = timestamp(power_off_at)
     if lease_until:
         tags[Ec2Tag.LEASE_UNTIL] = timestamp(lease_until)
     return Instance(
@@ -59,13 +63,14 @@ def open_run(owner: str = "run-1", id: str = "m-1", **more: Any) -> OpenRun:
     return OpenRun(id=id, pipeline="iris", dagster_run=owner, **{**values, **more})
 
 
-def world(*parts: Instance | TrainingRun | OpenRun, **more: Any) -> World:
+def world(*parts: Instance | TrainingRun | OpenRun, **more: Any) -> Snapshot:
     values: dict[str, Any] = {
         "deployments": frozenset({"ours"}),
+        "pipelines": frozenset({"iris", "fraud"}),
         "instances_known": True,
         "watching_since": ago(minutes=600),
     }
-    return World(
+    return Snapshot(
         instances=tuple(part for part in parts if isinstance(part, Instance)),
         open_runs=tuple(part for part in parts if isinstance(part, OpenRun)),
         runs=tuple(part for part in parts if isinstance(part, TrainingRun)),
