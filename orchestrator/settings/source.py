@@ -7,7 +7,7 @@ when a sensor ticks or a run starts, before any money is spent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -59,12 +59,17 @@ class Settings:
         """The text of one setting; None when it is unset or empty."""
         return self._texts([name])[name]
 
+    def variables(self, names: Sequence[str]) -> Mapping[str, str | None]:
+        """Variables that are no settings, from the same sources; None: not set."""
+        return (
+            variables.lookup_all(names)
+            if self.lookup is variables.lookup
+            else {name: self.lookup(name) for name in names}
+        )
+
     def _texts(self, names: Sequence[str]) -> dict[str, str | None]:
         asked = {name: self.from_env.get(name, name) for name in names if name not in self.values}
-        if self.lookup is variables.lookup:
-            found = variables.lookup_all(asked.values())  # one look at the files
-        else:
-            found = {variable: self.lookup(variable) for variable in asked.values()}
+        found = self.variables(list(asked.values()))
         return {name: (self.values[name] if name in self.values else found[asked[name]]) or None for name in names}
 
     def read(self, group: type[Group]) -> Group:
@@ -113,13 +118,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """All that a run of one pipeline needs, read and checked."""
+    """All that a run of one pipeline needs, read and checked.
+
+    Attributes:
+        variables: what TRAINING_ENV names, from the same sources; None: not set.
+    """
 
     jenkins: JenkinsSettings
     machine: MachineSettings
     ssh: SshSettings
     mlflow: MlflowSettings
     project: ProjectSettings
+    variables: Mapping[str, str | None] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, settings: Settings) -> Self:
@@ -129,4 +139,5 @@ class PipelineSettings:
             SettingsError: names everything that is missing or wrong.
         """
         groups = (JenkinsSettings, MachineSettings, SshSettings, MlflowSettings, ProjectSettings)
-        return cls(*settings.read_all(*groups))  # type: ignore[arg-type]
+        values = cls(*settings.read_all(*groups))  # type: ignore[arg-type]
+        return replace(values, variables=settings.variables(values.project.training_env))

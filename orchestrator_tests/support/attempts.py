@@ -146,8 +146,7 @@ class World:
 
         return Attempt(
             plan=plan,
-            settings=source,
-            read=read,
+            settings=read,
             ec2=Ec2(read.machine),
             mlflow=Mlflow(read.mlflow, policy=retry.MLFLOW.with_total(1)),
             connect=connect,

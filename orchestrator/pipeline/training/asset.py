@@ -75,8 +75,7 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
             )
             return Attempt(
                 plan=plan,
-                settings=settings,
-                read=read,
+                settings=read,
                 ec2=ec2.connect(settings),
                 mlflow=mlflow.connect(settings),
                 connect=connect,

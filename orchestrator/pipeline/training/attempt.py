@@ -22,7 +22,7 @@ from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance, Owner, timestamp
 from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.resources.ssh import Ssh, private_key, require_known_hosts
-from orchestrator.settings.source import PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings
 
 T = TypeVar("T")
 
@@ -51,8 +51,7 @@ class Attempt:
 
     Args:
         plan: what to do.
-        settings: the pipeline's settings.
-        read: the same, read and checked.
+        settings: the pipeline's settings, read and checked.
         ec2: the instances.
         mlflow: the runs.
         connect: makes the SSH client of an instance.
@@ -67,8 +66,7 @@ class Attempt:
         self,
         *,
         plan: Plan,
-        settings: Settings,
-        read: PipelineSettings,
+        settings: PipelineSettings,
         ec2: Ec2,
         mlflow: Mlflow,
         connect: Callable[[Instance], Ssh],
@@ -77,18 +75,18 @@ class Attempt:
     ) -> None:
         self.plan = plan
         self.ending = False
-        self._read = read
+        self._settings = settings
         self._ec2 = ec2
         self._ec2_once = ec2.with_policy(retry.EC2_ONE_TRY)
         self._connect = connect
         self._run = run
         self._write = write
-        self._environment = training_environment(settings, read)
+        self._environment = training_environment(settings)
         self._tracked = TrackedRun(
             mlflow,
-            read.mlflow,
+            settings.mlflow,
             plan,
-            deployment=read.machine.deployment,
+            deployment=settings.machine.deployment,
             dagster_run=run.run_id,
             root_run=run.root_run_id,
             trained=run.trained_before,
@@ -109,8 +107,8 @@ class Attempt:
         Raises:
             OrchestratorError: the experiment, the private key or another precondition is not there.
         """
-        private_key(self._read.ssh)
-        require_known_hosts(self._read.ssh)
+        private_key(self._settings.ssh)
+        require_known_hosts(self._settings.ssh)
         experiment = self._tracked.require_experiment()
         _log.info(
             f"Training build {self.plan.partition} of {self.plan.build.job}: {self.plan.project_uri} at "
@@ -233,7 +231,7 @@ class Attempt:
                 return work()
             except InstanceLost as loss:
                 self._losses += 1
-                if self._losses > self._read.project.instance_losses:
+                if self._losses > self._settings.project.instance_losses:
                     raise
                 _log.warning(f"Beginning anew on another instance: {loss}")
                 if self._instance is not None:
@@ -246,7 +244,7 @@ class Attempt:
         training = OnInstance(
             instance=instance,
             plan=self.plan,
-            read=self._read,
+            read=self._settings,
             mlflow_run=mlflow_run,
             deadline=self._owner(mlflow_run, power_off_at=instance.power_off_at).power_off_at - GRACE,
             environment=self._environment,

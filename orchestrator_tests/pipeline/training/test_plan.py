@@ -49,14 +49,14 @@ def plan(config: TrainingConfig | None = None, /, **changed: str) -> Plan:
 
 def environment(**changed: str) -> Mapping[str, str]:
     source = settings(**changed)
-    return training_environment(source, PipelineSettings.read(source))
+    return training_environment(PipelineSettings.read(source))
 
 
 def shown(text: str, **changed: str) -> str:
     """What a reader of the log sees of this output."""
     source = settings(**changed)
     read = PipelineSettings.read(source)
-    return Masker(secrets_in(training_environment(source, read), read)).mask(text)
+    return Masker(secrets_in(training_environment(read), read)).mask(text)
 
 
 # ---- what must not be shown
