@@ -48,7 +48,7 @@ THREE_TRIES = RetryPolicy(
 
 
 @dataclass(frozen=True)
-class Client:
+class ClientCase:
     """A client under test.
 
     Attributes:
@@ -81,7 +81,7 @@ def ask_mlflow(url: str, policy: RetryPolicy) -> object:
 
 
 CLIENTS = [
-    Client(
+    ClientCase(
         "Jenkins",
         ask_jenkins,
         {"allBuilds": []},
@@ -90,7 +90,7 @@ CLIENTS = [
         JenkinsBadAnswer,
         "JENKINS_URL",
     ),
-    Client(
+    ClientCase(
         "MLflow",
         ask_mlflow,
         {"experiment": {"experiment_id": "1", "name": "churn"}},
@@ -103,8 +103,8 @@ CLIENTS = [
 
 
 @pytest.fixture(params=CLIENTS, ids=lambda client: client.name)
-def client(request: pytest.FixtureRequest) -> Client:
-    assert isinstance(request.param, Client)
+def client(request: pytest.FixtureRequest) -> ClientCase:
+    assert isinstance(request.param, ClientCase)
     return request.param
 
 
@@ -135,14 +135,14 @@ class TestTime:
             pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n", id="a hundred times 100"),
         ],
     )
-    def test_an_answer_that_trickles_is_left_in_time(self, client: Client, begin: bytes, then: bytes) -> None:
+    def test_an_answer_that_trickles_is_left_in_time(self, client: ClientCase, begin: bytes, then: bytes) -> None:
         with raw_server(begin, then=then) as server:
             with pytest.raises(client.unavailable):
                 client.ask(server.url, ONE_TRY)
             assert server.hung_up.wait(30)
             assert server.requests == 1
 
-    def test_a_slow_answer_that_ends_in_time_is_read(self, client: Client) -> None:
+    def test_a_slow_answer_that_ends_in_time_is_read(self, client: ClientCase) -> None:
         body = json.dumps(client.good).encode()
         parts = [body[at : at + 1] for at in range(len(body))]
         patient = THREE_TRIES.with_total(0)
@@ -164,7 +164,7 @@ class TestSize:
         ],
     )
     def test_an_answer_without_end_is_left_and_not_asked_for_again(
-        self, client: Client, begin: bytes, then: bytes
+        self, client: ClientCase, begin: bytes, then: bytes
     ) -> None:
         with raw_server(begin, then=then, slowly=False) as server:
             with pytest.raises(client.bad, match=f"more than 64 MB: .*{client.setting}"):
@@ -172,7 +172,7 @@ class TestSize:
             assert server.hung_up.wait(30)
             assert server.requests == 1
 
-    def test_the_size_of_a_chunk_has_an_end(self, client: Client) -> None:
+    def test_the_size_of_a_chunk_has_an_end(self, client: ClientCase) -> None:
         begin = head("Transfer-Encoding: chunked") + b"1;"
         with raw_server(begin, then=b"x" * 2**20, slowly=False) as server:
             with pytest.raises((client.unavailable, client.bad)):
@@ -180,7 +180,7 @@ class TestSize:
             assert server.hung_up.wait(30)
 
     @pytest.mark.parametrize("status", ["200 OK", "302 Found", "404 Not Found"])
-    def test_a_body_that_is_huge_once_unpacked_is_left(self, client: Client, status: str) -> None:
+    def test_a_body_that_is_huge_once_unpacked_is_left(self, client: ClientCase, status: str) -> None:
         packed = gzip.compress(b" " * (http_module.LARGEST_ANSWER + 1))
         assert len(packed) < 100_000
         begin = head("Location: /", "Content-Encoding: gzip", f"Content-Length: {len(packed)}", status=status)
@@ -190,7 +190,7 @@ class TestSize:
         ):
             client.ask(server.url, THREE_TRIES)
 
-    def test_a_packed_answer_is_unpacked(self, client: Client) -> None:
+    def test_a_packed_answer_is_unpacked(self, client: ClientCase) -> None:
         packed = gzip.compress(json.dumps(client.good).encode())
         begin = head("Content-Encoding: gzip", f"Content-Length: {len(packed)}")
         with raw_server(begin, packed) as server:
@@ -210,9 +210,9 @@ OUTAGES = [
 ]
 
 
-class TestOutages:
+class TestEveryOutage:
     @pytest.mark.parametrize("fault", OUTAGES)
-    def test_it_is_ridden_out(self, client: Client, fault: ProxyFault, caplog: pytest.LogCaptureFixture) -> None:
+    def test_it_is_ridden_out(self, client: ClientCase, fault: ProxyFault, caplog: pytest.LogCaptureFixture) -> None:
         with FaultyProxy() as server, caplog.at_level(logging.WARNING):
             server.faults.extend([fault, fault])
             server.standing = ProxyFault(body=json.dumps(client.good), content_type="application/json")
@@ -221,7 +221,7 @@ class TestOutages:
         assert [record.message.partition(":")[0] for record in caplog.records] == ["Trying again", "Trying again"]
 
     @pytest.mark.parametrize("fault", OUTAGES[:6])
-    def test_it_is_an_outage_when_our_patience_ends(self, client: Client, fault: ProxyFault) -> None:
+    def test_it_is_an_outage_when_our_patience_ends(self, client: ClientCase, fault: ProxyFault) -> None:
         with FaultyProxy() as server:
             server.standing = fault
             with pytest.raises(client.unavailable) as error:
@@ -231,7 +231,7 @@ class TestOutages:
 
     @pytest.mark.parametrize("status", [408, 429, 503])
     @pytest.mark.parametrize("kind", ["seconds", "a date", "too much", "nonsense"])
-    def test_the_server_says_when_to_come_back(self, client: Client, status: int, kind: str) -> None:
+    def test_the_server_says_when_to_come_back(self, client: ClientCase, status: int, kind: str) -> None:
         """Without its word the pause is a year, so that one that is not obeyed never ends."""
         header = {
             "seconds": "0",
@@ -254,9 +254,9 @@ class TestOutages:
             assert len(server.seen) == 2
 
 
-class TestRefusals:
+class TestEveryRefusal:
     @pytest.mark.parametrize("location", ["/login?from=%2Fci&token=hidden", "https://u:hidden@sso.example.com/oauth/x"])
-    def test_a_redirect_to_a_login_page_is_refused(self, client: Client, location: str) -> None:
+    def test_a_redirect_to_a_login_page_is_refused(self, client: ClientCase, location: str) -> None:
         with FaultyProxy() as server:
             server.standing = ProxyFault(status=302, headers={"Location": location})
             with pytest.raises(client.refused, match="redirects to") as error:
@@ -265,7 +265,7 @@ class TestRefusals:
         assert "hidden" not in str(error.value)
 
     @pytest.mark.parametrize("location", ["https://127.0.0.1/ci/", "/elsewhere/?secret=hidden", "http://[::1", ""])
-    def test_a_redirect_elsewhere_names_the_setting_to_change(self, client: Client, location: str) -> None:
+    def test_a_redirect_elsewhere_names_the_setting_to_change(self, client: ClientCase, location: str) -> None:
         with FaultyProxy() as server:
             server.standing = ProxyFault(status=301, headers={"Location": location})
             with pytest.raises(client.bad, match=f"set {client.setting} to the ") as error:
@@ -274,7 +274,7 @@ class TestRefusals:
         assert "hidden" not in str(error.value)
         assert not isinstance(error.value, client.refused)
 
-    def test_a_page_that_asks_for_a_login_is_refused(self, client: Client) -> None:
+    def test_a_page_that_asks_for_a_login_is_refused(self, client: ClientCase) -> None:
         with FaultyProxy() as server:
             server.standing = ProxyFault(body='<html><form><input type="password">')
             with pytest.raises(client.refused, match="login page"):
@@ -282,7 +282,7 @@ class TestRefusals:
             assert len(server.seen) == 1
 
     @pytest.mark.parametrize("status", [401, 403])
-    def test_a_login_that_does_not_suffice_is_refused(self, client: Client, status: int) -> None:
+    def test_a_login_that_does_not_suffice_is_refused(self, client: ClientCase, status: int) -> None:
         with FaultyProxy() as server:
             server.standing = ProxyFault(status=status)
             with pytest.raises(client.refused, match=f"^{status} "):
@@ -294,27 +294,27 @@ class TestOtherServers:
     @pytest.mark.parametrize(
         "body", ["[1]", "null", '{"allBuilds": 5, "experiment": 5}', '{"experiment": {}}', "[" * 100_000, "[]" * 9]
     )
-    def test_json_of_another_shape_is_another_servers(self, client: Client, body: str) -> None:
+    def test_json_of_another_shape_is_another_servers(self, client: ClientCase, body: str) -> None:
         with FaultyProxy() as server:
             server.standing = ProxyFault(body=body, content_type="application/json")
             with pytest.raises((JenkinsError, MlflowError), match=client.setting):
                 client.ask(server.url, THREE_TRIES)
 
     @pytest.mark.parametrize("url", ["http://[::1", "http://host:port", "http://host:99999"])
-    def test_what_is_no_address_is_said_to_be_none(self, client: Client, url: str) -> None:
+    def test_what_is_no_address_is_said_to_be_none(self, client: ClientCase, url: str) -> None:
         with pytest.raises(SettingsError, match=f"{client.setting} is not an address"):
             client.ask(url, ONE_TRY)
 
     @pytest.mark.parametrize("url", ["http://.example.com", f"http://{'a' * 70}.example.com"])
-    def test_a_host_that_cannot_be_one_is_a_wrong_setting(self, client: Client, url: str) -> None:
+    def test_a_host_that_cannot_be_one_is_a_wrong_setting(self, client: ClientCase, url: str) -> None:
         with pytest.raises(SettingsError, match=client.setting):
             client.ask(url, THREE_TRIES)
 
-    def test_a_server_that_speaks_no_http_is_explained(self, client: Client) -> None:
+    def test_a_server_that_speaks_no_http_is_explained(self, client: ClientCase) -> None:
         with raw_server(b"SSH-2.0-OpenSSH_9.6\r\n") as server, pytest.raises(client.unavailable):
             client.ask(server.url, ONE_TRY)
 
-    def test_a_body_that_is_not_packed_as_it_says_is_explained(self, client: Client) -> None:
+    def test_a_body_that_is_not_packed_as_it_says_is_explained(self, client: ClientCase) -> None:
         begin = head("Content-Encoding: gzip", "Content-Length: 5")
         with raw_server(begin, b"hello") as server, pytest.raises(client.bad, match=f"no HTTP.*{client.setting}"):
             client.ask(server.url, THREE_TRIES)
@@ -368,7 +368,7 @@ class TestPolicy:
             assert (closing.policy, mlflow.policy) == (retry.MLFLOW_CLOSING, retry.MLFLOW)
             assert closing._http._session is mlflow._http._session
 
-    def test_the_last_try_gets_what_is_left_of_the_time(self, client: Client) -> None:
+    def test_the_last_try_gets_what_is_left_of_the_time(self, client: ClientCase) -> None:
         """Its answer would take an hour, and the policy of one try allows for that."""
         policy = RetryPolicy(
             total_seconds=0.5,

@@ -18,7 +18,7 @@ from orchestrator_tests.support.jenkins_model import Job, Model
 RESULTS = ("SUCCESS", "SUCCESS", "UNSTABLE", "FAILURE", "ABORTED", "NOT_BUILT")
 
 
-class Watch:
+class DrivenSensor:
     """The sensor as the daemon drives it: the cursor goes through JSON between ticks."""
 
     def __init__(self, model: Model, **limits: float) -> None:
@@ -38,11 +38,11 @@ class Watch:
             clock=lambda: float(self.model.requests),
         )
 
-    def keep(self, settled: TickResult) -> TickResult:
-        self.cursor = settled.cursor.dump()
-        self.launched += settled.launch
-        self.registered += settled.register
-        return settled
+    def keep(self, found: TickResult) -> TickResult:
+        self.cursor = found.cursor.dump()
+        self.launched += found.launch
+        self.registered += found.register
+        return found
 
     def tick(self, *, unstable: bool = False) -> list[str]:
         """One tick; the names of what it launched."""
@@ -63,132 +63,134 @@ def model() -> Model:
 
 
 @pytest.fixture
-def watch(model: Model) -> Watch:
-    return Watch(model)
+def sensor(model: Model) -> DrivenSensor:
+    return DrivenSensor(model)
 
 
-def test_the_first_tick_registers_the_past_and_trains_only_the_newest_success(model: Model, watch: Watch) -> None:
+def test_the_first_tick_registers_the_past_and_trains_only_the_newest_success(
+    model: Model, sensor: DrivenSensor
+) -> None:
     for result in ("SUCCESS", "FAILURE", "SUCCESS", "SUCCESS", "UNSTABLE", "ABORTED"):
         model.add(result)
-    assert watch.tick() == ["#4"]
-    assert names(watch.registered) == ["#1", "#3", "#4"]
+    assert sensor.tick() == ["#4"]
+    assert names(sensor.registered) == ["#1", "#3", "#4"]
 
 
 def test_the_newest_success_is_found_however_many_failures_follow_it(model: Model) -> None:
     model.add()
     for _ in range(130):
         model.add("FAILURE")
-    watch = Watch(model, page=10, builds=20)
-    watch.until_read()
-    assert names(watch.launched) == ["#1"]
+    sensor = DrivenSensor(model, page=10, builds=20)
+    sensor.until_read()
+    assert names(sensor.launched) == ["#1"]
 
 
-def test_builds_that_ran_at_the_first_tick_are_trained_when_they_turn_green(model: Model, watch: Watch) -> None:
+def test_builds_that_ran_at_the_first_tick_are_trained_when_they_turn_green(model: Model, sensor: DrivenSensor) -> None:
     model.add()
     running = model.start()
-    assert watch.tick() == ["#1"]
+    assert sensor.tick() == ["#1"]
     model.finish(running)
-    assert watch.tick() == ["#2"]
-    assert watch.tick() == []
+    assert sensor.tick() == ["#2"]
+    assert sensor.tick() == []
 
 
 def test_they_are_trained_even_where_the_past_takes_several_ticks(model: Model) -> None:
     running = model.start()
     for _ in range(6):
         model.add("FAILURE")
-    watch = Watch(model, page=2, builds=2)
-    assert watch.tick() == []
+    sensor = DrivenSensor(model, page=2, builds=2)
+    assert sensor.tick() == []
     model.finish(running)
-    watch.until_read()
-    assert set(names(watch.launched)) == {"#1"}
+    sensor.until_read()
+    assert set(names(sensor.launched)) == {"#1"}
 
 
-def test_a_build_that_finishes_late_is_still_trained(model: Model, watch: Watch) -> None:
-    watch.tick()
+def test_a_build_that_finishes_late_is_still_trained(model: Model, sensor: DrivenSensor) -> None:
+    sensor.tick()
     slow, quick = model.start(), model.start()
     model.finish(quick)
-    assert watch.tick() == ["#2"]
+    assert sensor.tick() == ["#2"]
     for _ in range(100):
         model.add("FAILURE")
-    assert watch.tick() == []
+    assert sensor.tick() == []
     model.finish(slow)
-    assert watch.tick() == ["#1"]
+    assert sensor.tick() == ["#1"]
 
 
-def test_several_builds_between_two_ticks_are_all_trained_oldest_first(model: Model, watch: Watch) -> None:
-    watch.tick()
+def test_several_builds_between_two_ticks_are_all_trained_oldest_first(model: Model, sensor: DrivenSensor) -> None:
+    sensor.tick()
     for _ in range(7):
         model.add()
-    assert watch.tick() == [f"#{number}" for number in range(1, 8)]
-    assert watch.tick() == []
+    assert sensor.tick() == [f"#{number}" for number in range(1, 8)]
+    assert sensor.tick() == []
 
 
 @pytest.mark.parametrize("result", ["UNSTABLE", "FAILURE", "ABORTED", "NOT_BUILT"])
-def test_builds_that_are_not_green_never_train(model: Model, watch: Watch, result: str) -> None:
-    watch.tick()
+def test_builds_that_are_not_green_never_train(model: Model, sensor: DrivenSensor, result: str) -> None:
+    sensor.tick()
     model.add(result)
     model.finish(model.start(), result)
-    assert watch.tick() == []
-    assert watch.registered == []
+    assert sensor.tick() == []
+    assert sensor.registered == []
 
 
-def test_a_setting_lets_unstable_builds_pass(model: Model, watch: Watch) -> None:
-    watch.tick(unstable=True)
+def test_a_setting_lets_unstable_builds_pass(model: Model, sensor: DrivenSensor) -> None:
+    sensor.tick(unstable=True)
     model.add("UNSTABLE")
     model.add("FAILURE")
-    assert watch.tick(unstable=True) == ["#1"]
+    assert sensor.tick(unstable=True) == ["#1"]
 
 
-def test_a_running_build_that_jenkins_deletes_is_forgotten(model: Model, watch: Watch) -> None:
-    watch.tick()
+def test_a_running_build_that_jenkins_deletes_is_forgotten(model: Model, sensor: DrivenSensor) -> None:
+    sensor.tick()
     doomed, below = model.start(), model.start()
-    watch.tick()
+    sensor.tick()
     model.delete(doomed)
     for _ in range(30):
         model.add("FAILURE")
     model.delete(below)
-    settled = watch.keep(watch.evaluate())
-    assert (settled.launch, settled.running) == ((), ())
+    found = sensor.keep(sensor.evaluate())
+    assert (found.launch, found.running) == ((), ())
 
 
-def test_thousands_of_builds_are_caught_up_over_several_bounded_ticks(model: Model, watch: Watch) -> None:
-    watch.tick()
+def test_thousands_of_builds_are_caught_up_over_several_bounded_ticks(model: Model, sensor: DrivenSensor) -> None:
+    sensor.tick()
     for _ in range(1800):
         model.add()
     rounds = 0
-    while watch.keep(watch.evaluate()).unread:
+    while sensor.keep(sensor.evaluate()).unread:
         rounds += 1
-        assert len(watch.launched) <= 600 * rounds
-    assert sorted(build.number for build in watch.launched) == list(range(1, 1801))
+        assert len(sensor.launched) <= 600 * rounds
+    assert sorted(build.number for build in sensor.launched) == list(range(1, 1801))
     assert rounds == 3
 
 
 def test_new_builds_are_trained_while_the_past_is_still_being_read(model: Model) -> None:
     for _ in range(100):
         model.add("FAILURE")
-    watch = Watch(model, page=10, builds=10)
-    watch.tick()
+    sensor = DrivenSensor(model, page=10, builds=10)
+    sensor.tick()
     model.add()
-    assert watch.tick() == ["#101"]
+    assert sensor.tick() == ["#101"]
 
 
-def test_known_history_costs_one_request(model: Model, watch: Watch) -> None:
+def test_known_history_costs_one_request(model: Model, sensor: DrivenSensor) -> None:
     for _ in range(3000):
         model.add()
-    watch.until_read()
+    sensor.until_read()
     model.requests = 0
-    watch.tick()
+    sensor.tick()
     assert model.requests == 1
 
 
-def test_catching_up_costs_pages_not_builds(model: Model, watch: Watch) -> None:
+def test_catching_up_costs_pages_not_builds(model: Model, sensor: DrivenSensor) -> None:
     for _ in range(500):
         model.add()
-    watch.until_read()
+    sensor.until_read()
     for _ in range(200):
         model.add()
     model.requests = 0
-    watch.until_read()
+    sensor.until_read()
     assert model.requests == 1 + 5
 
 
@@ -197,52 +199,52 @@ def test_a_history_with_few_builds_left_is_read_in_few_requests(model: Model) ->
         model.add("FAILURE")
     for build in list(model.everything())[5:-30]:
         model.delete(build)
-    watch = Watch(model, page=10, builds=20)
-    watch.until_read()
+    sensor = DrivenSensor(model, page=10, builds=20)
+    sensor.until_read()
     assert model.requests < 15
 
 
-def test_the_numbers_of_a_re_created_job_count_anew(model: Model, watch: Watch) -> None:
+def test_the_numbers_of_a_re_created_job_count_anew(model: Model, sensor: DrivenSensor) -> None:
     for _ in range(5):
         model.add()
-    watch.tick()
+    sensor.tick()
     model.delete_job()
     with pytest.raises(JenkinsNotFound):
-        watch.tick()
+        sensor.tick()
     for _ in range(3):
         model.add()
-    assert watch.tick() == ["#1", "#2", "#3"]
-    assert watch.tick() == []
+    assert sensor.tick() == ["#1", "#2", "#3"]
+    assert sensor.tick() == []
 
 
 def test_a_re_created_job_with_more_builds_than_before_is_trained_from_its_first_one(
-    model: Model, watch: Watch
+    model: Model, sensor: DrivenSensor
 ) -> None:
     for _ in range(5):
         model.add()
-    watch.tick()
+    sensor.tick()
     model.delete_job()
     for _ in range(60):
         model.add()
-    assert watch.tick() == [f"#{number}" for number in range(1, 61)]
+    assert sensor.tick() == [f"#{number}" for number in range(1, 61)]
 
 
-def test_a_re_created_job_is_followed_even_where_jenkins_clock_was_set_back(model: Model, watch: Watch) -> None:
+def test_a_re_created_job_is_followed_even_where_jenkins_clock_was_set_back(model: Model, sensor: DrivenSensor) -> None:
     for _ in range(5):
         model.add()
-    watch.tick()
+    sensor.tick()
     model.jobs[model.job] = Job()
-    assert watch.tick() == []
+    assert sensor.tick() == []
     model.now -= 10_000_000
     model.add()
-    assert watch.tick() == ["#1"]
+    assert sensor.tick() == ["#1"]
 
 
 def test_a_job_that_is_re_created_in_the_middle_of_a_tick_is_not_taken_for_the_past(model: Model) -> None:
     for _ in range(8):
         model.add("FAILURE")
-    watch = Watch(model, newest=1, page=2, builds=2)
-    watch.tick()
+    sensor = DrivenSensor(model, newest=1, page=2, builds=2)
+    sensor.tick()
 
     def recreate() -> None:
         if model.requests == 4:
@@ -251,37 +253,37 @@ def test_a_job_that_is_re_created_in_the_middle_of_a_tick_is_not_taken_for_the_p
                 model.add()
 
     model.before_request = recreate
-    watch.tick()
-    watch.until_read()
-    watch.until_read()
-    assert {build.number for build in watch.launched} == {1, 2, 3, 4, 5}
+    sensor.tick()
+    sensor.until_read()
+    sensor.until_read()
+    assert {build.number for build in sensor.launched} == {1, 2, 3, 4, 5}
 
 
-def test_a_jenkins_restored_from_a_backup_trains_nothing_twice(model: Model, watch: Watch) -> None:
+def test_a_jenkins_restored_from_a_backup_trains_nothing_twice(model: Model, sensor: DrivenSensor) -> None:
     builds = [model.add() for _ in range(10)]
-    watch.tick()
+    sensor.tick()
     for build in builds[7:]:
         model.delete(build)
     model.jobs[model.job].next_number = 8
-    assert watch.tick() == []
+    assert sensor.tick() == []
     model.add()
-    assert watch.tick() == ["#8"]
+    assert sensor.tick() == ["#8"]
 
 
-def test_a_clock_that_is_set_back_hides_nothing_and_repeats_nothing(model: Model, watch: Watch) -> None:
+def test_a_clock_that_is_set_back_hides_nothing_and_repeats_nothing(model: Model, sensor: DrivenSensor) -> None:
     model.add()
-    watch.tick()
+    sensor.tick()
     model.now -= 10_000_000
     model.add()
-    assert watch.tick() == ["#2"]
-    assert watch.tick() == []
+    assert sensor.tick() == ["#2"]
+    assert sensor.tick() == []
 
 
-def test_an_error_in_the_middle_of_a_tick_changes_nothing(model: Model, watch: Watch) -> None:
-    watch.tick()
+def test_an_error_in_the_middle_of_a_tick_changes_nothing(model: Model, sensor: DrivenSensor) -> None:
+    sensor.tick()
     for _ in range(120):
         model.add()
-    before = watch.cursor
+    before = sensor.cursor
 
     def break_third() -> None:
         if model.requests % 4 == 0:
@@ -289,19 +291,19 @@ def test_an_error_in_the_middle_of_a_tick_changes_nothing(model: Model, watch: W
 
     model.before_request = break_third
     with pytest.raises(JenkinsBadAnswer):
-        watch.tick()
-    assert watch.cursor == before
+        sensor.tick()
+    assert sensor.cursor == before
     model.before_request = lambda: None
-    assert len(watch.tick()) == 120
+    assert len(sensor.tick()) == 120
 
 
-def test_a_revoked_token_does_not_pass_for_deleted_builds(model: Model, watch: Watch) -> None:
-    watch.tick()
+def test_a_revoked_token_does_not_pass_for_deleted_builds(model: Model, sensor: DrivenSensor) -> None:
+    sensor.tick()
     running = model.start()
-    watch.tick()
+    sensor.tick()
     for _ in range(30):
         model.add("FAILURE")
-    watch.tick()
+    sensor.tick()
     model.finish(running)
     requests = model.requests
 
@@ -311,10 +313,10 @@ def test_a_revoked_token_does_not_pass_for_deleted_builds(model: Model, watch: W
 
     model.before_request = hide_after_the_first_request
     with pytest.raises(JenkinsNotFound):
-        watch.tick()
+        sensor.tick()
     model.before_request = lambda: None
     model.hidden = set()
-    assert watch.tick() == ["#1"]
+    assert sensor.tick() == ["#1"]
 
 
 @pytest.fixture
@@ -327,36 +329,36 @@ def branches() -> Model:
 
 
 def test_the_first_tick_trains_one_build_of_all_branches(branches: Model) -> None:
-    watch = Watch(branches)
-    assert watch.tick() == ["feature%2Fx#3"]
-    assert len(watch.registered) == 6
+    sensor = DrivenSensor(branches)
+    assert sensor.tick() == ["feature%2Fx#3"]
+    assert len(sensor.registered) == 6
 
 
 def test_a_branch_that_appears_later_is_all_new(branches: Model) -> None:
-    watch = Watch(branches)
-    watch.tick()
+    sensor = DrivenSensor(branches)
+    sensor.tick()
     branches.add(job="team/churn/fix")
     branches.add(job="team/churn/fix")
     branches.add(job="team/churn/main")
-    assert watch.tick() == ["fix#1", "fix#2", "main#4"]
+    assert sensor.tick() == ["fix#1", "fix#2", "main#4"]
 
 
 def test_a_branch_that_comes_back_is_not_trained_again(branches: Model) -> None:
-    watch = Watch(branches)
-    watch.tick()
+    sensor = DrivenSensor(branches)
+    sensor.tick()
     branches.hidden = {"team/churn/main"}
-    assert watch.tick() == []
+    assert sensor.tick() == []
     branches.hidden = set()
     branches.add(job="team/churn/main")
-    assert watch.tick() == ["main#4"]
+    assert sensor.tick() == ["main#4"]
 
 
 def test_only_so_many_vanished_branches_are_remembered(branches: Model) -> None:
-    watch = Watch(branches, vanished=1)
-    watch.tick()
+    sensor = DrivenSensor(branches, vanished=1)
+    sensor.tick()
     branches.hidden = set(branches.jobs)
-    watch.tick()
-    assert set(Cursor.model_validate_json(watch.cursor or "").jobs) == {"team/churn/feature%2Fx"}
+    sensor.tick()
+    assert set(Cursor.model_validate_json(sensor.cursor or "").jobs) == {"team/churn/feature%2Fx"}
 
 
 STORED = (
@@ -390,15 +392,15 @@ def test_a_cursor_of_an_earlier_version_means_what_it_meant() -> None:
     assert newest_success.name == "team/churn/main #2"
 
 
-def test_another_job_name_begins_anew(model: Model, watch: Watch) -> None:
+def test_another_job_name_begins_anew(model: Model, sensor: DrivenSensor) -> None:
     model.add()
-    watch.tick()
+    sensor.tick()
     model.jobs["team/other"] = model.jobs.pop("team/churn")
     model.job = "team/other"
     model.jobs["team/other"].builds = {}
     model.add()
     model.add()
-    assert len(watch.tick()) == 1
+    assert len(sensor.tick()) == 1
 
 
 Key = tuple[str, int, int]
@@ -435,7 +437,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.model = Model(multibranch=multibranch)
         self.names = [f"team/churn/{branch}" for branch in "ab"] if multibranch else ["team/churn"]
         self.model.jobs = {self.names[0]: Job()}
-        self.watch = Watch(
+        self.sensor = DrivenSensor(
             self.model, newest=newest, per_branch=newest, few=few, page=page, builds=builds, seconds=seconds
         )
         self.unstable = unstable
@@ -509,7 +511,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.model.away = weather == "Jenkins is away"
         self.model.revoked = weather == "the token is revoked"
         before = {key_of(build): build for build in self.model.everything()}
-        first = self.watch.cursor is None
+        first = self.sensor.cursor is None
         asked = 0
 
         def meanwhile() -> None:
@@ -524,19 +526,19 @@ class AnyHistory(RuleBasedStateMachine):
 
         self.model.before_request = meanwhile
         try:
-            settled = self.watch.evaluate(unstable=self.unstable)
+            found = self.sensor.evaluate(unstable=self.unstable)
         except JenkinsError:
             return
         finally:
             self.model.before_request = lambda: None
-        assert asked <= 1 + 2 * (self.watch.limits.builds + 1)
+        assert asked <= 1 + 2 * (self.sensor.limits.builds + 1)
         if fate == "killed before storing":
             return
-        cursor = self.watch.cursor
-        self.watch.keep(settled)
+        cursor = self.sensor.cursor
+        self.sensor.keep(found)
         self.first_ticks += first
         if fate == "killed before the cursor":
-            self.watch.cursor = cursor
+            self.sensor.cursor = cursor
             return
         after = {key_of(build): build for build in self.model.everything()}
         if first:
@@ -544,20 +546,20 @@ class AnyHistory(RuleBasedStateMachine):
             top = {
                 key_of(build)
                 for name in self.model.jobs
-                for build in self.model.jobs[name].newest_first()[: self.watch.limits.newest]
+                for build in self.model.jobs[name].newest_first()[: self.sensor.limits.newest]
             }
             self.unclear = {
                 key
                 for key in {**before, **after}
-                if key not in self.history and (during or (settled.unread and key not in top))
+                if key not in self.history and (during or (found.unread and key not in top))
             }
-        if not settled.unread:
-            self.check([build for key, build in before.items() if key in after and build.name not in settled.running])
+        if not found.unread:
+            self.check([build for key, build in before.items() if key in after and build.name not in found.running])
 
     def check(self, builds: list[Build]) -> None:
-        """All that is green among these is settled."""
-        registered = {key_of(build) for build in self.watch.registered}
-        launched = {key_of(build) for build in self.watch.launched}
+        """All that is green among these is found."""
+        registered = {key_of(build) for build in self.sensor.registered}
+        launched = {key_of(build) for build in self.sensor.launched}
         for build in builds:
             if self.green(build):
                 assert key_of(build) in registered
@@ -570,19 +572,19 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def only_green_builds_train_and_history_only_once(self) -> None:
-        if not hasattr(self, "watch"):
+        if not hasattr(self, "sensor"):
             return
         self.remember()
         allowed = ("SUCCESS", "UNSTABLE") if self.unstable else ("SUCCESS",)
-        for build in self.watch.registered:
+        for build in self.sensor.registered:
             assert self.truth[key_of(build)] in allowed
-        launched = {key_of(build) for build in self.watch.launched}
-        assert launched <= {key_of(build) for build in self.watch.registered}
-        if self.watch.cursor is not None:
+        launched = {key_of(build) for build in self.sensor.launched}
+        assert launched <= {key_of(build) for build in self.sensor.registered}
+        if self.sensor.cursor is not None:
             assert len(launched & self.history) <= self.first_ticks
 
     def teardown(self) -> None:
-        if not hasattr(self, "watch"):
+        if not hasattr(self, "sensor"):
             return
         self.model.away = self.model.revoked = False
         self.model.hidden = set()
@@ -590,22 +592,22 @@ class AnyHistory(RuleBasedStateMachine):
             self.model.finish(build)
         self.remember()
         for _ in range(300):
-            first = self.watch.cursor is None
+            first = self.sensor.cursor is None
             try:
-                settled = self.watch.keep(self.watch.evaluate(unstable=self.unstable))
+                found = self.sensor.keep(self.sensor.evaluate(unstable=self.unstable))
             except JenkinsNotFound:
                 return
             if first:
                 self.first_ticks += 1
                 self.history = {key_of(build) for build in self.model.everything()}
-            if not settled.unread and not settled.running:
+            if not found.unread and not found.running:
                 break
         else:
             pytest.fail("the ticks never come to rest")
         self.check(self.model.everything())
         self.only_green_builds_train_and_history_only_once()
         self.model.requests = 0
-        assert self.watch.tick(unstable=self.unstable) == []
+        assert self.sensor.tick(unstable=self.unstable) == []
         assert self.model.requests == 1
 
 
