@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import orchestrator.remote
+from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.support.mlflow_client import client
 
@@ -136,7 +139,9 @@ def mlproject(directory: Path, script: str, command: str = "python train.py") ->
     return directory
 
 
-def mlflow_run(server: MlflowServer, project: Path, *, home: Path, program: str | None = None) -> tuple[int, str, str]:
+def mlflow_run(
+    server: MlflowServer, project: Path | str, *, home: Path, program: str | None = None
+) -> tuple[int, str, str]:
     """The exit status of `mlflow run` below our hooks, its output, and the status that MLflow then holds."""
     mlflow = client(server.url)
     run = mlflow.create_run("0", name="hooks", tags={})
@@ -149,6 +154,7 @@ def mlflow_run(server: MlflowServer, project: Path, *, home: Path, program: str 
         "ORCHESTRATOR_TRAINING": f"{home}/run/",
         "ORCHESTRATOR_MLFLOW": command,
         "PYTHONPATH": str(HOOKS),
+        "GIT_CONFIG_NOSYSTEM": "1",  # Debian's git-lfs installs itself there; not every image's does
         "BASH_ENV": str(HOOKS / "pipes.bash"),
     }
     argv = [command, "run", str(project), "--env-manager", "local", "--run-id", run.id, "--experiment-id", "0"]
@@ -203,6 +209,7 @@ def test_a_training_that_went_well_is_finished_and_finds_nothing_of_the_hooks(
     project = mlproject(tmp_path, script)
     status, output, held = mlflow_run(mlflow_server, project, home=tmp_path)
     assert (status, held) == (0, "FINISHED"), output
+    assert "sitecustomize" not in output
     assert (tmp_path / "run" / "guarded").exists()
 
 
@@ -210,6 +217,64 @@ def test_a_training_that_went_well_is_finished_and_finds_nothing_of_the_hooks(
 def test_a_training_that_never_asks_mlflow_is_finished(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     status, output, held = mlflow_run(mlflow_server, mlproject(tmp_path, "print('no call of mlflow')"), home=tmp_path)
     assert (status, held) == (0, "FINISHED"), output
+
+
+# ---- Git LFS
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
+DATA = "a,b\n1,2\n"
+
+
+def with_large_file(directory: Path, *, attributes: str = "*.csv filter=lfs diff=lfs merge=lfs -text\n") -> GitRemote:
+    """A repository whose data.csv is a pointer, and whose script trains on nothing but the data itself."""
+    source, store = directory / "source", directory / "store"
+    source.mkdir()
+    oid = hashlib.sha256(DATA.encode()).hexdigest()
+    (store / "lfs" / "objects" / oid[:2] / oid[2:4]).mkdir(parents=True)
+    (store / "lfs" / "objects" / oid[:2] / oid[2:4] / oid).write_text(DATA)
+    subprocess.run(["git", "init", "--quiet", "--bare", str(store)], check=True)
+    mlproject(source, f"print(open('data.csv').read())\nassert open('data.csv').read() == {DATA!r}")
+    (source / "data.csv").write_text(POINTER.format(oid=oid, size=len(DATA)))
+    (source / ".gitattributes").write_text(attributes)
+    (source / ".lfsconfig").write_text(f"[lfs]\n\turl = file://{store}\n")
+    return GitRemote(directory / "git", source)
+
+
+def programs_but(name: str, directory: Path) -> str:
+    """A PATH that has all programs of this machine but one."""
+    directory.mkdir()
+    for folder in ("/bin", "/usr/bin"):
+        for program in Path(folder).iterdir():
+            if program.name != name and not (directory / program.name).exists():
+                (directory / program.name).symlink_to(program)
+    return str(directory)
+
+
+def test_a_pointer_of_git_lfs_is_not_trained_where_git_lfs_is_missing(
+    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with with_large_file(tmp_path) as remote:
+        monkeypatch.setenv("PATH", programs_but("git-lfs", tmp_path / "bin"))
+        status, output, held = mlflow_run(mlflow_server, remote.url, home=tmp_path)
+    assert status != 0
+    assert "keeps 1 files in Git LFS, such as data.csv, and there is no git-lfs on this machine" in output
+    assert held == "RUNNING"  # nothing began; the attempt closes it
+
+
+@pytest.mark.services
+def test_where_git_lfs_is_there_the_file_itself_is_trained(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    with with_large_file(tmp_path) as remote:
+        status, output, held = mlflow_run(mlflow_server, remote.url, home=tmp_path)
+    assert (status, held) == (0, "FINISHED"), output
+
+
+@pytest.mark.services
+def test_a_large_file_that_cannot_be_fetched_is_a_failure(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    with with_large_file(tmp_path) as remote:
+        shutil.rmtree(tmp_path / "store" / "lfs")
+        status, output, _ = mlflow_run(mlflow_server, remote.url, home=tmp_path)
+    assert status != 0
+    assert "`git lfs pull` failed" in output
 
 
 def test_the_machine_s_own_sitecustomize_is_loaded_as_well(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Loaded by Python itself in the process of `mlflow run`: FINISHED is not written over FAILED or KILLED.
+"""Loaded by Python itself in the process of `mlflow run`, so that a training is what it says.
+
+FINISHED is not written over FAILED or KILLED, and no pointer of Git LFS is trained in the place of the file.
 
 `mlflow run` means to look before it writes, and compares text with numbers, so it never sees that a run has ended
 (`_maybe_set_run_terminated`, the same in 2.x):
@@ -10,6 +12,7 @@ import contextlib
 import importlib.abc
 import importlib.util
 import os
+import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -70,6 +73,7 @@ def _guard(projects: Any) -> None:
             )
 
     projects._maybe_set_run_terminated = look_and_write
+    _complete_checkouts(projects)
     sign = os.environ.get("ORCHESTRATOR_TRAINING")
     if sign:
         # Tells `pipes.bash`, below us, that somebody looks.
@@ -77,12 +81,74 @@ def _guard(projects: Any) -> None:
             pass
 
 
+def _complete_checkouts(projects: Any) -> None:
+    """Have each project that is fetched hold its large files, wherever `git lfs install` was never called."""
+    fetch = getattr(projects.utils, "_fetch_git_repo", None)
+    if fetch is None:
+        return
+
+    def fetch_whole(uri: str, version: Any, dst_dir: str) -> None:
+        fetch(uri, version, dst_dir)
+        fault = _lfs_fault(dst_dir)
+        if fault:
+            raise projects.ExecutionException(fault)
+
+    projects.utils._fetch_git_repo = fetch_whole
+
+
+def _lfs_fault(checkout: str) -> str:
+    """Fetch what Git LFS keeps of a checkout and of its submodules; why that failed, or nothing."""
+    places = _git(checkout, "submodule", "foreach", "--quiet", "--recursive", "pwd").stdout.splitlines()
+    for place in [checkout, *places]:
+        pointers = _lfs_pointers(place)
+        if not pointers or os.environ.get("GIT_LFS_SKIP_SMUDGE", "0") not in ("", "0"):
+            continue
+        held = f"the project keeps {len(pointers)} files in Git LFS, such as {pointers[0]}"
+        if _git(place, "lfs", "version").returncode:
+            return f"{held}, and there is no git-lfs on this machine: choose an image (AMI_ID) that has it"
+        for command in (("lfs", "install", "--local"), ("lfs", "pull")):
+            done = _git(place, *command)
+            if done.returncode:
+                reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
+                return f"{held}, and `git {' '.join(command)}` failed: {reason}"
+        left = _lfs_pointers(place)
+        if left:  # as `lfs.fetchexclude` wants it
+            sys.stderr.write(f"orchestrator: {len(left)} files stay pointers of Git LFS, such as {left[0]}\n")
+    return ""
+
+
+def _lfs_pointers(checkout: str) -> list[str]:
+    """The files that are pointers where Git LFS would put what they point to.
+
+    https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+    """
+    files = _git(checkout, "ls-files", "-z").stdout
+    answers = _git(checkout, "check-attr", "--stdin", "-z", "filter", given=files).stdout.split("\0")
+    kept = [answers[at] for at in range(0, len(answers) - 2, 3) if answers[at + 2] == "lfs"]
+    return [name for name in kept if _is_pointer(os.path.join(checkout, name))]
+
+
+def _is_pointer(file: str) -> bool:
+    try:
+        with open(file, "rb") as content:
+            return content.read(42) == b"version https://git-lfs.github.com/spec/v1"
+    except OSError:
+        return False
+
+
+def _git(place: str, *arguments: str, given: str = "") -> Any:
+    return subprocess.run(
+        ["git", *arguments], cwd=place, input=given, capture_output=True, text=True, errors="surrogateescape"
+    )
+
+
 _leave_the_path()
-sys.modules.pop("sitecustomize", None)
 if "MLFLOW_RUN_ID" in os.environ:
     # Below a `mlflow run` that did not load us (`python -I`): this is the project's own process.
     _leave_the_environment()
 else:
     sys.meta_path.insert(0, _WhenImported())
+_ours = sys.modules.pop(__name__)
 with contextlib.suppress(ImportError):
     import sitecustomize  # type: ignore[import-not-found]  # noqa: F401 - the machine's own
+sys.modules.setdefault(__name__, _ours)
