@@ -102,14 +102,19 @@ def make_plan(
     version = config.version or build.commit
     if not version:
         raise BuildUnusable(
-            f"Jenkins names no Git commit for build {partition} of {build.job}, so it is unknown what it tested; "
-            f"check the code out with the Git plugin (or `checkout scm`), or give `version` in the launchpad"
+            f"Jenkins does not tell which commit build {partition} of {build.job} tested: {build.doubt}"
+            if build.doubt
+            else f"Jenkins names no Git commit for build {partition} of {build.job}, so it is unknown what it tested; "
+            "check the code out with the Git plugin (or `checkout scm`), or give `version` in the launchpad"
         )
     uri = project.uri or ""
     if not uri or uri.startswith("#"):
         if not build.repository:
             raise BuildUnusable(
-                f"Jenkins names no Git remote for build {partition} of {build.job}; set MLPROJECT_URI to the repository"
+                f"Build {partition} of {build.job} cannot be fetched by others: {build.doubt}"
+                if build.doubt
+                else f"Jenkins names no Git remote for build {partition} of {build.job}; "
+                "set MLPROJECT_URI to the repository"
             )
         uri = build.repository + uri
     if re.match(r"(?i)\s*https?://[^/]*@", uri):

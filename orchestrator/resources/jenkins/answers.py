@@ -10,14 +10,14 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from orchestrator.errors import JenkinsBadAnswer
-from orchestrator.resources.jenkins.checkout import own_checkout
+from orchestrator.resources.jenkins.checkout import Checkout, own_checkout
 
 BUILD_SUMMARY_FIELDS = "number,timestamp,building,result"
 """What tells a new build from a known one, and a finished one from a running one."""
 
 BUILD_FIELDS = (
     f"{BUILD_SUMMARY_FIELDS},duration,url,actions[lastBuiltRevision[SHA1,branch[SHA1,name]],remoteUrls,scmName,"
-    "revision[hash,pullHash],parameters[name,value]]"
+    "revision[hash,pullHash,merge,origin[hash]],parameters[name,value]]"
 )
 """All that a `Build` holds. Stapler leaves out what an action does not have.
 
@@ -58,10 +58,12 @@ class Build(BuildSummary):
             with the branch as Jenkins stores it (`feature%2Fx`).
         duration_ms: how long it ran, in milliseconds.
         url: its page, for people.
-        commit: the commit that was checked out; None when the build says nothing of Git.
+        commit: the commit that was checked out; None when the build does not prove which one.
         branch: `main`, without remote or `refs/`.
         repository: the Git remote, without credentials.
         parameters: the build parameters; those that Jenkins hides are left out.
+        change_request: it is of a pull or merge request, so that anybody may have written it.
+        doubt: why there is no commit, or no repository that others can use: one sentence for people.
     """
 
     job: str
@@ -71,6 +73,8 @@ class Build(BuildSummary):
     branch: str | None = None
     repository: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict, hash=False)
+    change_request: bool = False
+    doubt: str | None = None
 
     @property
     def name(self) -> str:
@@ -143,7 +147,8 @@ def build_of(data: object, *, job: str, url: str, project: str | None, where: st
     reported_actions = fields.get("actions")
     actions = reported_actions if isinstance(reported_actions, list) else []
     actions = [action for action in actions if isinstance(action, dict)]
-    checkout = own_checkout(actions, job=job, project=project)
+    parameters = dict(_parameters(actions))
+    checkout = own_checkout(actions, job=job, project=project, parameters=parameters) or Checkout()
     return Build(
         number=summary.number,
         timestamp=summary.timestamp,
@@ -151,10 +156,12 @@ def build_of(data: object, *, job: str, url: str, project: str | None, where: st
         job=job,
         duration_ms=max(0, _integer(fields, "duration", where, default=0)),
         url=reported if isinstance(reported, str) and reported.startswith(("http://", "https://")) else url,
-        commit=checkout.commit if checkout else None,
-        branch=checkout.branch if checkout else None,
-        repository=checkout.remote if checkout else None,
-        parameters=dict(_parameters(actions)),
+        commit=checkout.commit,
+        branch=checkout.branch,
+        repository=checkout.remote,
+        parameters=parameters,
+        change_request=checkout.change_request,
+        doubt=checkout.doubt,
     )
 
 
