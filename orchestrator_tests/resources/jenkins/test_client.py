@@ -419,7 +419,6 @@ PROJECT = git(SHA, "git@github.com:acme/Churn-Model.git")
     [
         pytest.param([LIBRARY, PROJECT], "train", None, id="the library comes first, as usual"),
         pytest.param([PROJECT, LIBRARY], "train", None, id="the library is called a library"),
-        pytest.param([git(OTHER, "https://x/groovy"), PROJECT], "train", None, id="the project comes last"),
         pytest.param(
             [PROJECT, git(OTHER, "https://x/groovy")], "team/churn-model/main", None, id="called like the job"
         ),
