@@ -3,10 +3,10 @@
 OrchestratorError
 ├── SettingsError            a setting is missing or wrong; nothing was started
 ├── JenkinsError
-│   ├── JenkinsUnavailable   no connection, timeout, 429 or 5xx, after retries
-│   ├── JenkinsRefused       401, 403, or a redirect to a login page
+│   ├── JenkinsUnavailable   no connection, timeout, 408, 429, 5xx or a web page, after retries
+│   ├── JenkinsRefused       401, 403, a login page, or a redirect to one
 │   ├── JenkinsNotFound      404: no such job or build (any more)
-│   └── JenkinsBadAnswer     HTML, broken JSON, or JSON of another shape
+│   └── JenkinsBadAnswer     broken JSON, JSON of another shape, or another address
 ├── Ec2Error
 │   ├── LaunchRefused        AWS does not start this instance, whatever the number of tries
 │   ├── CapacityUnavailable  not now, not of this type, or not here
@@ -16,8 +16,8 @@ OrchestratorError
 │   ├── SshRefused           the login was refused, or the key cannot be used
 │   └── HostKeyMismatch      the host is not the one that we launched
 ├── MlflowError
-│   ├── MlflowUnavailable    no connection, timeout, 429 or 5xx, after retries
-│   ├── MlflowRefused        401, 403, or a redirect to a login page
+│   ├── MlflowUnavailable    no connection, timeout, 408, 429, 5xx or no JSON, after retries
+│   ├── MlflowRefused        401, 403, a login page, or a redirect to one
 │   ├── MlflowRejected       400 and its like: MLflow does not accept what was asked
 │   └── MlflowNotFound       no such experiment or run
 ├── BuildUnusable            this build cannot be trained (no commit, not successful, gone)
@@ -50,11 +50,11 @@ class JenkinsError(OrchestratorError):
 
 
 class JenkinsUnavailable(JenkinsError):
-    """No connection, a timeout, 429 or 5xx, after retries."""
+    """No connection, a timeout, 408, 429, 5xx or a web page, after retries."""
 
 
 class JenkinsRefused(JenkinsError):
-    """401, 403, or a redirect to a login page."""
+    """401, 403, a login page, or a redirect to one."""
 
 
 class JenkinsNotFound(JenkinsError):
@@ -62,7 +62,7 @@ class JenkinsNotFound(JenkinsError):
 
 
 class JenkinsBadAnswer(JenkinsError):
-    """HTML, broken JSON, or JSON of another shape."""
+    """Broken JSON, JSON of another shape, or another address."""
 
 
 class Ec2Error(OrchestratorError):
@@ -102,11 +102,11 @@ class MlflowError(OrchestratorError):
 
 
 class MlflowUnavailable(MlflowError):
-    """No connection, a timeout, 429 or 5xx, after retries."""
+    """No connection, a timeout, 408, 429, 5xx or no JSON, after retries."""
 
 
 class MlflowRefused(MlflowError):
-    """401, 403, or a redirect to a login page."""
+    """401, 403, a login page, or a redirect to one."""
 
 
 class MlflowRejected(MlflowError):

@@ -14,7 +14,8 @@ class RetryPolicy:
     """How often, how long and at what intervals a call is repeated. All times in seconds.
 
     Attributes:
-        total_seconds: no try starts later than this after the first; 0: one try.
+        total_seconds: no try starts later than this after the first, and over HTTP none lasts longer, but for a second;
+            0: one try.
         connect_seconds: how long one connection may take.
         answer_seconds: how long one whole answer may take, its body included.
         first_pause_seconds: pause after the first failed try; it doubles each time, with some jitter.
