@@ -23,7 +23,7 @@ def demo(*, once: bool, as_json: bool, port: int, directory: Path) -> int:
         raise click.ClickException(
             f"the demo needs {', '.join(missing)}; run `make demo`, or install the extra: pip install -e '.[sandbox]'"
         )
-    from orchestrator_sandbox.demo.story import demo as play
+    from orchestrator_sandbox.demo.loop import demo as play
 
     return play(directory=directory, port=port, once=once, as_json=as_json)
 

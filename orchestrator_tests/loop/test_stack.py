@@ -21,9 +21,9 @@ from orchestrator.resources.jenkins.answers import Build
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.dagster_runs import RunSummary
 from orchestrator_sandbox.demo.display import DemoState, LineView
+from orchestrator_sandbox.demo.loop import DemoLoop, OutputTail, present
 from orchestrator_sandbox.demo.outcome import DemoOutcome, OutcomeReader
 from orchestrator_sandbox.demo.project import Commit
-from orchestrator_sandbox.demo.story import DemoLoop, OutputTail, present
 from orchestrator_sandbox.stack import PIPELINE, TRAINED_MODEL, Stack
 from orchestrator_tests.support.waiting import until
 
