@@ -14,8 +14,7 @@ from orchestrator_tests.support.dockerfile import PROJECT
 
 def uv(*words: str, cwd: Path = PROJECT) -> None:
     """Run uv: that of the environment variable UV, of the path, or of `make`."""
-    known = (os.environ.get("UV"), shutil.which("uv"), str(PROJECT / ".venv" / "bootstrap" / "bin" / "uv"))
-    program = next(path for path in known if path)
+    program = PROJECT / (os.environ.get("UV") or shutil.which("uv") or ".venv/bootstrap/bin/uv")
     done = subprocess.run([program, *words], cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
