@@ -1,4 +1,4 @@
-"""The text of `.env.example`; ``python -m orchestrator.settings.example > .env.example`` renews it."""
+"""The text of `.env.example`; `python -m orchestrator.settings.example > .env.example` renews it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def env_example() -> str:
             if info.is_required():
                 lines.append(f"{env_name(info)}=")
             else:
-                lines.append(f"#{env_name(info)}={_shown(info.default)}")
+                lines.append(f"#{env_name(info)}={_as_written(info.default)}")
     return "\n".join(lines) + "\n"
 
 
-def _shown(default: object) -> str:
+def _as_written(default: object) -> str:
     if isinstance(default, tuple):
         return ",".join(default)
     if default is None or isinstance(default, str):

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 
 def _words(value: object) -> object:
-    """Turn ``"a, b"`` into ``("a", "b")``."""
+    """Turn `"a, b"` into `("a", "b")`."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
@@ -58,13 +58,13 @@ LONGEST_MINUTES = 365 * 24 * 60
 
 
 def setting(name: str, meaning: str, default: Any = ..., **constraints: Any) -> Any:
-    """Declare one setting: the field is filled from the environment variable ``name``.
+    """Declare one setting: the field is filled from the environment variable `name`.
 
     Args:
         name: the environment variable.
         meaning: one sentence for `.env.example` and the documentation.
         default: the value when the variable is unset or empty; without one the setting is required.
-        constraints: what else pydantic's ``Field`` takes (``gt``, ``le``, ...).
+        constraints: what else pydantic's `Field` takes (`gt`, `le`, ...).
     """
     return Field(default, description=meaning, json_schema_extra={"env": name}, **constraints)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
 
 from orchestrator.errors import SettingsError
 from orchestrator.settings.example import env_example
@@ -18,6 +21,7 @@ from orchestrator.settings.groups import (
     QueueSettings,
     SshSettings,
     all_settings,
+    is_secret,
 )
 from orchestrator.settings.source import PipelineSettings, Settings
 from orchestrator_tests.support.environment import COMPLETE
@@ -147,6 +151,26 @@ def test_a_setting_of_the_whole_installation_is_refused_in_one_pipelines_file(na
 def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(SettingsError, match="did you mean INSTANCE_TYPE"):
         Settings(pipeline="churn", values={"INSTANCE_TIPE": "g5.xlarge"})
+
+
+def test_a_secret_is_known_by_its_type_not_by_what_the_type_is_called() -> None:
+    class NoSecretStr(BaseModel): ...
+
+    cases: tuple[tuple[Any, bool], ...] = (
+        (SecretStr, True),
+        (SecretStr | None, True),
+        (Annotated[SecretStr | None, "with a note"], True),
+        (str | None, False),
+        (NoSecretStr | None, False),
+    )
+    for annotation, secret in cases:
+        assert is_secret(FieldInfo(annotation=annotation)) is secret
+    assert {name for name, info in all_settings().items() if is_secret(info)} == {
+        "JENKINS_TOKEN",
+        "KEY_PASSPHRASE",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+    }
 
 
 def test_each_setting_is_declared_once() -> None:

@@ -58,7 +58,7 @@ def jenkins_sensor(
         jenkins: JenkinsResource = getattr(context.resources, names.ResourceKey.JENKINS)
         read = settings.read(JenkinsSettings)
         before = _cursor(context)
-        with jenkins.connect(settings) as server:
+        with jenkins.connect(read, project=settings.raw("MLPROJECT_URI")) as server:
             found = discover(server, before, job=server.job, unstable=read.train_unstable, limits=limits or Limits())
             return _result(context, name, server.job, found)
 

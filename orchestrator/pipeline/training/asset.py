@@ -58,13 +58,14 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
         ssh: SshResource = getattr(resources, names.ResourceKey.SSH)
         mlflow: MlflowResource = getattr(resources, names.ResourceKey.MLFLOW)
 
-        def connect(instance: Instance) -> Ssh:
-            return ssh.connect(settings, address=instance.address or "", host_key=instance.host_key)
-
         def make() -> Attempt:
             read = PipelineSettings.read(settings)
+
+            def connect(instance: Instance) -> Ssh:
+                return ssh.connect(read.ssh, address=instance.address or "", host_key=instance.host_key)
+
             partition = context.partition_key
-            with jenkins.connect(settings) as server:
+            with jenkins.connect(read.jenkins, project=read.project.uri) as server:
                 build = find_build(server, context.instance, name, partition, read.jenkins)
             plan = make_plan(
                 pipeline=name,
@@ -76,8 +77,8 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
             return Attempt(
                 plan=plan,
                 settings=read,
-                ec2=ec2.connect(settings),
-                mlflow=mlflow.connect(settings),
+                ec2=ec2.connect(read.machine),
+                mlflow=mlflow.connect(read.mlflow),
                 connect=connect,
                 run=RunHistory(context),
                 write=_write_to_run_log,

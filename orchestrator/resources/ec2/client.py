@@ -17,7 +17,6 @@ from orchestrator.resources.ec2.ready import Readiness, require_alive
 from orchestrator.resources.ec2.tags import Owner, api_tags, deployment_tag
 from orchestrator.resources.retry import Ec2Policy
 from orchestrator.settings.groups import MachineSettings
-from orchestrator.settings.source import Settings
 
 
 class Ec2:
@@ -167,12 +166,8 @@ class Ec2:
 
 
 class Ec2Resource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """EC2 for Dagster: connects with a pipeline's settings at the moment of use."""
+    """EC2 for Dagster: connects when asked, with a pipeline's settings."""
 
-    def connect(self, settings: Settings) -> Ec2:
-        """Connect.
-
-        Raises:
-            SettingsError: names every setting of the machine that is missing or wrong.
-        """
-        return Ec2(settings.read(MachineSettings))
+    def connect(self, settings: MachineSettings) -> Ec2:
+        """A client for these settings."""
+        return Ec2(settings)

@@ -29,7 +29,6 @@ from orchestrator.resources.jenkins.answers import (
 from orchestrator.resources.jenkins.errors import explain
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
-from orchestrator.settings.source import Settings
 
 T = TypeVar("T")
 
@@ -215,15 +214,19 @@ class Jenkins:
 
 
 class JenkinsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """Jenkins, for Dagster: connects when asked, with the settings of that moment."""
+    """Jenkins, for Dagster: connects when asked, with a pipeline's settings."""
 
-    def connect(self, settings: Settings) -> Jenkins:
+    def connect(self, settings: JenkinsSettings, *, project: str | None) -> Jenkins:
         """A client for these settings; close it, or use it as a context manager.
 
+        Args:
+            settings: of the pipeline.
+            project: MLPROJECT_URI, if set: of several repositories in a build, the one whose commit counts.
+
         Raises:
-            SettingsError: a Jenkins setting is missing or wrong.
+            SettingsError: the address or the certificate is wrong.
         """
-        return Jenkins(settings.read(JenkinsSettings), project=settings.raw("MLPROJECT_URI"))
+        return Jenkins(settings, project=project)
 
 
 def job_name(text: str) -> str:

@@ -44,7 +44,6 @@ from orchestrator.resources.mlflow.errors import explain
 from orchestrator.resources.mlflow.search import conditions_on, search_body
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import MlflowSettings
-from orchestrator.settings.source import Settings
 
 T = TypeVar("T")
 
@@ -295,15 +294,15 @@ class Mlflow:
 
 
 class MlflowResource(dg.ConfigurableResource[Mlflow]):
-    """MLflow, for Dagster: connects when asked, with the settings of that moment."""
+    """MLflow, for Dagster: connects when asked, with a pipeline's settings."""
 
-    def connect(self, settings: Settings) -> Mlflow:
-        """A client for one pipeline's settings.
+    def connect(self, settings: MlflowSettings) -> Mlflow:
+        """A client for these settings; close it, or use it as a context manager.
 
         Raises:
-            SettingsError: names what is missing or wrong in them.
+            SettingsError: the address or the certificate is wrong.
         """
-        return Mlflow(settings.read(MlflowSettings))
+        return Mlflow(settings)
 
 
 def _request(method: Method, endpoint: str, fields: Mapping[str, object]) -> HttpRequest:

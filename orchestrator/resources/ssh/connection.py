@@ -25,7 +25,6 @@ from orchestrator.resources.ssh.channel import FAULTS, KEPT_BYTES, Completed, Ex
 from orchestrator.resources.ssh.host_keys import HostTrust
 from orchestrator.resources.ssh.login_key import private_key
 from orchestrator.settings.groups import SshSettings
-from orchestrator.settings.source import Settings
 
 KEEPALIVE_SECONDS = 15
 """Pause between two signs of life, under the idle timeouts of NAT gateways (AWS: 350 s) and firewalls."""
@@ -292,7 +291,7 @@ class Ssh:
 class SshResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Opens SSH connections with a pipeline's settings."""
 
-    def connect(self, settings: Settings, *, address: str, host_key: str | None) -> Ssh:
+    def connect(self, settings: SshSettings, *, address: str, host_key: str | None) -> Ssh:
         """A connection that is yet to be opened with `Ssh.connect`.
 
         Args:
@@ -300,4 +299,4 @@ class SshResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             address: host name or IP address of the instance.
             host_key: the key planted on it.
         """
-        return Ssh(settings.read(SshSettings), address=address, host_key=host_key)
+        return Ssh(settings, address=address, host_key=host_key)

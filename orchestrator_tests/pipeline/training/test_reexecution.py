@@ -22,7 +22,6 @@ from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.resources import retry
 from orchestrator.resources.mlflow import Mlflow, MlflowResource
 from orchestrator.settings.groups import MlflowSettings
-from orchestrator.settings.source import Settings
 from orchestrator_sandbox.proxy import REFUSED, FaultyProxy, Request
 from orchestrator_tests.support.asset_runs import JOB, MODEL
 from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
@@ -144,8 +143,8 @@ def test_what_is_recorded_when_the_tag_of_the_dead_run_was_lost_is_the_finished_
 class ImpatientMlflow(MlflowResource):
     """Waits for no outage, unless somebody asks for it."""
 
-    def connect(self, settings: Settings) -> Mlflow:
-        return Mlflow(settings.read(MlflowSettings), policy=retry.MLFLOW.with_total(0))
+    def connect(self, settings: MlflowSettings) -> Mlflow:
+        return Mlflow(settings, policy=retry.MLFLOW.with_total(0))
 
 
 def training_job() -> dg.JobDefinition:

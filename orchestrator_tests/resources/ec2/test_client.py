@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from orchestrator.errors import Ec2Error, InstanceLost, SettingsError
+from orchestrator.errors import Ec2Error, InstanceLost
 from orchestrator.resources.ec2 import Ec2, Ec2Resource, api, tag_value
+from orchestrator.settings.groups import MachineSettings
 from orchestrator.settings.source import Settings
 from orchestrator_tests.support.ec2_account import (
     IMPATIENT,
@@ -197,11 +198,6 @@ def test_the_endpoint_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch
         server.stop()
 
 
-def test_the_resource_names_what_is_missing() -> None:
-    with pytest.raises(SettingsError, match="AMI_ID"):
-        Ec2Resource().connect(Settings(lookup=lambda name: None))
-
-
 def test_the_resource_connects_with_the_pipelines_settings() -> None:
     given = {"AMI_ID": "ami-1", "KEY_PAIR_NAME": "k", "SECURITY_GROUP_ID": "sg-1", "INSTANCE_HOURLY_USD": "0.25"}
-    assert isinstance(Ec2Resource().connect(Settings(lookup=given.get)), Ec2)
+    assert isinstance(Ec2Resource().connect(Settings(lookup=given.get).read(MachineSettings)), Ec2)

@@ -249,14 +249,14 @@ def test_an_address_that_is_none_is_named(url: str) -> None:
         Jenkins(of(url))
 
 
-def test_the_resource_reads_the_settings_of_the_moment() -> None:
+def test_the_resource_connects_with_the_settings_of_a_pipeline() -> None:
     values = {
         "JENKINS_URL": "https://user:pw@ci.example.com/jenkins",
         "JENKINS_USER": "ci",
         "JENKINS_TOKEN": "t",
         "JENKINS_JOB_NAME": "job/team/job/churn",
     }
-    with JenkinsResource().connect(Settings(lookup=values.get)) as jenkins:
+    with JenkinsResource().connect(Settings(lookup=values.get).read(JenkinsSettings), project=None) as jenkins:
         assert (jenkins.url, jenkins.job) == ("https://ci.example.com/jenkins/", "team/churn")
 
 

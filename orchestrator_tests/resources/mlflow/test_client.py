@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import MlflowNotFound, MlflowRejected
 from orchestrator.resources import retry
 from orchestrator.resources.mlflow import Mlflow, MlflowResource, Run
+from orchestrator.settings.groups import MlflowSettings
 from orchestrator.settings.source import Settings
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.proxy import ANSWER_LOST, HUNG_UP, FaultyProxy
@@ -205,7 +206,7 @@ class TestLostAnswers:
         assert len(list(mlflow.find_runs(experiment, tags=tags))) == 2
 
 
-def test_the_resource_reads_the_settings_of_a_pipeline() -> None:
+def test_the_resource_connects_with_the_settings_of_a_pipeline() -> None:
     values = {"MLFLOW_TRACKING_URI": "http://mlflow.example.com/", "MLFLOW_EXPERIMENT_ID": "1"}
-    with MlflowResource().connect(Settings(values=values, lookup=lambda _: None)) as mlflow:
+    with MlflowResource().connect(Settings(values=values, lookup=lambda _: None).read(MlflowSettings)) as mlflow:
         assert (mlflow.uri, mlflow.policy) == ("http://mlflow.example.com", retry.MLFLOW)
