@@ -50,7 +50,7 @@ def test_an_answer_that_is_no_json_is_no_answer() -> None:
 
 def test_a_question_that_dagster_does_not_understand_is_told_in_its_words() -> None:
     answer = {"errors": [{"message": "Unknown argument"}]}
-    with answering(answer) as dagster, pytest.raises(DagsterDown, match="refuses a question: Unknown argument"):
+    with answering(answer) as dagster, pytest.raises(DagsterDown, match="refuses a query: Unknown argument"):
         dagster.cancel("no such run")
 
 

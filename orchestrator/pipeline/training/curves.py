@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,10 @@ def _small_png(figure: Figure) -> bytes:
     from PIL import Image
 
     drawn, reduced = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
+    with warnings.catch_warnings():
+        # A metric may be called anything; what the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(drawn, format="png")
     with Image.open(drawn) as picture:
         picture.convert("RGB").quantize(COLOURS).save(reduced, format="png", optimize=True)
     return reduced.getvalue()
