@@ -283,3 +283,10 @@ def test_the_machine_s_own_sitecustomize_is_loaded_as_well(tmp_path: Path) -> No
     argv = [sys.executable, "-c", "print(own)"]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == "the machine s own\n", done.stderr
+
+
+def test_a_machine_without_a_sitecustomize_of_its_own_hears_no_complaint(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(HOOKS)}
+    argv = [sys.executable, "-c", "print('hello')"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("hello\n", "")
