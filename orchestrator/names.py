@@ -58,6 +58,10 @@ class ResourceKey:
     ATTEMPTS = "orchestrator_attempts"
 
 
+CONTAINER_LABEL = "orchestrator.training"
+"""Docker's label of a training's container; its value is the MLflow run's ID. `supervisor.sh` ends it by that."""
+
+
 class Ec2Tag:
     """Tags of instances and volumes."""
 
@@ -83,6 +87,8 @@ class MlflowTag:
     PIPELINE = "orchestrator.pipeline"
     PARTITION = "orchestrator.partition"
     PARAMETERS = "orchestrator.parameters"
+    BUILD_IMAGE = "orchestrator.build_image"
+    """`false`: a docker_env project runs what its image holds, whatever the commit."""
     REASON = "orchestrator.reason"
     DAGSTER_RUN = "dagster_run_id"
     DAGSTER_ROOT_RUN = "dagster_root_run_id"
@@ -103,6 +109,8 @@ class MlflowTag:
     GIT_REPOSITORY = "mlflow.gitRepoURL"
     ENTRY_POINT = "mlflow.project.entryPoint"
     BACKEND = "mlflow.project.backend"
+    PROJECT_ENV = "mlflow.project.env"
+    DOCKER_IMAGE = "mlflow.docker.image.uri"
 
 
 class RunTag:

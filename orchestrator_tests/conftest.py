@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.resources.ssh.connection import Ssh
+from orchestrator_sandbox.docker_engine import DockerEngine
 from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.proxy import FaultyProxy
 from orchestrator_tests.support.attempts import PROJECT, World
+from orchestrator_tests.support.containers import OF_THE_IMAGE
 from orchestrator_tests.support.follower import LOGGER, Follower
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.ssh_server import SshHost
@@ -24,6 +27,14 @@ from orchestrator_tests.support.ssh_server import SshHost
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
+    """For tests of `make test-services`, which installs it."""
+    with DockerEngine(tmp_path_factory.mktemp("docker")) as engine:
+        engine.borrowed_image("tiny", path=f"{sys.base_prefix}/bin:/usr/bin:/bin", files=[("train.py", OF_THE_IMAGE)])
+        yield engine
 
 
 # Not for the session: the AWS variables that lead to it would lead other tests' boto3 there, too.

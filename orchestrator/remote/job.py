@@ -5,9 +5,41 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 UNUSABLE = "a NUL character or half of a surrogate pair, which no program can be given"
 """What is wrong with a text that is not `can_be_given`."""
+
+
+@dataclass(frozen=True)
+class InDirectory:
+    """An argument with places in the training's directory, which only the instance knows.
+
+    It is a word of bash as well, because `mlflow run` has bash read the arguments of `docker run`.
+
+    Attributes:
+        parts: the text; the directory, with a slash at its end, stands between each two of them.
+    """
+
+    parts: tuple[str, ...]
+
+
+Argument = str | InDirectory
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """A file that the command finds in the training's directory; never a secret, and readable by all.
+
+    Attributes:
+        name: its name there.
+        text: what is in it.
+        variable: exported with its place; None: nothing is.
+    """
+
+    name: str
+    text: str
+    variable: str | None = None
 
 
 def is_variable(name: str) -> bool:
@@ -26,24 +58,40 @@ def can_be_given(text: str) -> bool:
         return False
 
 
-def job_file(command: Sequence[str], environment: Mapping[str, str]) -> bytes:
-    """The file that the supervisor reads: exports, then its function `run` with the command.
+def job_file(command: Sequence[Argument], environment: Mapping[str, str], files: Sequence[JobFile] = ()) -> bytes:
+    """The file that the supervisor reads: exports, files to make, then its function `run` with the command.
 
     Args:
         command: program and arguments.
         environment: variables to add to those of the login.
+        files: what to put beside the job.
 
     Raises:
         ValueError: one of them is nothing that a program can be given.
     """
-    if bad := [name for name in environment if not is_variable(name)]:
+    variables = [*environment, *(file.variable for file in files if file.variable is not None)]
+    if bad := [name for name in variables if not is_variable(name)]:
         raise ValueError(f"{bad[0]!r} cannot be the name of a variable")
     if not command:
         raise ValueError("there is no command to run")
-    if not all(map(can_be_given, (*command, *environment.values()))):
+    texts = [part for argument in command for part in _parts(argument)]
+    texts += [text for file in files for text in (file.name, file.text)]
+    if not all(map(can_be_given, (*texts, *environment.values()))):
         raise ValueError(f"the command or its environment holds {UNUSABLE}")
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
-    return _encoded("".join((*lines, f"run {shlex.join(command)}\n")))
+    lines += [
+        f"place {shlex.quote(file.name)} {shlex.quote(file.text)} {shlex.quote(file.variable or '')}\n"
+        for file in files
+    ]
+    return _encoded("".join((*lines, f"run {' '.join(map(_word, command))}\n")))
+
+
+def _parts(argument: Argument) -> tuple[str, ...]:
+    return (argument,) if isinstance(argument, str) else argument.parts
+
+
+def _word(argument: Argument) -> str:
+    return '"$directory"'.join(map(shlex.quote, _parts(argument)))
 
 
 def _encoded(text: str) -> bytes:

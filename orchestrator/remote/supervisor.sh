@@ -9,6 +9,8 @@
 #   supervisor.log  complaints of this script
 #   hooks/          what is loaded into `mlflow run` and the command's bash, so that a failed training exits non-zero
 #   guarded         `mlflow run` has loaded its hook
+#   docker.env      names of the variables that a container gets; their values are in the environment only
+#   docker.client   how the training's Docker is reached, for whoever ends its containers
 #
 # What must appear at once and whole, and can be claimed only once, is a symbolic link whose target is the
 # text: one system call, and it works on a full disk, where a file would be left empty.
@@ -80,16 +82,30 @@ signal() { # NAME: to all of them
   members | while read -r member; do kill -s "$1" "$member" 2>/dev/null; done
 }
 
+end_containers() { # those that bear the training's label: its processes are no members of its session
+  [ -e docker.client ] || return 0
+  (
+    while IFS= read -r line; do export "${line?}"; done <docker.client
+    client=$(command -v docker) || exit
+    # A client that is killed leaves its container, and the one of a build that was broken off may be about to start one.
+    # shellcheck disable=SC2046 # the IDs are to be split
+    set -- $(timeout 5 "$client" ps --all --quiet --filter "label=orchestrator.training=${PWD##*/}")
+    [ $# -eq 0 ] || timeout 10 "$client" rm --force "$@" >/dev/null
+  ) 2>/dev/null
+}
+
 end() { # CAUSE GRACE: asks them to end, waits GRACE seconds, then ends them
   ln -s "$1" cause
   signal TERM
   limit=$(($(now) + $2))
   while [ -n "$(members)" ] && [ "$(now)" -lt "$limit" ]; do pause 0.2; done
+  end_containers # first, so that its last output is still read
   limit=$(($(now) + 10))
   while [ -n "$(members)" ] && [ "$(now)" -lt "$limit" ]; do
     signal KILL
     pause 0.2
   done
+  end_containers # one that was about to start
 }
 
 # --------------------------------------------------------------------------------------- the training itself
@@ -105,6 +121,17 @@ find_program() { # NAME: widens PATH, for a login over SSH lacks what the profil
       return
     fi
   done
+}
+
+reach_docker() { # keeps what it takes: the supervisor has neither the training's PATH nor its variables
+  command -v docker >/dev/null || return 0
+  env | grep -E '^(PATH|DOCKER_HOST|DOCKER_CONTEXT|DOCKER_CONFIG|DOCKER_CERT_PATH|DOCKER_TLS_VERIFY)=' \
+    >"${ORCHESTRATOR_TRAINING}docker.client"
+}
+
+place() { # NAME TEXT VARIABLE: a file of the job; VARIABLE, if any, says where it is
+  printf %s "$2" >"$ORCHESTRATOR_FILES$1" && chmod 644 "$ORCHESTRATOR_FILES$1"
+  [ -z "$3" ] || export "$3=$ORCHESTRATOR_FILES$1"
 }
 
 guard() { # PROGRAM: see hooks/sitecustomize.py and hooks/pipes.bash
@@ -128,6 +155,7 @@ run() { # PROGRAM ARGUMENT...: the last line of the job; becomes the program
       "or AMI_ID to an image that has it"
     exit 127
   fi
+  reach_docker
   guard "$1"
   exec "$@"
 }
@@ -137,6 +165,18 @@ train() { # JOB UMASK
   export ORCHESTRATOR_TRAINING="$PWD/"
   export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}" # or Python would hold back what it prints, and mix its order
   job=$PWD/$1
+  ORCHESTRATOR_FILES=$ORCHESTRATOR_TRAINING
+  case $(command -v docker) in
+    */snap/*) # it sees no hidden folder
+      ORCHESTRATOR_FILES=~/snap/docker/common/orchestrator-${PWD##*/}/
+      mkdir -p "$ORCHESTRATOR_FILES"
+      ;;
+  esac
+  export ORCHESTRATOR_FILES
+  case $ORCHESTRATOR_FILES in # as a word of bash: `mlflow run` has bash read the arguments of `docker run`
+    *[!A-Za-z0-9_./-]*) directory='"${ORCHESTRATOR_FILES}"' ;;
+    *) directory=$ORCHESTRATOR_FILES ;;
+  esac
   # shellcheck disable=SC1090 # it is written by training.py
   . "$job"
 }
@@ -167,6 +207,7 @@ supervise() { # SECONDS JOB UMASK
   wait "$child"
   status=$?
   how=exited
+  [ "$status" = 0 ] || [ -h cause ] || end_containers # one whose client was killed, say
   if [ -h cause ]; then
     wait "$watcher"
     how=$(told cause)
@@ -247,7 +288,7 @@ follow() { # OFFSET: the log from there to standard output, as it grows; signs o
 stop() { # GRACE: returns when no process of the training is left
   if [ -h pid ]; then
     ln -s "$1" stop 2>/dev/null
-    limit=$(($(now) + $1 + 15))
+    limit=$(($(now) + $1 + 30))
     while [ "$(state)" = running ] && [ "$(now)" -lt "$limit" ]; do pause 0.2; done
     if [ "$(state)" = lost ]; then
       end stopped "$1"

@@ -19,7 +19,7 @@ from typing import Literal
 import tenacity
 
 from orchestrator.errors import SshError, SshRefused, SshUnreachable
-from orchestrator.remote.job import job_file
+from orchestrator.remote.job import Argument, JobFile, job_file
 from orchestrator.remote.training_exit import TrainingExit
 from orchestrator.resources.retry import REMOTE_CALLS, REMOTE_FOLLOWING, RetryPolicy
 from orchestrator.resources.ssh import Completed, Ssh
@@ -72,10 +72,11 @@ class RemoteTraining:
 
     def start(
         self,
-        command: Sequence[str],
+        command: Sequence[Argument],
         *,
         environment: Mapping[str, str],
         deadline: datetime,
+        files: Sequence[JobFile] = (),
         check: Callable[[], object] = lambda: None,
     ) -> bool:
         """Start the training, unless it was started before.
@@ -88,6 +89,7 @@ class RemoteTraining:
             environment: variables to add to those of the login.
             deadline: when the supervisor ends the training, with a time zone. It is kept on the instance as
                 the time that is left now, so clocks need not agree.
+            files: what the command finds in its directory.
             check: called after each loss of the connection, before another try; raises when that is in vain.
 
         Returns:
@@ -97,7 +99,7 @@ class RemoteTraining:
             SshError: it could not be started, or the instance was not reached three times.
             ValueError: no program can be given this command or environment (see `job.py`).
         """
-        job = job_file(command, environment)
+        job = job_file(command, environment, files)
         seconds = max(0, math.ceil((deadline - datetime.now(UTC)).total_seconds()))
         for name in _FILES:
             content = (_HERE / name).read_bytes()

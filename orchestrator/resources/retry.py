@@ -133,6 +133,9 @@ REMOTE_CALLS = RetryPolicy(
 )
 """Short commands to the supervisor, such as `start`. EC2 is asked between two tries; MAX_TRAINING_MINUTES ends all."""
 
+REMOTE_STOP = RetryPolicy(total_seconds=4, connect_seconds=4, answer_seconds=4, max_attempts=1)
+"""A training that was cancelled is stopped before its instance is terminated, where that costs no time to speak of."""
+
 REMOTE_FOLLOWING = RetryPolicy(
     total_seconds=120,
     connect_seconds=8,

@@ -227,9 +227,17 @@ class ProjectSettings(SettingsGroup):
     env_manager: Literal["local", "virtualenv", "uv", "conda"] | None = setting(
         "MLPROJECT_ENV_MANAGER", "local, virtualenv, uv or conda; default: as the project says", None
     )
-    build_image: bool = setting("MLPROJECT_BUILD_IMAGE", "true: build the docker_env image on the instance", False)
+    build_image: bool = setting(
+        "MLPROJECT_BUILD_IMAGE",
+        "true: a docker_env project's image is built on the instance, with the commit in it; false: the code is "
+        "whatever the image holds (other projects have no image)",
+        True,
+    )
     docker_args: Parameters = setting(
-        "MLPROJECT_DOCKER_ARGS", 'arguments of `docker run`, a JSON object, such as {"gpus": "all"}', {}
+        "MLPROJECT_DOCKER_ARGS",
+        'arguments of `docker run`, a JSON object, such as {"gpus": "all", "read-only": true}: true is a flag, false '
+        "leaves it out; `init` is true unless it says otherwise",
+        {},
     )
     training_env: Words = setting("TRAINING_ENV", "names of variables to hand to the training, a comma list", ())
     max_minutes: float = setting(

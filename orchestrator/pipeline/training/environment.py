@@ -7,8 +7,20 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
 
 from orchestrator.errors import SettingsError
-from orchestrator.remote.job import UNUSABLE, can_be_given, is_variable
+from orchestrator.remote.job import UNUSABLE, JobFile, can_be_given, is_variable
 from orchestrator.settings.source import PipelineSettings
+
+MLFLOW_CA = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+
+DOCKER_ENV = "docker.env"
+"""The file that names the variables for a container."""
+
+OF_THE_MACHINE = frozenset(
+    {"PATH", "HOME", "HOSTNAME", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "BASH_ENV", "ENV"}
+    | {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO"}
+)
+"""Variables that say where things are on the machine: an image has its own, and fails with places that it has not.
+Who has the machine's mounted names them under `docker_env.environment`."""
 
 
 def training_environment(settings: PipelineSettings) -> dict[str, str]:
@@ -29,7 +41,7 @@ def training_environment(settings: PipelineSettings) -> dict[str, str]:
             f"TRAINING_ENV names {', '.join(missing)}, which the environment does not hold; set it or take it out"
         )
     mlflow = settings.mlflow
-    environment = {
+    environment: dict[str, str | None] = {
         "MLFLOW_TRACKING_URI": mlflow.uri_on_instance or mlflow.tracking_uri,
         "MLFLOW_TRACKING_USERNAME": mlflow.username,
         "MLFLOW_TRACKING_PASSWORD": mlflow.password.get_secret_value() if mlflow.password else None,
@@ -37,10 +49,39 @@ def training_environment(settings: PipelineSettings) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",  # else Python holds a piped log back, and nothing is live
         **values,
     }
+    if mlflow.ca_bundle and environment.get(MLFLOW_CA) == str(mlflow.ca_bundle):
+        del environment[MLFLOW_CA]  # that is where it is here; `job_files` brings it to where the training is
     given = {name: value for name, value in environment.items() if value is not None}
     if bad := [name for name, value in given.items() if not can_be_given(value)]:
         raise SettingsError(f"{bad[0]} holds {UNUSABLE}; set it anew")
     return given
+
+
+def job_files(environment: Mapping[str, str], settings: PipelineSettings) -> list[JobFile]:
+    """What the training needs in its directory: MLflow's CA, and the names of the variables that a container gets.
+
+    MLflow gives a container no variables but its own and those that MLproject names. Docker takes the values
+    from its own environment, so that none is in a list of processes or on the disk.
+
+    Args:
+        environment: of the training.
+        settings: the settings that it was made of.
+
+    Raises:
+        SettingsError: the CA cannot be read.
+    """
+    files = []
+    if settings.mlflow.ca_bundle and MLFLOW_CA not in environment:
+        try:
+            text = settings.mlflow.ca_bundle.read_text(errors="surrogateescape")
+        except OSError as error:
+            raise SettingsError(f"{MLFLOW_CA}: {settings.mlflow.ca_bundle} cannot be read ({error})") from error
+        if not can_be_given(text):
+            raise SettingsError(f"{MLFLOW_CA}: {settings.mlflow.ca_bundle} is no PEM file")
+        files.append(JobFile("mlflow-ca.pem", text, variable=MLFLOW_CA))
+    variables = [*environment, *(file.variable for file in files if file.variable)]
+    names = [f"{name}\n" for name in variables if name not in OF_THE_MACHINE]
+    return [*files, JobFile(DOCKER_ENV, "".join(names))]
 
 
 def secrets_in(environment: Mapping[str, str], settings: PipelineSettings) -> list[str]:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
+from orchestrator.names import MlflowTag
 from orchestrator.pipeline.training.curves import SYSTEM, Curves, as_markdown, learning_curves
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def training_metadata(finished: FinishedTraining, build: Build) -> Metadata:
         "MLflow run": dg.MetadataValue.url(finished.url),
         "MLflow run ID": dg.MetadataValue.text(run.id),
         "Jenkins build": dg.MetadataValue.url(build.url),
-        "commit": _commit(build.repository, build.commit),
+        **_code(run, build),
         "learning curves": _picture(finished.histories),
         "instance": _text(usage.instance_id if usage else None),
         "instance type": _text(usage.instance_type if usage else None),
@@ -85,6 +86,15 @@ _COMMIT_PAGES = {
     r"(.*\.)?gitlab\..+": "-/commit",
     r"bitbucket\.org": "commits",
 }
+
+
+def _code(run: Run, build: Build) -> Mapping[str, dg.MetadataValue | None]:
+    """What was trained: the commit, unless MLflow says that an image ran which nobody had put it into."""
+    if run.tags.get(MlflowTag.BUILD_IMAGE) != "false" or run.tags.get(MlflowTag.PROJECT_ENV) != "docker":
+        return {"commit": _commit(build.repository, build.commit)}
+    image = _shortened(run.tags.get(MlflowTag.DOCKER_IMAGE) or "unknown")
+    other = f"commit {build.commit}" if build.commit else "the build's commit"
+    return {"code": _text(f"code of image {image} (MLPROJECT_BUILD_IMAGE is false), not of {other}")}
 
 
 def _commit(repository: str | None, commit: str | None) -> dg.MetadataValue | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from orchestrator.errors import (
     TrainingTimedOut,
 )
 from orchestrator.pipeline.training.command import mlflow_run_command
-from orchestrator.pipeline.training.environment import secrets_in
+from orchestrator.pipeline.training.environment import job_files, secrets_in
 from orchestrator.pipeline.training.failure import failure
 from orchestrator.pipeline.training.plan import Plan
 from orchestrator.remote import Masker, RemoteTraining, TrainingExit
 from orchestrator.resources.ec2 import Ec2, Instance
+from orchestrator.resources.retry import REMOTE_STOP
 from orchestrator.resources.ssh import Ssh
 from orchestrator.settings.source import PipelineSettings
 
@@ -29,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 GRACE = timedelta(minutes=1)
 """Between the training's deadline and the machine's own: the time to fetch the last output and say why."""
+
+STOP_GRACE_SECONDS = 2
+"""What the processes of a training that was cancelled get to end by themselves."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class OnInstance:
         except SshError:
             self.check()  # a machine that shuts down refuses logins and kills commands; its address gets a new owner
             raise
+        except OrchestratorError:
+            raise
+        except BaseException:
+            self._stop(ssh)
+            raise
         self.write(masker.flush())
         if not training_exit.succeeded:
             self.check()  # a machine that is taken away ends its processes first
@@ -100,19 +110,37 @@ class OnInstance:
 
     def _start(self, ssh: Ssh, remote: RemoteTraining) -> None:
         """Start the training, or find it started; keep trying while the instance is there."""
-        command = mlflow_run_command(self.plan, self.read, mlflow_run=self.mlflow_run)
+        files = job_files(self.environment, self.read)
+        command = mlflow_run_command(self.plan, self.read, mlflow_run=self.mlflow_run, files=files)
         give_up = time.monotonic() + self.read.machine.ready_minutes * 60
         while True:
             try:
                 if not ssh.connected:
                     ssh.connect()
-                if not remote.start(command, environment=self.environment, deadline=self.deadline, check=self.check):
+                if not remote.start(
+                    command, environment=self.environment, deadline=self.deadline, files=files, check=self.check
+                ):
                     _log.info("Following the training, which is under way already")
                 return
             except SshUnreachable:
                 self.check()
                 if time.monotonic() > give_up:
                     raise
+
+    def _stop(self, ssh: Ssh) -> None:
+        """End a training that was cancelled before its instance is: one that goes on could call itself FINISHED."""
+        if not ssh.connected:
+            return  # it is not worth the time
+        watchdog = threading.Timer(REMOTE_STOP.total_seconds, ssh.close)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            ending = RemoteTraining(ssh, self.mlflow_run, calls=REMOTE_STOP).stop(grace_seconds=STOP_GRACE_SECONDS)
+            _log.info(f"Stopped the training on the instance ({ending.kind if ending else 'it had not begun'})")
+        except BaseException as error:  # noqa: BLE001 - the first error counts, and the instance is given back at once
+            _log.warning(f"Leaving the training to the end of its instance: {error}")
+        finally:
+            watchdog.cancel()
 
     def _explain(self, remote: RemoteTraining, training_exit: TrainingExit, masker: Masker) -> OrchestratorError:
         try:

@@ -30,6 +30,7 @@ class Plan:
         parameters: its parameters.
         instance_type: the launchpad's choice; None: the settings' list.
         max_minutes: how long the instance may be used, from its launch on.
+        build_image: whether a docker_env project's image gets the commit; else it trains what it holds.
     """
 
     pipeline: str
@@ -41,6 +42,7 @@ class Plan:
     parameters: Mapping[str, str] = field(hash=False)
     instance_type: str | None
     max_minutes: float
+    build_image: bool = True
 
     @property
     def run_name(self) -> str:
@@ -81,6 +83,8 @@ class Plan:
         }
         if self.build.branch:
             tags[names.MlflowTag.SOURCE_BRANCH] = self.build.branch
+        if not self.build_image:
+            tags[names.MlflowTag.BUILD_IMAGE] = "false"
         return tags
 
 
@@ -136,6 +140,7 @@ def make_plan(
         parameters={**project.parameters, **config.parameters},
         instance_type=config.instance_type,
         max_minutes=config.max_minutes or project.max_minutes,
+        build_image=project.build_image,
     )
     _require_texts(plan, settings)
     return plan

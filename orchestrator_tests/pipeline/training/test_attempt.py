@@ -116,7 +116,12 @@ def test_every_argument_arrives_as_it_is_and_no_shell_reads_it(world: World) -> 
     assert given[given.index("--env-manager") + 1] == "local"
     assert given[given.index("--param-list") + 1] == f"note={NASTY}"
     assert "--build-image" in given
-    assert [given[i + 1] for i, word in enumerate(given) if word == "--docker-args"] == ["gpus=all", "t"]
+    label, env_file, *others = [given[i + 1] for i, word in enumerate(given) if word == "--docker-args"]
+    run_id = given[given.index("--run-id") + 1]
+    assert label == f"label=orchestrator.training={run_id}"
+    assert env_file.startswith("env-file=/")
+    assert env_file.endswith(f"/.orchestrator/{run_id}/docker.env")
+    assert others == ["gpus=all", "t", "init"]
 
 
 def test_secrets_that_the_training_prints_are_masked(world: World) -> None:

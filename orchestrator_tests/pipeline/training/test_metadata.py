@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -108,6 +109,32 @@ class TestMetadata:
             number=1, timestamp=1, result="SUCCESS", job="churn", duration_ms=1, url="http://j/1/", commit=SHA
         )
         assert metadata(trained({}), build=build)["commit"] == dg.MetadataValue.text(SHA)
+
+    @pytest.mark.parametrize(
+        ("tags", "code"),
+        [
+            ({"orchestrator.build_image": "false", "mlflow.project.env": "docker"}, "unknown"),
+            (
+                {
+                    "orchestrator.build_image": "false",
+                    "mlflow.project.env": "docker",
+                    "mlflow.docker.image.uri": "acme/churn:3",
+                },
+                "acme/churn:3",
+            ),
+            ({"orchestrator.build_image": "false", "mlflow.project.env": "conda"}, None),
+            ({"orchestrator.build_image": "false"}, None),
+            ({"mlflow.project.env": "docker", "mlflow.docker.image.uri": "churn:0123456"}, None),
+        ],
+    )
+    def test_only_an_image_that_ran_as_it_is_takes_the_commit_s_place(
+        self, tags: dict[str, str], code: str | None
+    ) -> None:
+        shown = metadata(dataclasses.replace(trained({}), tags=tags))
+        assert ("code" in shown, "commit" in shown) == (code is not None, code is None)
+        if code:
+            sentence = f"code of image {code} (MLPROJECT_BUILD_IMAGE is false), not of commit {SHA}"
+            assert shown["code"] == dg.MetadataValue.text(sentence)
 
     def test_parameters_and_metrics_are_tables(self) -> None:
         shown = metadata(trained({"b": 2.0, "a": 1.0}, {"alpha": "0.5", "text": "x" * 2000}, step=7))

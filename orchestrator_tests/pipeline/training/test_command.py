@@ -1,0 +1,185 @@
+"""The arguments of `docker run` and what a container is given: unit tests, and any input that a user may write."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import SettingsError
+from orchestrator.pipeline.training.command import docker_arguments, mlflow_run_command
+from orchestrator.pipeline.training.config import TrainingConfig
+from orchestrator.pipeline.training.environment import OF_THE_MACHINE, job_files, training_environment
+from orchestrator.pipeline.training.plan import make_plan
+from orchestrator.remote.job import Argument, JobFile
+from orchestrator.resources.jenkins.answers import Build
+from orchestrator.settings.source import PipelineSettings, Settings
+from orchestrator_tests.support.environment import COMPLETE
+
+DIRECTORY = "/home/ubuntu/.orchestrator/1/"
+NAMES = JobFile("docker.env", "API_KEY\n")
+CA = JobFile("ca.pem", "PEM", variable="MLFLOW_TRACKING_SERVER_CERT_PATH")
+BUILD = Build(
+    number=7,
+    timestamp=1,
+    result="SUCCESS",
+    job="team/iris",
+    duration_ms=1,
+    url="https://jenkins.example.com/7/",
+    commit="c0ffee" * 6 + "c0ff",
+    branch="main",
+    repository="https://github.com/team/iris.git",
+)
+
+
+def read(**changed: str) -> PipelineSettings:
+    lookup = {**COMPLETE, "JENKINS_JOB_NAME": "team/iris", **changed}.get
+    return PipelineSettings.read(Settings(pipeline="iris", lookup=lookup))
+
+
+def as_text(argument: Argument) -> str:
+    return argument if isinstance(argument, str) else DIRECTORY.join(argument.parts)
+
+
+def docker_argv(arguments: Sequence[Argument]) -> list[str]:
+    """What `docker run` gets: as MLflow 2 and 3 read and join them (`_user_args_to_dict`, `_get_docker_command`)."""
+    words: dict[str, str | bool] = {}
+    for argument in map(as_text, arguments):
+        name, equals, value = argument.partition("=")
+        assert name not in words, f"MLflow refuses a repeated {name!r}"
+        words[name] = value if equals else True
+    joined: list[str] = []
+    for name, word in words.items():
+        joined += [("-" if len(name) == 1 else "--") + name, *([] if word is True else [str(word)])]
+    return shlex.split(" ".join(joined))
+
+
+def argv(given: Mapping[str, str], *files: JobFile) -> list[str]:
+    return docker_argv(docker_arguments(given, mlflow_run="1", files=files))
+
+
+def given_as(text: str) -> Mapping[str, str]:
+    return read(MLPROJECT_DOCKER_ARGS=text).project.docker_args
+
+
+OURS = ["--label", "orchestrator.training=1", "--env-file", f"{DIRECTORY}docker.env"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}", ["--init"]),
+        ('{"init": true}', ["--init"]),
+        ('{"init": ""}', ["--init"]),
+        ('{"init": false}', []),
+        ('{"gpus": "all", "read-only": true, "t": true}', ["--gpus", "all", "--read-only", "-t", "--init"]),
+        ('{"privileged": false, "cpus": 2}', ["--cpus", "2", "--init"]),
+        ('{"network=host": ""}', ["--network", "host", "--init"]),
+        ('{"v": "$HOME/data:/data"}', ["-v", "$HOME/data:/data", "--init"]),
+    ],
+)
+def test_true_is_a_flag_and_false_leaves_it_out(text: str, expected: list[str]) -> None:
+    assert argv(given_as(text), NAMES) == OURS + expected
+
+
+@pytest.mark.parametrize("text", ['{"label": "team=ml"}', '{"label=team": "ml"}'])
+def test_a_label_of_the_user_s_own_stands_beside_ours(text: str) -> None:
+    assert argv(given_as(text)) == [*OURS[:2], "--label", "team=ml", "--init"]
+
+
+def test_an_env_file_of_the_user_s_own_comes_after_ours_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert argv({"env-file": "/etc/train.env"}, NAMES) == [*OURS, "--env-file", "/etc/train.env", "--init"]
+    assert "MLPROJECT_DOCKER_ARGS has an env-file" in caplog.text
+
+
+def test_mlflow_s_ca_is_at_the_same_place_in_the_container() -> None:
+    mount = f"type=bind,source={DIRECTORY}ca.pem,target={DIRECTORY}ca.pem,readonly"
+    assert argv({}, CA, NAMES)[4:6] == ["--mount", mount]
+    assert argv({"mount": "type=tmpfs,target=/x"}, CA)[2:6] == ["--mount", mount, "--mount", "type=tmpfs,target=/x"]
+
+
+words = st.text("abcdefgh-", min_size=1, max_size=4).filter(lambda word: not word.startswith("-"))
+keys = words | st.sampled_from(["label", "env-file", "mount", "init", "l", "v", "label=a"])
+values = words | st.sampled_from(["", "true", "false", "a=b", "--privileged"])
+
+
+@given(given=st.dictionaries(keys, values, max_size=5), ca=st.booleans())
+def test_whatever_a_user_gives_mlflow_takes_it_and_the_container_is_ours(given: dict[str, str], ca: bool) -> None:
+    words = argv(given, *([CA] if ca else []), NAMES)
+    pairs = list(itertools.pairwise(words))
+    assert ("--label", "orchestrator.training=1") in pairs
+    assert ("--env-file", f"{DIRECTORY}docker.env") in pairs
+    for name, value in given.items():
+        if "=" not in name and value not in ("", "true", "false"):
+            assert (f"{'-' if len(name) == 1 else '--'}{name}", value) in pairs
+
+
+# ---- what is beside the job
+
+
+secrets = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=6, max_size=12)
+
+
+@hypothesis_settings(deadline=None)
+@given(names=st.lists(st.from_regex(r"\A[A-Z_][A-Z0-9_]{0,6}\Z"), unique=True, max_size=4), secret=secrets)
+def test_no_value_is_in_the_command_or_on_the_disk(names: list[str], secret: str) -> None:
+    secret = f"<{secret}>"
+    chosen = {f"X_{name}": secret for name in names}
+    settings = read(TRAINING_ENV=",".join(chosen), MLFLOW_TRACKING_PASSWORD=secret, **chosen)
+    environment = training_environment(settings)
+    files = job_files(environment, settings)
+    plan = make_plan(pipeline="iris", partition="7", build=BUILD, settings=settings, config=TrainingConfig())
+    command = mlflow_run_command(plan, settings, mlflow_run="1", files=files)
+    assert not any(secret in as_text(argument) for argument in command)
+    assert not any(secret in file.text for file in files)
+    (listed,) = [file.text.splitlines() for file in files]
+    assert {*chosen, "MLFLOW_TRACKING_PASSWORD", "PYTHONUNBUFFERED", "MLFLOW_TRACKING_URI"} <= set(listed)
+
+
+@pytest.mark.parametrize("name", sorted(OF_THE_MACHINE))
+def test_a_place_on_the_machine_is_no_place_in_a_container(name: str) -> None:
+    settings = read(TRAINING_ENV=f"{name},API_KEY", API_KEY="1", **{name: "/somewhere"})
+    environment = training_environment(settings)
+    (names,) = job_files(environment, settings)
+    assert environment[name] == "/somewhere"
+    assert name not in names.text.splitlines()
+    assert "API_KEY" in names.text.splitlines()
+
+
+def test_mlflow_s_ca_goes_with_the_training_whether_training_env_names_it_or_not(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("PEM")
+    for named in ("", "MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        settings = read(MLFLOW_TRACKING_SERVER_CERT_PATH=str(ca), TRAINING_ENV=named)
+        environment = training_environment(settings)
+        assert "MLFLOW_TRACKING_SERVER_CERT_PATH" not in environment, "it is not where it is here"
+        file, names = job_files(environment, settings)
+        assert (file.text, file.variable) == ("PEM", "MLFLOW_TRACKING_SERVER_CERT_PATH")
+        assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in names.text.splitlines()
+
+
+@pytest.mark.parametrize("content", [None, b"\0DER"])
+def test_a_ca_that_cannot_be_sent_is_named(tmp_path: Path, content: bytes | None) -> None:
+    ca = tmp_path / "ca.pem"
+    if content is not None:
+        ca.write_bytes(content)
+    settings = read(MLFLOW_TRACKING_SERVER_CERT_PATH=str(ca))
+    with pytest.raises(SettingsError, match="MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        job_files(training_environment(settings), settings)
+
+
+def test_the_image_is_built_unless_somebody_says_no() -> None:
+    for changed, built in (({}, True), ({"MLPROJECT_BUILD_IMAGE": "false"}, False)):
+        settings = read(**changed)
+        plan = make_plan(pipeline="iris", partition="7", build=BUILD, settings=settings, config=TrainingConfig())
+        assert ("--build-image" in mlflow_run_command(plan, settings, mlflow_run="1")) is built
+        tags = plan.tags(deployment="d", dagster_run="r", root_run="r")
+        assert tags.get("orchestrator.build_image") == (None if built else "false")
