@@ -1,0 +1,111 @@
+"""An answer, bounded in time and size, however it is framed and however slowly it trickles in."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import time
+from typing import Any
+
+import requests
+import urllib3
+import urllib3.connection
+
+LARGEST_ANSWER = 64 * 2**20
+"""In bytes: of an answer as it is sent, and of its body as it is unpacked."""
+
+
+class TooLargeError(Exception):
+    """Neither an OSError nor an HTTPException, so that no library in between takes it for a broken connection."""
+
+
+class _BoundedReader(io.RawIOBase):
+    """What a socket receives for one answer, until the answer has taken too long or is too large.
+
+    A socket's own timeout bounds the silence between two bytes only. This one bounds the whole answer, in any
+    framing: headers, chunk sizes, body and trailers all pass through here.
+    """
+
+    def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
+        self._socket = sock
+        self._raw = raw
+        self._deadline = time.monotonic() + (sock.gettimeout() or 0.0)
+        self._left = LARGEST_ANSWER
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError("timed out")
+        self._socket.settimeout(seconds)
+        count: int | None = self._raw.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise TooLargeError
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    """Takes the read timeout, which the socket has by now, for that of the whole answer."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        raw = self.fp.detach()
+        self.fp = io.BufferedReader(_BoundedReader(sock, raw))
+
+
+class _HttpConnection(urllib3.connection.HTTPConnection):
+    response_class = _BoundedResponse
+
+
+class _HttpsConnection(urllib3.connection.HTTPSConnection):
+    response_class = _BoundedResponse
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
+class Session(requests.Session):
+    """Follows no redirect."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Follow none: even when told not to, requests reads the whole body of a redirect, and parses its target."""
+
+
+class BoundedAdapter(requests.adapters.HTTPAdapter):
+    """Makes connections, a proxy's too, whose answers are bounded."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+
+    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **options)
+        manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        return manager
+
+
+def whole_body(response: requests.Response) -> bytes:
+    """The body, unpacked.
+
+    Raises:
+        TooLargeError: it is larger than LARGEST_ANSWER, once unpacked.
+    """
+    body = bytearray()
+    for chunk in response.iter_content(2**16):
+        body += chunk
+        if len(body) > LARGEST_ANSWER:
+            raise TooLargeError
+    return bytes(body)
