@@ -125,8 +125,11 @@ find_program() { # NAME: widens PATH, for a login over SSH lacks what the profil
 
 reach_docker() { # keeps what it takes: the supervisor has neither the training's PATH nor its variables
   command -v docker >/dev/null || return 0
-  env | grep -E '^(PATH|DOCKER_HOST|DOCKER_CONTEXT|DOCKER_CONFIG|DOCKER_CERT_PATH|DOCKER_TLS_VERIFY)=' \
-    >"${ORCHESTRATOR_TRAINING}docker.client"
+  (
+    umask 077
+    env | grep -E '^(PATH|DOCKER_HOST|DOCKER_CONTEXT|DOCKER_CONFIG|DOCKER_CERT_PATH|DOCKER_TLS_VERIFY)=' \
+      >"${ORCHESTRATOR_TRAINING}docker.client"
+  )
 }
 
 place() { # NAME TEXT VARIABLE: a file of the job; VARIABLE, if any, says where it is
