@@ -106,6 +106,14 @@ class JenkinsSettings(SettingsGroup):
     ca_bundle: Path | None = setting(
         "JENKINS_CA_BUNDLE", "PEM file with the CA of a Jenkins whose certificate is signed privately", None
     )
+    train_branches: Words = setting(
+        "TRAIN_BRANCHES",
+        "branches to train, a comma list of names and patterns such as main,release/* (* stands for anything, slashes "
+        "too); default: of a multibranch project the primary branch, of a plain job all builds. A change request needs "
+        "a pattern with all that stands before its number (PR-*), a mere * leaves it out; what is left out can be "
+        "launched by hand",
+        (),
+    )
     train_unstable: bool = setting("TRAIN_UNSTABLE", "true: UNSTABLE builds are trained too, not just SUCCESS", False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator_sandbox.jenkins.home import BY_PUSH, BuildRecord
+from orchestrator_sandbox.jenkins.home import BY_PUSH, BuildRecord, JobConfig
 from orchestrator_sandbox.jenkins.tree import ALWAYS, Bean
 
 LIBRARY_COMMIT = "5ea1ed0ddba11" * 3 + "0"
@@ -35,6 +35,22 @@ def request_actions(parameters: Mapping[str, str], cause: str) -> list[Bean]:
     if parameters:
         values = parameter_values(parameters)
         actions.append(Bean("hudson.model.ParametersAction", lambda: {"parameters": values}, default=ALWAYS))
+    return actions
+
+
+def branch_actions(config: JobConfig) -> list[Bean]:
+    """What the branch source says of a branch: that it is the primary one, or whose change request.
+
+    https://github.com/jenkinsci/scm-api-plugin/tree/master/src/main/java/jenkins/scm/api/metadata
+    """
+    actions = [Bean("jenkins.scm.api.metadata.PrimaryInstanceMetadataAction")] if config.primary else []
+    if config.contributor:
+        fields = {
+            "contributor": config.contributor,
+            "contributorDisplayName": config.contributor.title(),
+            "contributorEmail": None,
+        }
+        actions.append(Bean("jenkins.scm.api.metadata.ContributorMetadataAction", lambda: fields))
     return actions
 
 

@@ -16,7 +16,7 @@ from werkzeug.routing import BaseConverter
 from werkzeug.wrappers import Response as AnyResponse
 
 from orchestrator_sandbox.jenkins.access import SESSION_COOKIE, VERSION, Access, error_page
-from orchestrator_sandbox.jenkins.beans import Exporter, permalink
+from orchestrator_sandbox.jenkins.beans import HOLDS_JOBS, Exporter, permalink
 from orchestrator_sandbox.jenkins.builds import Builder
 from orchestrator_sandbox.jenkins.faults import JenkinsFaults
 from orchestrator_sandbox.jenkins.home import BuildRecord, Home, JobStore
@@ -174,7 +174,7 @@ class JenkinsApi:
 
     def _job_page(self, job: str) -> str:
         store = self._job(job)
-        if store.config.kind in ("folder", "multibranch"):
+        if store.config.kind in HOLDS_JOBS:
             return jobs_page(store.full_name, trail_to(store)[:-1], self.home.children(job))
         return job_page(store)
 

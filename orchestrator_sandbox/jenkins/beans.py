@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from orchestrator_sandbox.jenkins.actions import LIBRARY_COMMIT, build_data, parameter_values, request_actions
+from orchestrator_sandbox.jenkins.actions import (
+    LIBRARY_COMMIT,
+    branch_actions,
+    build_data,
+    parameter_values,
+    request_actions,
+)
 from orchestrator_sandbox.jenkins.home import BuildRecord, Home, JobStore
 from orchestrator_sandbox.jenkins.tree import ALWAYS, Bean
 
@@ -23,7 +29,9 @@ JOB_CLASSES = {
     "pipeline": "org.jenkinsci.plugins.workflow.job.WorkflowJob",
     "multibranch": "org.jenkinsci.plugins.workflow.multibranch.WorkflowMultiBranchProject",
     "folder": "com.cloudbees.hudson.plugins.folder.Folder",
+    "organization": "jenkins.branch.OrganizationFolder",
 }
+HOLDS_JOBS = ("folder", "organization", "multibranch")
 COLORS = {
     "SUCCESS": "blue",
     "UNSTABLE": "yellow",
@@ -122,7 +130,11 @@ class Exporter:
     def job(self, job: JobStore) -> Bean:
         """A job, a folder, or a multibranch project."""
         common = {
-            "actions": [Bean(None), Bean("com.cloudbees.plugins.credentials.ViewCredentialsAction")],
+            "actions": [
+                Bean(None),
+                Bean("com.cloudbees.plugins.credentials.ViewCredentialsAction"),
+                *branch_actions(job.config),
+            ],
             "description": None,
             "displayName": unquote(job.name),
             "displayNameOrNull": None,
@@ -131,7 +143,7 @@ class Exporter:
             "name": job.name,
             "url": self.root + job_path(job.full_name),
         }
-        holds_jobs = job.config.kind in ("folder", "multibranch")
+        holds_jobs = job.config.kind in HOLDS_JOBS
         return Bean(
             JOB_CLASSES[job.config.kind],
             lambda: common | (self._folder(job) if holds_jobs else self._project(job)),

@@ -18,7 +18,7 @@ class JobConfig:
     """How a job was configured.
 
     Attributes:
-        kind: a multibranch project builds every branch; a folder only holds jobs.
+        kind: a multibranch project builds every branch; a folder and an organization only hold jobs.
         repository: Git URL; None: the job cannot build, it only has builds that were added.
         branch: the branch that it builds.
         command: what a build runs in the checkout, after "python"; exit status 0 is a success.
@@ -27,9 +27,13 @@ class JobConfig:
         library: Git URL of a shared library, which leaves a BuildData of its own in each build.
         parameters: the job's parameters and their defaults.
         triggered: a new commit starts a build.
+        marks_primary: of a multibranch project: its branch source marks the branch of the remote's HEAD, as most do
+            (Jenkins shows the mark since 2026).
+        primary: of a branch: it is marked so.
+        contributor: of a branch: whose pull request it is; None: nobody's.
     """
 
-    kind: Literal["freestyle", "pipeline", "multibranch", "folder"] = "freestyle"
+    kind: Literal["freestyle", "pipeline", "multibranch", "folder", "organization"] = "freestyle"
     repository: str | None = None
     branch: str = "main"
     command: tuple[str, ...] = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
@@ -38,6 +42,9 @@ class JobConfig:
     library: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     triggered: bool = True
+    marks_primary: bool = True
+    primary: bool = False
+    contributor: str | None = None
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class JenkinsServer:
 
     def env(self) -> dict[str, str]:
         """The settings that lead to this server and its first job that builds."""
-        jobs = (job for job in list(self._home.jobs.values()) if job.config.kind != "folder")
+        jobs = (job for job in list(self._home.jobs.values()) if job.config.kind not in ("folder", "organization"))
         first = next(jobs, None)
         return {
             "JENKINS_URL": self.url,
@@ -171,6 +171,10 @@ class JenkinsServer:
         finished = replace(build, result=result, duration=max(1, int(time.time() * 1000) - build.timestamp))
         store.save(finished)
         return finished
+
+    def job_config(self, job: str) -> JobConfig:
+        """How a job is configured, such as the one of a branch that was found."""
+        return self._home.jobs[job].config
 
     def build(self, job: str, number: int) -> BuildRecord:
         """A build.

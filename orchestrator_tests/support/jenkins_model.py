@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from orchestrator.errors import JenkinsNotFound, JenkinsRefused, JenkinsUnavailable
-from orchestrator.resources.jenkins import Build, JobSummary
+from orchestrator.resources.jenkins import Build, BuildPage, JobKind, JobOverview, JobSummary
 from orchestrator_sandbox.web import HandlerServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -23,10 +23,17 @@ REMOTE = "git://git.example.com/churn.git"
 
 @dataclass
 class Job:
-    """A job's builds by number, and the number of the next one."""
+    """A job's builds by number, and the number of the next one.
+
+    Attributes:
+        primary: Jenkins marks it as the primary branch.
+        contributor: Jenkins marks it as somebody's change request.
+    """
 
     next_number: int = 1
     builds: dict[int, Build] = field(default_factory=dict)
+    primary: bool = False
+    contributor: bool = False
 
     def newest_first(self) -> list[Build]:
         return sorted(self.builds.values(), key=lambda build: -build.number)
@@ -34,7 +41,13 @@ class Job:
 
 @dataclass
 class Model:
-    """Jobs and builds as they are in Jenkins; a `Source` of pipeline/builds/discovery."""
+    """Jobs and builds as they are in Jenkins; a `Source` of pipeline/builds/discovery.
+
+    Attributes:
+        remote: what the branch source says of the repository.
+        heads: Git remote → its default branch.
+        heads_asked: how often a remote was asked.
+    """
 
     job: str = "team/churn"
     multibranch: bool = False
@@ -46,6 +59,9 @@ class Model:
     requests: int = 0
     bytes_sent: int = 0
     before_request: Callable[[], None] = lambda: None
+    remote: str | None = None
+    heads: dict[str, str] = field(default_factory=dict)
+    heads_asked: int = 0
 
     def start(self, job: str | None = None, *, after_ms: int = 1000) -> Build:
         name = job or self.job
@@ -74,15 +90,21 @@ class Model:
     def everything(self) -> list[Build]:
         return [build for name in self._visible() for build in self.jobs[name].builds.values()]
 
-    def job_summaries(self, job: str, *, newest: int, per_branch: int) -> Sequence[JobSummary]:
+    def overview(self, job: str, *, newest: int, per_branch: int) -> JobOverview:
         self._ask()
         if job == self.job and self.multibranch:
-            return [self._head(name, per_branch) for name in self._visible()]
-        return [self._head(self._existing(job), newest)]
+            heads = tuple(self._head(name, per_branch) for name in self._visible())
+            return JobOverview(JobKind.MULTIBRANCH, heads, self.remote)
+        return JobOverview(JobKind.PLAIN, (self._head(self._existing(job), newest),))
 
-    def builds(self, job: str, *, start: int, stop: int) -> Sequence[Build]:
+    def builds(self, job: str, *, start: int, stop: int) -> BuildPage:
         self._ask()
-        return self.jobs[self._existing(job)].newest_first()[start:stop]
+        builds = tuple(self.jobs[self._existing(job)].newest_first()[start:stop])
+        return BuildPage(builds, whole=len(builds) == stop - start)
+
+    def default_branch(self, remote: str) -> str | None:
+        self.heads_asked += 1
+        return self.heads.get(remote)
 
     def build(self, job: str, number: int) -> Build:
         self._ask()
@@ -102,7 +124,14 @@ class Model:
     def _head(self, name: str, limit: int) -> JobSummary:
         job = self.jobs[name]
         newest = tuple(job.newest_first()[:limit])
-        return JobSummary(name, job.next_number, newest, whole=len(newest) < limit)
+        return JobSummary(
+            name,
+            job.next_number,
+            newest,
+            whole=len(newest) < limit,
+            primary=job.primary,
+            change_request=job.contributor,
+        )
 
     def _ask(self) -> None:
         self.requests += 1
@@ -157,7 +186,7 @@ def served(model: Model, *, user: str = "ci", token: str = "t0ken") -> Iterator[
 
         def do_GET(self) -> None:
             status, answer = _answer(model, self.path, self.headers.get("Authorization", ""), f"{user}:{token}")
-            body = json.dumps(answer).encode()
+            body = json.dumps(answer, separators=(",", ":")).encode()
             model.bytes_sent += len(body)
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -188,26 +217,46 @@ def _answer(model: Model, path: str, authorization: str, login: str) -> tuple[in
     words = url.path.removeprefix("/jenkins/").removesuffix("/api/json").split("/")
     number = int(words.pop()) if words[-1].isdigit() else None
     job = "/".join(unquote(word) for word in words[1::2])
-    shape = build_json if "actions" in tree else brief_json
+    shape = build_json if "lastBuiltRevision" in tree else brief_json
     try:
         if number is not None:
             return 200, shape(model.build(job, number))
         ranges = [(int(start), int(stop)) for start, stop in re.findall(r"\{(\d+),(\d+)\}", tree)]
         if "jobs[" not in tree:
             page = model.builds(job, start=ranges[0][0], stop=ranges[0][1])
-            return 200, {"allBuilds": [shape(build) for build in page]}
-        heads = model.job_summaries(job, newest=ranges[0][1], per_branch=ranges[1][1])
+            return 200, {
+                "_class": _PIPELINE,
+                "allBuilds": [shape(build) for build in page.builds if isinstance(build, Build)],
+            }
+        heads = model.overview(job, newest=ranges[0][1], per_branch=ranges[1][1]).jobs
     except JenkinsNotFound:
         return 404, {}
     except JenkinsRefused:
         return 401, {}
     answers = [
         {
-            "_class": "org.jenkinsci.plugins.workflow.job.WorkflowJob",
+            "_class": _PIPELINE,
+            "actions": _job_actions(head),
             "name": head.job.rpartition("/")[2],
             "allBuilds": [shape(model.jobs[head.job].builds[build.number]) for build in head.newest],
             "nextBuildNumber": head.next_number,
         }
         for head in heads
     ]
-    return 200, {"jobs": answers} if model.multibranch and job == model.job else answers[0]
+    if not (model.multibranch and job == model.job):
+        return 200, answers[0]
+    source = [{"_class": f"{_METADATA}.ObjectMetadataAction", "objectUrl": model.remote}] if model.remote else []
+    return 200, {"_class": _MULTIBRANCH, "actions": [{}, *source], "jobs": answers}
+
+
+_PIPELINE = "org.jenkinsci.plugins.workflow.job.WorkflowJob"
+_MULTIBRANCH = "org.jenkinsci.plugins.workflow.multibranch.WorkflowMultiBranchProject"
+_METADATA = "jenkins.scm.api.metadata"
+
+
+def _job_actions(head: JobSummary) -> list[dict[str, str]]:
+    """What `tree=actions[_class]` shows of a branch job of a real Jenkins: most actions are not exported."""
+    actions: list[dict[str, str]] = [{}, {}, {"_class": "com.cloudbees.plugins.credentials.ViewCredentialsAction"}]
+    for marked, name in ((head.primary, "PrimaryInstance"), (head.change_request, "Contributor")):
+        actions += [{"_class": f"{_METADATA}.{name}MetadataAction"}] if marked else []
+    return actions

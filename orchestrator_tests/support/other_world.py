@@ -98,6 +98,7 @@ class OtherWorld:
             "MLPROJECT_URI": "#models/ranking",
             "MLPROJECT_ENV_MANAGER": "local",
             "ORCHESTRATOR_DEPLOYMENT": "other systems",
+            "TRAIN_BRANCHES": "main,feature/*",
             **self.jenkins.env(),
             **self.ec2.env(),
         }

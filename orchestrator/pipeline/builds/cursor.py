@@ -49,14 +49,19 @@ class JobCursor(_Stored):
     Attributes:
         newest: the greatest number looked at.
         latest: the latest timestamp at the top of its history, at any tick.
-        pending: number → timestamp of the builds that ran when they were looked at.
+        pending: number → timestamp of the builds that ran, or were not readable, when they were looked at; a
+            timestamp of 0 is not known.
         unread: what is still to be read, newest first.
+        tries: number → how often a pending build could not be read, though Jenkins answered.
+        unreadable: numbers of the builds that were given up; the latest ones.
     """
 
     newest: int = 0
     latest: int = 0
     pending: Mapping[int, int] = {}
     unread: tuple[UnreadRange, ...] = _stored_as("gaps", "unread", ())
+    tries: Mapping[int, int] = {}
+    unreadable: tuple[int, ...] = ()
 
 
 class Cursor(_Stored):
@@ -67,12 +72,14 @@ class Cursor(_Stored):
         jobs: that job, or each branch by its full name.
         searching: the newest success, which the first tick is to train, is still looked for.
         newest_success: what that search found so far.
+        primary: the primary branches, as Jenkins or the remote told last.
     """
 
     job: str
     jobs: Mapping[str, JobCursor] = {}
     searching: bool = False
     newest_success: Build | None = _stored_as("first", "newest_success", None)
+    primary: tuple[str, ...] = ()
 
     def dump(self) -> str:
         """As compact JSON; `Cursor.model_validate_json` reads it."""

@@ -14,19 +14,22 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Protocol
 
-from orchestrator.errors import JenkinsNotFound
+from orchestrator.errors import JenkinsError, JenkinsNotFound, JenkinsRefused
+from orchestrator.pipeline.builds.branches import BranchChoice, choose_branches
 from orchestrator.pipeline.builds.cursor import Cursor, JobCursor, UnreadRange
-from orchestrator.resources.jenkins import Build, JobSummary
+from orchestrator.resources.jenkins import Build, BuildPage, BuildSummary, JobOverview, JobSummary, UnreadableBuild
 
 
 class Source(Protocol):
     """What a tick asks of Jenkins; `orchestrator.resources.jenkins.Jenkins` has it."""
 
-    def job_summaries(self, job: str, *, newest: int, per_branch: int) -> Sequence[JobSummary]: ...
+    def overview(self, job: str, *, newest: int, per_branch: int) -> JobOverview: ...
 
-    def builds(self, job: str, *, start: int, stop: int) -> Sequence[Build]: ...
+    def builds(self, job: str, *, start: int, stop: int) -> BuildPage: ...
 
     def build(self, job: str, number: int) -> Build: ...
+
+    def default_branch(self, remote: str) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Limits:
         builds: no further request after so many builds were read ...
         seconds: ... or after this time; the rest is left to the next tick.
         vanished: branches to remember after Jenkins stopped showing them; the latest ones.
+        tries: how often a build is asked for that cannot be read.
+        unreadable: builds of a job that were given up, to be named; the latest ones.
     """
 
     newest: int = 20
@@ -50,6 +55,8 @@ class Limits:
     builds: int = 500
     seconds: float = 15.0
     vanished: int = 300
+    tries: int = 8
+    unreadable: int = 10
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,10 @@ class TickResult:
         cursor: to be handed to the next tick.
         running: names of builds that are waited for.
         unread: whether stretches of history are left to the next tick.
+        branches: which branches it trains, and why.
+        left_out: new successes that are not launched: of another branch, or of a change request.
+        unreadable: names of builds that were given up.
+        faults: what could not be read in this tick, a sentence each.
     """
 
     register: tuple[Build, ...]
@@ -69,6 +80,10 @@ class TickResult:
     cursor: Cursor
     running: tuple[str, ...]
     unread: bool
+    branches: BranchChoice
+    left_out: tuple[Build, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 def discover(
@@ -76,6 +91,7 @@ def discover(
     cursor: Cursor | None,
     *,
     job: str,
+    patterns: Sequence[str] = (),
     unstable: bool = False,
     limits: Limits = Limits(),
     clock: Callable[[], float] = time.monotonic,
@@ -83,12 +99,15 @@ def discover(
     """Look for new builds once.
 
     The first tick registers the past and trains the newest success; later ones train every success. A
-    branch that appears later is all new. Any error leaves the caller with the old cursor.
+    branch that appears later is all new. Builds of branches that are not to be trained are registered only.
+    What cannot be read of one build costs that build: it is asked for again a few times, then given up and named.
+    Any other error leaves the caller with the old cursor.
 
     Args:
         source: Jenkins.
         cursor: what the last tick left; None for the first.
         job: full name of a job or multibranch project.
+        patterns: TRAIN_BRANCHES.
         unstable: UNSTABLE counts as success.
         limits: how much to do at most.
         clock: seconds that only grow.
@@ -98,12 +117,18 @@ def discover(
     """
     first = cursor is None or cursor.job != job
     before = Cursor(job=job, searching=True) if cursor is None or first else cursor
-    reading = _Reading(source, unstable, limits, clock, searching=before.searching)
-    summaries = source.job_summaries(job, newest=limits.newest, per_branch=limits.per_branch)
+    overview = source.overview(job, newest=limits.newest, per_branch=limits.per_branch)
+    summaries = overview.jobs
+    branches = choose_branches(overview, job=job, patterns=patterns, known=before.primary, head=source.default_branch)
+    reading = _Reading(source, branches, unstable, limits, clock, searching=before.searching)
     now: dict[str, JobCursor] = {}
     for summary in summaries:
         known = before.jobs.get(summary.job, JobCursor())
-        now[summary.job] = _all_history(summary) if first else _with_new_builds(known, summary, limits=limits)
+        now[summary.job] = (
+            _all_history(summary, awaits_success=branches.may_train(summary.job))
+            if first
+            else _with_new_builds(known, summary, limits=limits)
+        )
     backlog = any(job_cursor.unread for job_cursor in now.values())
     for summary in summaries:
         now[summary.job] = reading.poll(summary, now[summary.job], share=0.5 if backlog else 1.0)
@@ -125,9 +150,14 @@ def discover(
             jobs=now | dict(vanished[: limits.vanished]),
             searching=searching,
             newest_success=newest if searching else None,
+            primary=branches.remembered,
         ),
         running=tuple(f"{name} #{number}" for name in now for number in sorted(now[name].pending)),
         unread=any(job_cursor.unread for job_cursor in now.values()),
+        branches=branches,
+        left_out=tuple(sorted(reading.left_out.values(), key=_age)),
+        unreadable=tuple(f"{name} #{number}" for name in now for number in now[name].unreadable),
+        faults=(*overview.faults, *reading.faults),
     )
 
 
@@ -135,7 +165,12 @@ def _age(build: Build) -> tuple[int, int]:
     return build.timestamp, build.number
 
 
-def _all_history(summary: JobSummary) -> JobCursor:
+def _is_same(timestamp: int, other: int) -> bool:
+    """Whether two builds of one number are one, as far as their timestamps are known."""
+    return timestamp == other or not timestamp or not other
+
+
+def _all_history(summary: JobSummary, *, awaits_success: bool) -> JobCursor:
     """What the first tick makes of a job: all of it is history, but for the builds that run."""
     if not summary.newest:
         return JobCursor()
@@ -144,7 +179,7 @@ def _all_history(summary: JobSummary) -> JobCursor:
         newest=top,
         latest=max(build.timestamp for build in summary.newest),
         pending={build.number: build.timestamp for build in summary.newest if not build.finished},
-        unread=(UnreadRange(high=top, awaits_success=True),),
+        unread=(UnreadRange(high=top, awaits_success=awaits_success),),
     )
 
 
@@ -152,7 +187,9 @@ def _with_new_builds(known: JobCursor, summary: JobSummary, *, limits: Limits) -
     """Take note of what is new at the top of a job."""
     # A next number below ours: the job was re-created, or Jenkins was restored from a backup.
     newest = min(known.newest, summary.next_number - 1) if summary.next_number else known.newest
-    fresh = tuple(takewhile(lambda build: build.number > newest or build.timestamp > known.latest, summary.newest))
+    fresh = tuple(
+        takewhile(lambda build: build.number > newest or build.timestamp > known.latest, _without_known(known, summary))
+    )
     if not fresh:
         return known.model_copy(update={"newest": newest})
     top = fresh[0].number
@@ -167,21 +204,35 @@ def _with_new_builds(known: JobCursor, summary: JobSummary, *, limits: Limits) -
     return JobCursor(newest=top, latest=latest, pending=pending, unread=unread)
 
 
+def _without_known(known: JobCursor, summary: JobSummary) -> list[BuildSummary]:
+    """Without unreadable builds that are not new by their number: they hide what is below them no more."""
+    return [build for build in summary.newest if build.number > known.newest or not isinstance(build, UnreadableBuild)]
+
+
+class _Gone:
+    """In place of a build that Jenkins has no more."""
+
+
 @dataclass
 class _Reading:
     """One tick's reading, its budget and its finds.
 
     Attributes:
         newest_success: of what is searched for it.
+        left_out: what would be launched, were it of a branch that is trained.
+        faults: what could not be read, a sentence each.
     """
 
     source: Source
+    branches: BranchChoice
     unstable: bool
     limits: Limits
     clock: Callable[[], float]
     searching: bool
     registered: dict[tuple[str, int, int], Build] = field(default_factory=dict)
     launched: dict[tuple[str, int, int], Build] = field(default_factory=dict)
+    left_out: dict[tuple[str, int, int], Build] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
     newest_success: Build | None = None
 
     def __post_init__(self) -> None:
@@ -190,11 +241,11 @@ class _Reading:
         self._asked = False
 
     def note_success(self, build: Build, *, launch: bool) -> None:
-        """Register a successful build; perhaps launch it, too."""
+        """Register a successful build; perhaps launch it, too, if it is of a branch that is trained."""
         key = (build.job, build.number, build.timestamp)
         self.registered[key] = build
         if launch:
-            self.launched[key] = build
+            (self.launched if self.branches.trains(build) else self.left_out)[key] = build
 
     def read(self, job: str, known: JobCursor) -> JobCursor:
         """Read the unread history of a job, as far as the budget allows."""
@@ -219,20 +270,42 @@ class _Reading:
         lowest = 0 if summary.whole else summary.newest[-1].number
         waiting: dict[int, int] = {}
         polled: dict[int, int] = {}
+        tries: dict[int, int] = {}
+        unreadable = list(known.unreadable)
         for number, timestamp in known.pending.items():
             seen = visible.get(number)
-            if (seen is None and number > lowest) or (seen and seen.timestamp != timestamp):
+            if (seen is None and number > lowest) or (seen and not _is_same(seen.timestamp, timestamp)):
                 continue  # deleted, or its number was given to another build, which counts by itself
             if seen and seen.finished and not seen.succeeded(unstable=self.unstable):
                 continue
-            if (seen and not seen.finished) or not self._may_ask(share):
+            running = seen and not seen.finished and not isinstance(seen, UnreadableBuild)
+            build = None if running or not self._may_ask(share) else self._build(summary.job, number)
+            if build is None:
                 waiting[number] = timestamp
-            elif (build := self._build(summary.job, number)) and build.timestamp == timestamp:
+                tries[number] = known.tries.get(number, 0)
+            elif isinstance(build, UnreadableBuild):
+                tries[number] = known.tries.get(number, 0) + 1
+                polled[number] = timestamp
+                if tries[number] == 1:
+                    self.faults.append(f"{summary.job} #{number}: {build.fault}")
+                elif tries[number] >= self.limits.tries:
+                    self.faults.append(f"{summary.job} #{number}, given up after {tries[number]} tries: {build.fault}")
+                    unreadable.append(number)
+                    del tries[number], polled[number]
+            elif isinstance(build, Build) and _is_same(build.timestamp, timestamp):
                 if not build.finished:
-                    polled[number] = timestamp  # behind the others: with a small budget all get their turn
+                    polled[number] = build.timestamp  # behind the others: with a small budget all get their turn
                 elif build.succeeded(unstable=self.unstable):
                     self.note_success(build, launch=True)
-        return known.model_copy(update={"pending": waiting | polled})
+        update = {
+            "pending": waiting | polled,
+            "tries": {number: count for number, count in tries.items() if count},
+            "unreadable": self._latest(unreadable),
+        }
+        return known.model_copy(update=update)
+
+    def _latest(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        return tuple(sorted(set(numbers))[-self.limits.unreadable :])
 
     def _read_page(self, job: str, stretch: UnreadRange, known: JobCursor) -> tuple[UnreadRange | None, JobCursor]:
         """Read one page; return what remains of the stretch.
@@ -241,29 +314,38 @@ class _Reading:
         some of the stretch moved to an earlier page.
         """
         size = self.limits.page
-        page = self.source.builds(job, start=stretch.skip, stop=stretch.skip + size)
+        answer = self.source.builds(job, start=stretch.skip, stop=stretch.skip + size)
+        page = answer.builds
+        self.faults += answer.faults
         self._builds_left -= max(1, len(page))
         if stretch.skip and not (page and page[0].number > stretch.high):
             correction = max(size - 1, 2 * stretch.correction)
             skip = max(0, stretch.skip - correction)
             return stretch.model_copy(update={"skip": skip, "correction": correction}), known
-        pending, awaits_success = dict(known.pending), stretch.awaits_success
+        pending, awaits_success, unreadable = dict(known.pending), stretch.awaits_success, list(known.unreadable)
         below = [build for build in page if build.number <= stretch.high]
         own = list(takewhile(lambda build: build.number >= stretch.low or build.timestamp > stretch.since, below))
         for build in own:
-            if pending.get(build.number) == build.timestamp:
+            if build.number in pending and _is_same(pending[build.number], build.timestamp):
                 continue
-            if not build.finished:
+            if isinstance(build, UnreadableBuild) and not stretch.launch:
+                # Of the past: it is named, and not waited for.
+                self.faults.append(f"{job} #{build.number}, of the past, given up: {build.fault}")
+                unreadable.append(build.number)
+            elif not isinstance(build, Build) or not build.finished:
                 pending[build.number] = build.timestamp
             elif build.succeeded(unstable=self.unstable):
                 self.note_success(build, launch=stretch.launch)
-                if awaits_success and self.searching:
-                    self.newest_success = max(filter(None, (self.newest_success, build)), key=_age)
-                awaits_success = False
+                if self.branches.trains(build):
+                    if awaits_success and self.searching:
+                        self.newest_success = max(filter(None, (self.newest_success, build)), key=_age)
+                    awaits_success = False
         # Not `latest`: were the job re-created since this tick began, the next one would miss its new builds.
-        known = known.model_copy(update={"pending": pending})
-        if len(own) < len(below) or len(page) < size:
+        known = known.model_copy(update={"pending": pending, "unreadable": self._latest(unreadable)})
+        if len(own) < len(below) or not answer.whole:
             return None, known
+        if not page:  # nothing in it has a number: go on below it
+            return stretch.model_copy(update={"skip": stretch.skip + size, "correction": 0}), known
         rest = {
             "high": min(stretch.high, page[-1].number - 1),
             "skip": stretch.skip + size - 1,
@@ -272,14 +354,17 @@ class _Reading:
         }
         return stretch.model_copy(update=rest), known
 
-    def _build(self, job: str, number: int) -> Build | None:
+    def _build(self, job: str, number: int) -> Build | UnreadableBuild | _Gone:
         self._builds_left -= 1
         try:
             return self.source.build(job, number)
-        except JenkinsNotFound:
-            # Rotated away, if the job itself still answers; it raises when the token was revoked just now.
-            self.source.job_summaries(job, newest=1, per_branch=1)
-            return None
+        except JenkinsRefused:
+            raise
+        except JenkinsError as error:
+            # Its own fault, or rotated away, if the job itself still answers; it raises when Jenkins is away, or when
+            # the token was revoked just now.
+            self.source.overview(job, newest=1, per_branch=1)
+            return _Gone() if isinstance(error, JenkinsNotFound) else UnreadableBuild(number, 0, None, str(error))
 
     def _may_ask(self, share: float = 1.0) -> bool:
         """Whether the budget allows one more request; the first is always allowed, so that work goes on."""

@@ -90,7 +90,10 @@ def recorded_build(instance: dg.DagsterInstance, name: str, partition: str) -> B
         event = record.asset_materialization
         metadata = event.metadata.get("build") if event else None
         if isinstance(metadata, dg.JsonMetadataValue):  # one reported by hand in the UI has none
-            return Build.from_json(metadata.value)
+            try:
+                return Build.from_json(metadata.value)
+            except ValueError as error:  # nor is every one that has it ours
+                _log.warning(f"Left out a record of build {partition} that cannot be read: {str(error)[:200]}")
     return None
 
 

@@ -52,14 +52,22 @@ def jenkins_sensor(
         minimum_interval_seconds=interval_seconds,
         required_resource_keys={names.ResourceKey.JENKINS},
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Trains every build of JENKINS_JOB_NAME that succeeds; registers past ones for backfill.",
+        description="Trains the builds of JENKINS_JOB_NAME that succeed, as TRAIN_BRANCHES says; registers the others "
+        "and past ones for backfill.",
     )
     def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         jenkins: JenkinsResource = getattr(context.resources, names.ResourceKey.JENKINS)
         read = settings.read(JenkinsSettings)
         before = _cursor(context)
         with jenkins.connect(read, project=settings.raw("MLPROJECT_URI")) as server:
-            found = discover(server, before, job=server.job, unstable=read.train_unstable, limits=limits or Limits())
+            found = discover(
+                server,
+                before,
+                job=server.job,
+                patterns=read.train_branches,
+                unstable=read.train_unstable,
+                limits=limits or Limits(),
+            )
             return _result(context, name, server.job, found)
 
     return evaluate
@@ -76,6 +84,11 @@ def _cursor(context: dg.SensorEvaluationContext) -> Cursor | None:
 
 
 def _result(context: dg.SensorEvaluationContext, name: str, job: str, found: TickResult) -> dg.SensorResult:
+    # Not the module's logger: a tick's page shows this one only.
+    for fault in found.faults:
+        context.log.warning(f"Left out what cannot be read: {fault}")
+    for build in found.left_out:
+        context.log.info(f"Registered build {build.name} without training it: {_why_left_out(build, found)}")
     keyed = list(_with_keys(context, found.register, job))
     launch = set(found.launch)
     requests = [_run_request(name, key, build) for key, build in keyed if build in launch]
@@ -84,6 +97,8 @@ def _result(context: dg.SensorEvaluationContext, name: str, job: str, found: Tic
         known = set(context.instance.get_dynamic_partitions(names.builds(name)))
         if missing := sorted({key for key, _ in keyed} - known):
             partitions.append(builds_partitions(name).build_add_request(missing))
+    if requests and str(found.branches):
+        context.log.info(f"Watched {found.branches}")
     return dg.SensorResult(
         cursor=found.cursor.dump(),
         dynamic_partitions_requests=partitions,
@@ -97,7 +112,6 @@ def _with_keys(context: dg.SensorEvaluationContext, builds: Sequence[Build], job
     for build in builds:
         key = partition_key(build, job)
         if "..." in key or not key.isprintable():
-            # Not the module's logger: a tick's page shows this one only.
             context.log.warning(f"Left out build {build.name}: Dagster takes no partition named {key!r}")
         else:
             yield key, build
@@ -123,8 +137,25 @@ def _run_request(name: str, key: str, build: Build) -> dg.RunRequest:
 
 def _summary(found: TickResult) -> str:
     """What a tick without a run saw, in one line."""
-    summary = f"{len(found.register)} past builds registered" if found.register else "no new build"
+    past = len(found.register) - len(found.left_out)
+    parts = [f"{past} past builds registered"] if past > 0 else []
+    if found.left_out:
+        parts.append(f"{len(found.left_out)} new builds registered, not trained")
+    summary = ", ".join(parts) or "no new build"
     if found.running:
         running = ", ".join(found.running[:5]) + (", ..." if len(found.running) > 5 else "")
         summary += f"; {len(found.running)} running: {running}"
-    return summary + ("; the next tick reads on in the history" if found.unread else "")
+    if found.unread:
+        summary += "; the next tick reads on in the history"
+    if found.unreadable:
+        summary += f"; given up, because Jenkins' answer cannot be read: {', '.join(found.unreadable[:5])}"
+        summary += ", ..." if len(found.unreadable) > 5 else ""
+    if found.faults:
+        summary += f"; {len(found.faults)} faults in what Jenkins says, see the log"
+    return "; ".join(filter(None, (summary, str(found.branches))))
+
+
+def _why_left_out(build: Build, found: TickResult) -> str:
+    if build.change_request or not found.branches.may_train(build.job):
+        return f"it is not of a branch to train ({found.branches})"
+    return f"it is of branch {build.branch}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -23,6 +23,22 @@ BUILD_FIELDS = (
 
 https://javadoc.jenkins.io/plugin/git/hudson/plugins/git/util/BuildData.html
 """
+
+
+BRANCH_FIELDS = "actions[_class]"
+"""What tells a primary branch and a change request from other branches: the mere classes of a branch job's actions.
+
+An action without `@ExportedBean` has no `_class` there: `PrimaryInstanceMetadataAction` has one since 2026 only.
+https://github.com/jenkinsci/scm-api-plugin/tree/master/src/main/java/jenkins/scm/api/metadata
+"""
+
+LARGEST_NUMBER = 2**31 - 1
+"""A build number is a Java `int`."""
+
+LATEST_TIMESTAMP = 253_402_300_799_000
+"""The end of the year 9999, in milliseconds: no later moment can be written down."""
+
+T = TypeVar("T", bound="BuildSummary")
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,17 @@ class BuildSummary:
     def succeeded(self, *, unstable: bool = False) -> bool:
         """Whether it ended as SUCCESS, or as UNSTABLE where that may pass."""
         return self.result == "SUCCESS" or (unstable and self.result == "UNSTABLE")
+
+
+@dataclass(frozen=True)
+class UnreadableBuild(BuildSummary):
+    """A build of which Jenkins says what cannot be; its timestamp is 0, and it never counts as finished.
+
+    Attributes:
+        fault: what is wrong with it, in one sentence.
+    """
+
+    fault: str
 
 
 @dataclass(frozen=True)
@@ -102,14 +129,57 @@ class JobSummary:
     Attributes:
         job: its full name.
         next_number: the number that its next build gets; None when Jenkins does not tell.
-        newest: its newest builds, newest first.
+        newest: its newest builds, newest first; unreadable ones, too.
         whole: there are no more builds than these.
+        primary: Jenkins marks it as the repository's primary branch.
+        change_request: Jenkins marks it as somebody's pull or merge request.
     """
 
     job: str
     next_number: int | None
     newest: tuple[BuildSummary, ...]
     whole: bool
+    primary: bool = False
+    change_request: bool = False
+
+
+class JobKind(enum.Enum):
+    """What JENKINS_JOB_NAME is the name of."""
+
+    PLAIN = "job"
+    MULTIBRANCH = "multibranch project"
+
+
+@dataclass(frozen=True)
+class JobOverview:
+    """What one request tells of the job that is watched.
+
+    Attributes:
+        kind: whether it is one job, or has one for each branch.
+        jobs: that job, or those of the branches.
+        remote: where its repository is, as MLPROJECT_URI or the branch source says, and no build; None: unknown.
+        faults: what could not be read, a sentence each.
+    """
+
+    kind: JobKind
+    jobs: tuple[JobSummary, ...]
+    remote: str | None = None
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildPage:
+    """A part of a job's history.
+
+    Attributes:
+        builds: newest first.
+        whole: as many builds as were asked for, readable or not: there may be more after them.
+        faults: what could not be read and has not even a number, a sentence each.
+    """
+
+    builds: tuple[Build | UnreadableBuild, ...]
+    whole: bool
+    faults: tuple[str, ...] = ()
 
 
 def build_summary_of(data: object, *, where: str) -> BuildSummary:
@@ -121,10 +191,12 @@ def build_summary_of(data: object, *, where: str) -> BuildSummary:
     fields = _object(data, where)
     result = fields.get("result")
     if result is not None and not isinstance(result, str):
-        raise _wrong(where, f"a build whose result is {result!r}")
+        raise _wrong(where, f"a build whose result is {_short(result)}")
     running = fields.get("building") is True or result is None
     return BuildSummary(
-        _integer(fields, "number", where), _integer(fields, "timestamp", where), None if running else result
+        number=_integer(fields, "number", where, largest=LARGEST_NUMBER),
+        timestamp=_integer(fields, "timestamp", where, largest=LATEST_TIMESTAMP),
+        result=None if running else result,
     )
 
 
@@ -154,7 +226,7 @@ def build_of(data: object, *, job: str, url: str, project: str | None, where: st
         timestamp=summary.timestamp,
         result=summary.result,
         job=job,
-        duration_ms=max(0, _integer(fields, "duration", where, default=0)),
+        duration_ms=_whole_number(fields.get("duration"), largest=LATEST_TIMESTAMP) or 0,
         url=reported if isinstance(reported, str) and reported.startswith(("http://", "https://")) else url,
         commit=checkout.commit,
         branch=checkout.branch,
@@ -178,20 +250,123 @@ def job_summary_of(data: object, *, job: str, asked: int, where: str) -> JobSumm
         JenkinsBadAnswer: it is no job.
     """
     fields = _object(data, where)
-    newest = tuple(build_summary_of(item, where=where) for item in listed(fields, "allBuilds", where))
-    check_order(newest, where)
-    following = _integer(fields, "nextBuildNumber", where, default=0)
-    return JobSummary(job, following or None, newest, whole=len(newest) < asked)
+    items = listed(fields, "allBuilds", where)
+    newest, _ = each_build(items, lambda item: build_summary_of(item, where=where), where=where)
+    classes = _classes(fields.get("actions"))
+    return JobSummary(
+        job,
+        next_number=_whole_number(fields.get("nextBuildNumber"), largest=LARGEST_NUMBER + 1),
+        newest=newest,
+        whole=len(items) < asked,
+        primary=any(name.endswith(".PrimaryInstanceMetadataAction") for name in classes),
+        change_request=any(name.endswith(".ContributorMetadataAction") for name in classes),
+    )
 
 
-def check_order(builds: Sequence[BuildSummary], where: str) -> None:
-    """Make sure that builds come newest first, each one once.
+def overview_of(answer: Mapping[str, Any], *, job: str, newest: int, per_branch: int, where: str) -> JobOverview:
+    """Read what a job, or a multibranch project, says of itself and its branches.
+
+    A branch that cannot be read costs that branch.
+
+    Args:
+        answer: the JSON of the job.
+        job: its full name.
+        newest: how many builds of a plain job were asked for.
+        per_branch: how many builds of each branch.
+        where: the address that was asked, for errors.
 
     Raises:
-        JenkinsBadAnswer: they do not.
+        JenkinsBadAnswer: it is a folder, whose jobs the sentence names, or no job at all.
     """
-    if any(newer.number <= older.number for newer, older in pairwise(builds)):
-        raise _wrong(where, "builds that are not in order, newest first")
+    if "allBuilds" in answer:
+        return JobOverview(JobKind.PLAIN, (job_summary_of(answer, job=job, asked=newest, where=where),))
+    items = listed(answer, "jobs", where)
+    children = {
+        name: item for item in items if isinstance(item, dict) and isinstance(name := item.get("name"), str) and name
+    }
+    own_class = answer.get("_class")
+    is_multibranch = isinstance(own_class, str) and "multibranch" in own_class.lower()
+    has_branches = any("allBuilds" in child for child in children.values())
+    if not is_multibranch and (isinstance(own_class, str) or (children and not has_branches)):
+        raise JenkinsBadAnswer(_folder(job, own_class, children, where))
+    summaries: list[JobSummary] = []
+    faults = [f"{len(items) - len(children)} branches without a name"] if len(children) < len(items) else []
+    for name, child in children.items():
+        if "allBuilds" not in child:
+            continue
+        try:
+            summaries.append(job_summary_of(child, job=f"{job}/{name}", asked=per_branch, where=where))
+        except JenkinsBadAnswer as error:
+            faults.append(f"branch {name}: {error}")
+    return JobOverview(JobKind.MULTIBRANCH, tuple(summaries), _object_url(answer.get("actions")), tuple(faults))
+
+
+def _folder(job: str, own_class: object, children: Mapping[str, Mapping[str, Any]], where: str) -> str:
+    kind = str(own_class).rpartition(".")[2] if isinstance(own_class, str) else ""
+    noun = "an organization folder" if kind == "OrganizationFolder" else "a folder" if "Folder" in kind else kind
+    inside = [
+        f"{job}/{name}" + (" (a folder)" if str(child.get("_class", "")).endswith("Folder") else "")
+        for name, child in children.items()
+    ]
+    shown = ", ".join(inside[:_SHOWN_JOBS]) + (
+        f", and {len(inside) - _SHOWN_JOBS} more" if inside[_SHOWN_JOBS:] else ""
+    )
+    return (
+        f"{where} is {noun or 'a folder without a job of its own'}, and its jobs are projects of their own: "
+        f"set JENKINS_JOB_NAME to one in it ({shown or 'it is empty'})"
+    )
+
+
+_SHOWN_JOBS = 20
+
+
+def each_build(
+    items: Sequence[object], read: Callable[[object], T], *, where: str
+) -> tuple[tuple[T | UnreadableBuild, ...], tuple[str, ...]]:
+    """Read builds, each for itself; newest first, each number once.
+
+    Args:
+        items: of a list in Jenkins' answer.
+        read: reads one; may raise JenkinsBadAnswer.
+        where: the address that was asked, for errors.
+
+    Returns:
+        The builds, with those that are unreadable and have a number, and a sentence for each without one.
+
+    Raises:
+        JenkinsBadAnswer: not one of them is a build: this is no Jenkins.
+    """
+    builds: dict[int, T | UnreadableBuild] = {}
+    faults: list[str] = []
+    for item in items:
+        try:
+            build: T | UnreadableBuild = read(item)
+        except JenkinsBadAnswer as error:
+            number = _whole_number(item.get("number"), largest=LARGEST_NUMBER) if isinstance(item, dict) else None
+            if number is None:
+                faults.append(str(error))
+                continue
+            build = UnreadableBuild(number, 0, None, str(error))
+        builds.setdefault(build.number, build)
+    if faults and not builds:
+        raise JenkinsBadAnswer(faults[0])
+    return tuple(sorted(builds.values(), key=lambda build: -build.number)), tuple(faults)
+
+
+def _classes(actions: object) -> list[str]:
+    return [
+        name
+        for action in (actions if isinstance(actions, list) else [])
+        if isinstance(action, dict) and isinstance(name := action.get("_class"), str)
+    ]
+
+
+def _object_url(actions: object) -> str | None:
+    """The repository's page, which Git can clone on most hosts: `ObjectMetadataAction` of the branch source."""
+    urls = [
+        action.get("objectUrl") for action in (actions if isinstance(actions, list) else []) if isinstance(action, dict)
+    ]
+    return next((url for url in urls if isinstance(url, str) and url.startswith(("http://", "https://"))), None)
 
 
 def listed(fields: Mapping[str, Any], key: str, where: str) -> list[Any]:
@@ -224,11 +399,24 @@ def _object(data: object, where: str) -> dict[str, Any]:
     return data
 
 
-def _integer(fields: Mapping[str, Any], key: str, where: str, *, default: int | None = None) -> int:
-    value = fields.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _wrong(where, f"JSON whose {key} is {value!r}")
-    return value
+def _integer(fields: Mapping[str, Any], key: str, where: str, *, largest: int) -> int:
+    number = _whole_number(fields.get(key), largest=largest)
+    if number is None:
+        raise _wrong(where, f"JSON whose {key} is {_short(fields.get(key))}")
+    return number
+
+
+def _whole_number(value: object, *, largest: int) -> int | None:
+    """A whole number from 1 to `largest`; None for all else, `true` and 7.0 too."""
+    return value if type(value) is int and 1 <= value <= largest else None
+
+
+def _short(value: object) -> str:
+    """As it stands in an error: of a number without end, Python prints nothing."""
+    text = (
+        f"a number of {value.bit_length()} bits" if isinstance(value, int) and value.bit_length() > 99 else repr(value)
+    )
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _wrong(where: str, what: str) -> JenkinsBadAnswer:

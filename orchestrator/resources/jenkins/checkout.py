@@ -167,7 +167,7 @@ def _checkout(candidate: _Candidate, revision: _ScmRevision | None, *, wanted: s
     named = [remote for remote in usable if wanted and repository_key(remote) == wanted]
     remote = next(iter([*named, *usable]), None)
     doubt = None
-    if remote is None and candidate.remotes and not _is_address(project):
+    if remote is None and candidate.remotes and not is_address(project):
         doubt = (
             f"Jenkins checked out {candidate.remotes[0]}, which only Jenkins itself can use: "
             "set MLPROJECT_URI to the repository"
@@ -175,7 +175,7 @@ def _checkout(candidate: _Candidate, revision: _ScmRevision | None, *, wanted: s
     return Checkout(candidate.commit, candidate.branch, remote, change_request=change_request, doubt=doubt)
 
 
-def _is_address(project: str | None) -> bool:
+def is_address(project: str | None) -> bool:
     """Whether MLPROJECT_URI names a repository, and not only a folder in the build's own (`#sub`)."""
     return bool(project) and not str(project).startswith("#")
 

@@ -6,6 +6,7 @@ import copy
 import functools
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -17,15 +18,19 @@ from orchestrator.errors import JenkinsBadAnswer, JenkinsNotFound, SettingsError
 from orchestrator.resources import retry
 from orchestrator.resources.http import Address, HttpAnswer, HttpClient, HttpRequest, HttpServer, JsonObject
 from orchestrator.resources.jenkins.answers import (
+    BRANCH_FIELDS,
     BUILD_FIELDS,
     BUILD_SUMMARY_FIELDS,
     Build,
-    JobSummary,
+    BuildPage,
+    JobOverview,
     build_of,
-    check_order,
-    job_summary_of,
+    each_build,
     listed,
+    overview_of,
 )
+from orchestrator.resources.jenkins.checkout import is_address
+from orchestrator.resources.jenkins.default_branch import default_branch
 from orchestrator.resources.jenkins.errors import explain
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
@@ -85,8 +90,8 @@ class Jenkins:
         client._http = self._http.with_policy(policy)
         return client
 
-    def job_summaries(self, job: str, *, newest: int, per_branch: int) -> tuple[JobSummary, ...]:
-        """The top of a job's history, or of each branch of a multibranch project, in one request.
+    def overview(self, job: str, *, newest: int, per_branch: int) -> JobOverview:
+        """What a job is, and the top of its history, or of each branch of a multibranch project, in one request.
 
         Args:
             job: full name.
@@ -94,34 +99,24 @@ class Jenkins:
             per_branch: how many builds of each branch.
 
         Raises:
-            JenkinsError: Jenkins did not give it.
+            JenkinsError: Jenkins did not give it, or the job is a folder.
         """
         fields = f"nextBuildNumber,allBuilds[{BUILD_SUMMARY_FIELDS}]"
         path = _job_path(job)
         where = self.url + path
 
-        def read(answer: JsonObject) -> tuple[JobSummary, ...]:
-            if "allBuilds" in answer:
-                return (job_summary_of(answer, job=job, asked=newest, where=where),)
-            children = {
-                name: child
-                for child in listed(answer, "jobs", where)
-                if isinstance(child, dict) and isinstance(name := child.get("name"), str)
-            }
-            branches = {name: child for name, child in children.items() if "allBuilds" in child}
-            if children and not branches:
-                inside = ", ".join(f"{job}/{name}" for name in list(children)[:3])
-                raise JenkinsBadAnswer(
-                    f"{where} is a folder without a job of its own: set JENKINS_JOB_NAME to one in it ({inside}, ...)"
-                )
-            return tuple(
-                job_summary_of(child, job=f"{job}/{name}", asked=per_branch, where=where)
-                for name, child in branches.items()
-            )
+        def read(answer: JsonObject) -> JobOverview:
+            overview = overview_of(answer, job=job, newest=newest, per_branch=per_branch, where=where)
+            return replace(overview, remote=self._project) if is_address(self._project) else overview
 
-        return self._ask(path, f"{fields}{{0,{newest}}},jobs[name,{fields}{{0,{per_branch}}}]", read)
+        branch = f"name,{BRANCH_FIELDS},{fields}{{0,{per_branch}}}"
+        return self._ask(path, f"{fields}{{0,{newest}}},actions[objectUrl],jobs[{branch}]", read)
 
-    def builds(self, job: str, *, start: int, stop: int) -> tuple[Build, ...]:
+    def default_branch(self, remote: str) -> str | None:
+        """Where the HEAD of a Git remote points; None when it does not say so to everybody, and at once."""
+        return default_branch(remote)
+
+    def builds(self, job: str, *, start: int, stop: int) -> BuildPage:
         """Builds by their place in the history, newest first: from `start` up to, without, `stop`.
 
         Raises:
@@ -129,10 +124,10 @@ class Jenkins:
         """
         path = _job_path(job)
 
-        def read(answer: JsonObject) -> tuple[Build, ...]:
-            page = tuple(self._build(item, job=job) for item in listed(answer, "allBuilds", self.url + path))
-            check_order(page, self.url + path)
-            return page
+        def read(answer: JsonObject) -> BuildPage:
+            items = listed(answer, "allBuilds", self.url + path)
+            builds, faults = each_build(items, lambda item: self._build(item, job=job), where=self.url + path)
+            return BuildPage(builds, whole=len(items) >= stop - start, faults=faults)
 
         return self._ask(path, f"allBuilds[{BUILD_FIELDS}]{{{start},{stop}}}", read)
 

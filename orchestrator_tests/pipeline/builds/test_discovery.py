@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,8 +22,9 @@ RESULTS = ("SUCCESS", "SUCCESS", "UNSTABLE", "FAILURE", "ABORTED", "NOT_BUILT")
 class DrivenSensor:
     """The sensor as the daemon drives it: the cursor goes through JSON between ticks."""
 
-    def __init__(self, model: Model, **limits: float) -> None:
+    def __init__(self, model: Model, *, patterns: Sequence[str] = (), **limits: float) -> None:
         self.model = model
+        self.patterns = patterns
         self.limits = Limits(**limits)  # type: ignore[arg-type]
         self.cursor: str | None = None
         self.launched: list[Build] = []
@@ -33,6 +35,7 @@ class DrivenSensor:
             self.model,
             Cursor.model_validate_json(self.cursor) if self.cursor else None,
             job=self.model.job,
+            patterns=self.patterns,
             unstable=unstable,
             limits=self.limits,
             clock=lambda: float(self.model.requests),
@@ -328,14 +331,14 @@ def branches() -> Model:
     return model
 
 
-def test_the_first_tick_trains_one_build_of_all_branches(branches: Model) -> None:
-    sensor = DrivenSensor(branches)
+def test_the_first_tick_trains_one_build_of_all_branches_to_train(branches: Model) -> None:
+    sensor = DrivenSensor(branches, patterns=["main", "feature/*"])
     assert sensor.tick() == ["feature%2Fx#3"]
     assert len(sensor.registered) == 6
 
 
 def test_a_branch_that_appears_later_is_all_new(branches: Model) -> None:
-    sensor = DrivenSensor(branches)
+    sensor = DrivenSensor(branches, patterns=["*"])
     sensor.tick()
     branches.add(job="team/churn/fix")
     branches.add(job="team/churn/fix")
@@ -351,6 +354,91 @@ def test_a_branch_that_comes_back_is_not_trained_again(branches: Model) -> None:
     branches.hidden = set()
     branches.add(job="team/churn/main")
     assert sensor.tick() == ["main#4"]
+
+
+def test_only_the_primary_branch_is_trained_and_the_others_become_partitions() -> None:
+    model = Model(multibranch=True, jobs={"team/churn/trunk": Job(primary=True)})
+    for branch in ("trunk", "main", "feature%2Fx", "PR-41"):
+        model.add(job=f"team/churn/{branch}")
+    sensor = DrivenSensor(model)
+    assert sensor.tick() == ["trunk#1"]
+    assert names(sensor.registered) == ["trunk#1", "main#1", "feature%2Fx#1", "PR-41#1"]
+    for branch in ("PR-41", "PR-42", "fix", "trunk", "main"):
+        model.add(job=f"team/churn/{branch}")
+    found = sensor.keep(sensor.evaluate())
+    assert names(found.launch) == ["trunk#2"]
+    assert names(found.left_out) == ["PR-41#2", "PR-42#1", "fix#1", "main#2"]
+    assert len(sensor.registered) == 9
+
+
+def test_the_newest_success_of_the_trained_branches_is_found_however_long_the_others_are() -> None:
+    model = Model(multibranch=True)
+    model.add(job="team/churn/main")
+    for _ in range(40):
+        model.add("FAILURE", job="team/churn/main")
+        model.add(job="team/churn/PR-1")
+    sensor = DrivenSensor(model, page=10, builds=20)
+    sensor.until_read()
+    assert names(sensor.launched) == ["main#1"]
+    assert len(sensor.registered) == 41
+
+
+def test_a_change_request_is_trained_where_a_pattern_names_it(branches: Model) -> None:
+    sensor = DrivenSensor(branches, patterns=["main", "PR-*"])
+    sensor.tick()
+    branches.add(job="team/churn/PR-7")
+    branches.add(job="team/churn/MR-7")
+    assert sensor.tick() == ["PR-7#1"]
+
+
+def test_a_change_request_by_another_name_is_known_by_its_mark_or_its_build(branches: Model) -> None:
+    sensor = DrivenSensor(branches, patterns=["*"])
+    sensor.tick()
+    branches.jobs["team/churn/login"] = Job(contributor=True)
+    branches.add(job="team/churn/login")
+    build = branches.add(job="team/churn/main")
+    branches.jobs[build.job].builds[build.number] = replace(build, change_request=True)
+    found = sensor.keep(sensor.evaluate())
+    assert (names(found.launch), names(found.left_out)) == ([], ["login#1", "main#4"])
+
+
+def test_what_could_be_the_primary_branch_is_not_guessed() -> None:
+    model = Model(multibranch=True)
+    for branch in ("main", "master"):
+        model.add(job=f"team/churn/{branch}")
+    sensor = DrivenSensor(model)
+    assert sensor.tick() == []
+    assert "set TRAIN_BRANCHES" in str(sensor.evaluate().branches)
+    assert len(sensor.registered) == 2
+    sensor.patterns = ["master"]
+    model.add(job="team/churn/main")
+    model.add(job="team/churn/master")
+    assert sensor.tick() == ["master#2"]
+
+
+def test_the_head_of_the_remote_is_remembered_while_it_cannot_be_asked(branches: Model) -> None:
+    branches.add(job="team/churn/develop")
+    branches.remote, branches.heads = "https://git/churn", {"https://git/churn": "develop"}
+    sensor = DrivenSensor(branches)
+    assert sensor.tick() == ["develop#1"]
+    branches.heads = {}
+    branches.add(job="team/churn/develop")
+    branches.add(job="team/churn/main")
+    assert sensor.tick() == ["develop#2"]
+
+
+def test_a_plain_job_is_trained_whatever_its_builds_checked_out(model: Model, sensor: DrivenSensor) -> None:
+    sensor.tick()
+    for branch in ("main", "feature/x", None):
+        build = model.add()
+        model.jobs[model.job].builds[build.number] = replace(build, branch=branch)
+    sensor_of_main = DrivenSensor(model, patterns=["main"])
+    assert sensor_of_main.tick() == ["#1"]
+    assert sensor.tick() == ["#1", "#2", "#3"]
+    build = model.add()
+    model.jobs[model.job].builds[build.number] = replace(build, branch="feature/x")
+    model.add()
+    assert sensor_of_main.tick() == ["#5"]
 
 
 def test_only_so_many_vanished_branches_are_remembered(branches: Model) -> None:
@@ -422,6 +510,8 @@ class AnyHistory(RuleBasedStateMachine):
         builds=st.integers(1, 12),
         seconds=st.integers(1, 9),
         past=st.lists(st.sampled_from((None, *RESULTS)), max_size=12),
+        patterns=st.sampled_from(((), (), ("*",), ("main",), ("feature/?", "PR-*"))),
+        marked=st.booleans(),
     )
     def begin(
         self,
@@ -433,12 +523,29 @@ class AnyHistory(RuleBasedStateMachine):
         builds: int,
         seconds: int,
         past: list[str | None],
+        patterns: tuple[str, ...],
+        marked: bool,
     ) -> None:
         self.model = Model(multibranch=multibranch)
-        self.names = [f"team/churn/{branch}" for branch in "ab"] if multibranch else ["team/churn"]
-        self.model.jobs = {self.names[0]: Job()}
+        branches = ("main", "feature%2Fx", "PR-7")
+        self.names = [f"team/churn/{branch}" for branch in branches] if multibranch else ["team/churn"]
+        self.model.jobs = {self.names[0]: Job(primary=marked)}
+        self.trained = {
+            (): {self.names[0]},
+            ("*",): set(self.names[:2]),
+            ("main",): {self.names[0]},
+            ("feature/?", "PR-*"): set(self.names[1:]),
+        }[patterns if multibranch else ()]
         self.sensor = DrivenSensor(
-            self.model, newest=newest, per_branch=newest, few=few, page=page, builds=builds, seconds=seconds
+            self.model,
+            patterns=patterns if multibranch else (),
+            newest=newest,
+            per_branch=newest,
+            few=few,
+            page=page,
+            builds=builds,
+            seconds=seconds,
+            tries=1000,
         )
         self.unstable = unstable
         self.first_ticks = 0
@@ -477,7 +584,7 @@ class AnyHistory(RuleBasedStateMachine):
                     self.model.delete(build)
         elif kind == "recreate" and job in self.model.jobs:
             self.model.now += 1
-            self.model.jobs[job] = Job()
+            self.model.jobs[job] = Job(primary=self.model.jobs[job].primary)
         elif kind == "restore" and builds:
             self.model.now += 1
             last = builds[int(random() * len(builds))].number
@@ -563,7 +670,8 @@ class AnyHistory(RuleBasedStateMachine):
         for build in builds:
             if self.green(build):
                 assert key_of(build) in registered
-                assert key_of(build) in launched or key_of(build) in self.history | self.unclear
+                if build.job in self.trained:
+                    assert key_of(build) in launched or key_of(build) in self.history | self.unclear
 
     def remember(self) -> None:
         for job in self.model.jobs.values():
@@ -580,6 +688,7 @@ class AnyHistory(RuleBasedStateMachine):
             assert self.truth[key_of(build)] in allowed
         launched = {key_of(build) for build in self.sensor.launched}
         assert launched <= {key_of(build) for build in self.sensor.registered}
+        assert {job for job, _, _ in launched} <= self.trained
         if self.sensor.cursor is not None:
             assert len(launched & self.history) <= self.first_ticks
 

@@ -221,6 +221,68 @@ def test_a_tick_without_news_says_what_it_saw(model: Model, daemon: Daemon) -> N
     assert data.skip_message == "no new build; 1 running: team/churn #1"
 
 
+def test_a_tick_says_what_the_job_is_and_which_branches_are_trained(model: Model, daemon: Daemon) -> None:
+    model.multibranch = True
+    model.jobs = {"team/churn/main": Job(primary=True)}
+    daemon.tick()
+    for branch in ("PR-1", "PR-2", "feature%2Fx"):
+        model.add(job=f"team/churn/{branch}")
+    data = daemon.evaluate()
+    assert data.skip_message == (
+        "3 new builds registered, not trained; multibranch project, training main (the primary branch, as Jenkins "
+        "marks it); not trained: 2 change requests and 1 other branch"
+    )
+    assert daemon.tick() == []
+    assert set(daemon.instance.get_dynamic_partitions("churn_builds")) == {"PR-1#1", "PR-2#1", "feature/x#1"}
+    assert daemon.events() == 3
+
+
+def test_the_setting_names_the_branches_to_train(model: Model, daemon: Daemon) -> None:
+    model.multibranch = True
+    model.jobs = {}
+    daemon.environment["TRAIN_BRANCHES"] = "release/*, PR-2"
+    daemon.tick()
+    for branch in ("PR-1", "PR-2", "main", "release%2F1"):
+        model.add(job=f"team/churn/{branch}")
+    assert daemon.tick() == ["PR-2#1", "release/1#1"]
+
+
+def test_without_a_primary_branch_the_tick_names_the_setting(model: Model, daemon: Daemon) -> None:
+    model.multibranch = True
+    model.jobs = {"team/churn/develop": Job()}
+    model.add(job="team/churn/develop")
+    message = daemon.evaluate().skip_message or ""
+    assert "nothing is trained" in message
+    assert "set TRAIN_BRANCHES" in message
+    assert daemon.tick() == []
+    assert daemon.instance.get_dynamic_partitions("churn_builds") == ["develop#1"]
+
+
+def test_a_record_that_is_none_of_ours_hides_no_other(model: Model, daemon: Daemon) -> None:
+    build = model.add()
+    daemon.tick()
+    for content in ({"number": "x"}, [1], build.to_json() | {"number": 2**70, "job": 5}):
+        metadata = {"build": dg.MetadataValue.json(content)}
+        by_hand = dg.AssetMaterialization(["churn", "jenkins_build"], partition="1", metadata=metadata)
+        daemon.instance.report_runless_asset_event(by_hand)
+    assert recorded_build(daemon.instance, "churn", "1") == build
+    daemon.cursor = None
+    assert daemon.tick() == []
+
+
+def test_a_build_full_of_odd_text_is_registered_and_so_are_the_others(model: Model, daemon: Daemon) -> None:
+    daemon.tick()
+    odd = model.add()
+    text = "\ud800\x00\x1b[2J" + "x" * 100_000
+    model.jobs[odd.job].builds[odd.number] = replace(
+        odd, branch=text, repository=f"https://{text}", parameters={text: text}
+    )
+    model.add()
+    assert daemon.tick() == ["1", "2"]
+    assert daemon.instance.get_dynamic_partitions("churn_builds") == ["1", "2"]
+    assert recorded_build(daemon.instance, "churn", "1") is not None
+
+
 def test_a_long_history_is_registered_over_several_ticks(
     model: Model, instance: dg.DagsterInstance, environment: dict[str, str]
 ) -> None:
@@ -240,7 +302,7 @@ def test_a_partition_that_dagster_cannot_name_is_left_out(
 ) -> None:
     model.multibranch = True
     model.jobs = {}
-    daemon = Daemon(instance, environment)
+    daemon = Daemon(instance, environment | {"TRAIN_BRANCHES": "*"})
     daemon.tick()
     model.add(job="team/churn/odd...name")
     model.add(job="team/churn/feature%2Fx")

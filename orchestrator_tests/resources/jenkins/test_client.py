@@ -35,7 +35,15 @@ from orchestrator.errors import (
     SettingsError,
 )
 from orchestrator.pipeline.builds.discovery import discover
-from orchestrator.resources.jenkins import Build, Jenkins, JenkinsResource, job_name
+from orchestrator.resources.jenkins import (
+    Build,
+    BuildPage,
+    Jenkins,
+    JenkinsResource,
+    JobKind,
+    UnreadableBuild,
+    job_name,
+)
 from orchestrator.resources.jenkins.answers import build_of, build_summary_of, job_summary_of
 from orchestrator.resources.jenkins.checkout import branch_name, repository_key, without_credentials
 from orchestrator.resources.retry import RetryPolicy
@@ -194,7 +202,7 @@ def test_branches_with_slashes_are_encoded_twice(stub: Stub, jenkins: Jenkins) -
 
 def test_a_page_of_builds_is_asked_for_by_range(stub: Stub, jenkins: Jenkins) -> None:
     stub.say({"allBuilds": [a_build(number=9), a_build(number=8)]})
-    assert [build.number for build in jenkins.builds("team/churn", start=40, stop=90)] == [9, 8]
+    assert [build.number for build in jenkins.builds("team/churn", start=40, stop=90).builds] == [9, 8]
     tree = parse_qs(stub.asked[0][1].partition("?")[2])["tree"][0]
     assert tree.startswith("allBuilds[number,")
     assert tree.endswith("{40,90}")
@@ -202,22 +210,87 @@ def test_a_page_of_builds_is_asked_for_by_range(stub: Stub, jenkins: Jenkins) ->
 
 def test_one_request_serves_plain_and_multibranch_jobs(stub: Stub, jenkins: Jenkins) -> None:
     stub.say({"nextBuildNumber": 8, "allBuilds": [a_build()]})
-    (head,) = jenkins.job_summaries("team/churn", newest=20, per_branch=2)
+    (head,) = jenkins.overview("team/churn", newest=20, per_branch=2).jobs
     assert (head.job, head.next_number, head.newest[0].number, head.whole) == ("team/churn", 8, 7, True)
     branch = {"nextBuildNumber": 9, "allBuilds": [a_build(number=8, building=True, result=None), a_build()]}
     stub.say({"jobs": [{"name": "main", **branch}, {"name": "feature%2Fx", **branch}, {"name": "a folder"}]})
-    heads = jenkins.job_summaries("team/churn", newest=20, per_branch=2)
+    heads = jenkins.overview("team/churn", newest=20, per_branch=2).jobs
     assert [head.job for head in heads] == ["team/churn/main", "team/churn/feature%2Fx"]
     assert [build.finished for build in heads[0].newest] == [False, True]
     assert not heads[0].whole
     stub.say({"jobs": []})
-    assert jenkins.job_summaries("team/churn", newest=20, per_branch=2) == ()
+    assert jenkins.overview("team/churn", newest=20, per_branch=2).jobs == ()
 
 
-def test_a_folder_is_no_job(stub: Stub, jenkins: Jenkins) -> None:
-    stub.say({"jobs": [{"name": "churn"}]})
-    with pytest.raises(JenkinsBadAnswer, match=r"set JENKINS_JOB_NAME to one in it \(team/churn,"):
-        jenkins.job_summaries("team", newest=1, per_branch=1)
+FREESTYLE = {"_class": "hudson.model.FreeStyleProject", "name": "deploy-prod", "allBuilds": [], "nextBuildNumber": 1}
+SUBFOLDER = {"_class": "com.cloudbees.hudson.plugins.folder.Folder", "name": "sub"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"jobs": [{"name": "churn"}]}, r"a folder without .*set JENKINS_JOB_NAME to one in it \(team/churn\)"),
+        (
+            {"_class": "com.cloudbees.hudson.plugins.folder.Folder", "jobs": [FREESTYLE, SUBFOLDER]},
+            r"job/team/ is a folder, .*set JENKINS_JOB_NAME to one in it "
+            r"\(team/deploy-prod, team/sub \(a folder\)\)",
+        ),
+        (
+            {"_class": "jenkins.branch.OrganizationFolder", "jobs": [{"name": "churn"}, {"name": "fraud"}]},
+            r"an organization folder.*\(team/churn, team/fraud\)",
+        ),
+        ({"_class": "com.cloudbees.hudson.plugins.folder.Folder", "jobs": []}, r"a folder.*\(it is empty\)"),
+        (
+            {"_class": "com.cloudbees.hudson.plugins.folder.Folder", "jobs": [{"name": f"j{n}"} for n in range(99)]},
+            r"team/j19, and 79 more\)",
+        ),
+        ({"_class": "com.example.Something", "jobs": [FREESTYLE]}, "is Something, .*team/deploy-prod"),
+    ],
+)
+def test_a_folder_is_refused_with_the_names_of_its_jobs(
+    stub: Stub, jenkins: Jenkins, answer: object, words: str
+) -> None:
+    stub.say(answer)
+    with pytest.raises(JenkinsBadAnswer, match=words):
+        jenkins.overview("team", newest=1, per_branch=1)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "org.jenkinsci.plugins.workflow.multibranch.WorkflowMultiBranchProject",
+        "com.github.mjdetullio.jenkins.plugins.multibranch.FreeStyleMultiBranchProject",
+    ],
+)
+def test_a_multibranch_project_tells_its_primary_branch_and_its_change_requests(
+    stub: Stub, jenkins: Jenkins, kind: str
+) -> None:
+    marker = "jenkins.scm.api.metadata."
+    some = {"nextBuildNumber": 1, "allBuilds": []}
+    main = {"name": "main", "actions": [{}, {"_class": f"{marker}PrimaryInstanceMetadataAction"}], **some}
+    request = {"name": "PR-4", "actions": [{"_class": f"{marker}ContributorMetadataAction"}, None, 5], **some}
+    source = {"_class": f"{marker}ObjectMetadataAction", "objectUrl": "https://github.com/acme/churn"}
+    odd = {"name": "odd", "actions": 5, **some}
+    stub.say({"_class": kind, "actions": [{}, source], "jobs": [main, request, odd]})
+    overview = jenkins.overview("team/churn", newest=20, per_branch=2)
+    assert (overview.kind, overview.remote) == (JobKind.MULTIBRANCH, "https://github.com/acme/churn")
+    assert [(job.job, job.primary, job.change_request) for job in overview.jobs] == [
+        ("team/churn/main", True, False),
+        ("team/churn/PR-4", False, True),
+        ("team/churn/odd", False, False),
+    ]
+    tree = parse_qs(stub.asked[0][1].partition("?")[2])["tree"][0]
+    assert tree == (
+        "nextBuildNumber,allBuilds[number,timestamp,building,result]{0,20},actions[objectUrl],"
+        "jobs[name,actions[_class],nextBuildNumber,allBuilds[number,timestamp,building,result]{0,2}]"
+    )
+
+
+def test_the_repository_that_is_set_counts_more_than_what_jenkins_says(stub: Stub) -> None:
+    stub.say({"_class": "multibranch", "actions": [{"objectUrl": "https://github.com/acme/churn"}], "jobs": []})
+    for project, remote in (("https://git/x#sub", "https://git/x#sub"), ("#sub", "https://github.com/acme/churn")):
+        with Jenkins(of(stub.url), project=project) as jenkins:
+            assert jenkins.overview("team/churn", newest=20, per_branch=2).remote == remote
 
 
 @pytest.mark.parametrize(
@@ -511,20 +584,51 @@ def test_a_build_survives_being_recorded() -> None:
         {"allBuilds": [{}]},
         {"allBuilds": ["x"]},
         {"allBuilds": [{"number": True, "timestamp": 1}]},
-        {"allBuilds": [a_build(timestamp="today")]},
-        {"allBuilds": [a_build(result=1)]},
-        {"allBuilds": [a_build(), a_build()]},
-        {"allBuilds": [], "nextBuildNumber": "8"},
     ],
 )
 def test_json_of_another_shape_is_a_bad_answer(stub: Stub, jenkins: Jenkins, answer: object) -> None:
     stub.say(answer)
     with pytest.raises(JenkinsBadAnswer, match="JENKINS_URL"):
-        jenkins.job_summaries("team/churn", newest=20, per_branch=2)
+        jenkins.overview("team/churn", newest=20, per_branch=2)
+
+
+def test_what_is_wrong_with_one_build_costs_that_build(stub: Stub, jenkins: Jenkins) -> None:
+    wrong = {
+        99: a_build(number=99, timestamp="today"),
+        98: a_build(number=98, timestamp=None),
+        97: a_build(number=97, timestamp=9 * 10**18),
+        96: a_build(number=96, result=1),
+        95: a_build(number=95, timestamp=-1),
+        94: a_build(number=94, timestamp=float("nan")),
+        93: a_build(number=93, timestamp=1e999),
+        92: a_build(number=92, timestamp=True),
+        91: a_build(number=91, timestamp=7.0),
+    }
+    nameless: list[object] = [None, 5, [], "x", {}, a_build(number=10**30), a_build(number=-1), a_build(number="8")]
+    odd = a_build(number=7, duration="long", url=5, actions=5)
+    good = [a_build(number=8), a_build(number=8, result="FAILURE"), odd, a_build(number=6, actions=None)]
+    for order in (1, -1):
+        stub.say({"allBuilds": [*wrong.values(), *nameless, *good][::order], "nextBuildNumber": "?"})
+        page = jenkins.builds("team/churn", start=0, stop=21)
+        assert [build.number for build in page.builds] == [*range(99, 90, -1), 8, 7, 6]
+        assert all(isinstance(build, UnreadableBuild) == (build.number > 8) for build in page.builds)
+        assert page.whole
+        assert len(page.faults) == len(nameless)
+        (summary,) = jenkins.overview("team/churn", newest=99, per_branch=2).jobs
+        assert [build.number for build in summary.newest] == [*range(99, 90, -1), 8, 7, 6]
+        assert (summary.next_number, summary.whole) == (None, True)
+
+
+def test_what_is_wrong_with_one_branch_costs_that_branch(stub: Stub, jenkins: Jenkins) -> None:
+    branch = {"nextBuildNumber": 9, "allBuilds": [a_build()]}
+    stub.say({"jobs": [{"name": "a", "allBuilds": 5}, {"name": "b", "allBuilds": [None]}, {"name": "main", **branch}]})
+    overview = jenkins.overview("team/churn", newest=20, per_branch=2)
+    assert [job.job for job in overview.jobs] == ["team/churn/main"]
+    assert [fault.partition(":")[0] for fault in overview.faults] == ["branch a", "branch b"]
 
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just(SHA),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([SHA, 9 * 10**18]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
@@ -561,7 +665,7 @@ def test_any_json_is_a_build_or_a_bad_answer(data: object) -> None:
 def test_a_branch_without_a_name_is_left_out(stub: Stub, jenkins: Jenkins) -> None:
     branch = {"nextBuildNumber": 9, "allBuilds": [a_build()]}
     stub.say({"jobs": [{"name": "main", **branch}, {"name": 7, **branch}, branch, None]})
-    (summary,) = jenkins.job_summaries("team/churn", newest=20, per_branch=2)
+    (summary,) = jenkins.overview("team/churn", newest=20, per_branch=2).jobs
     assert summary.job == "team/churn/main"
 
 
@@ -656,4 +760,4 @@ def test_the_client_and_the_model_agree_on_a_build() -> None:
         served(model) as url,
         Jenkins(JenkinsSettings(url=url, user="ci", token=SecretStr("t0ken"), job=model.job)) as jenkins,
     ):
-        assert jenkins.builds(model.job, start=0, stop=5) == (build,)
+        assert jenkins.builds(model.job, start=0, stop=5) == BuildPage((build,), whole=False)

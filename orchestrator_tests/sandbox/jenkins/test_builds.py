@@ -84,6 +84,7 @@ def test_every_branch_of_a_multibranch_project_is_built(server: JenkinsServer, r
     assert (build.result, build.commit, build.branch) == ("SUCCESS", head, "feature/x")
     main = built(server, "team/app/main", 1)
     assert main.commit == remote.head()
+    assert [server.job_config(f"team/app/{name}").primary for name in ("main", "feature%2Fx")] == [True, False]
     requests.get(server.notify_url(remote.url), timeout=10)
     server.access.anonymous_read = True
     assert "feature%252Fx" in requests.get(f"{server.url}job/team/job/app/", timeout=10).text

@@ -101,6 +101,27 @@ def test_folders_and_branches_nest(server: JenkinsServer, client: Client) -> Non
     assert "sources" in client.json("job/team/job/app/")
 
 
+def test_branches_carry_the_marks_of_their_branch_source(server: JenkinsServer, client: Client) -> None:
+    server.create_job("app", JobConfig(kind="multibranch"))
+    server.create_job("app/main", JobConfig(kind="pipeline", primary=True))
+    server.create_job("app/PR-3", JobConfig(kind="pipeline", contributor="mallory"))
+    marks = {
+        job["name"]: [action["_class"].rpartition(".")[2] for action in job["actions"] if "Metadata" in str(action)]
+        for job in client.json("job/app/", tree="jobs[name,actions[_class]]")["jobs"]
+    }
+    assert marks == {"main": ["PrimaryInstanceMetadataAction"], "PR-3": ["ContributorMetadataAction"]}
+    actions = client.json("job/app/job/PR-3/", tree="actions[contributor]")["actions"]
+    assert [action["contributor"] for action in actions if "contributor" in action] == ["mallory"]
+
+
+def test_an_organization_holds_projects(server: JenkinsServer, client: Client) -> None:
+    server.create_job("acme", JobConfig(kind="organization"))
+    server.create_job("acme/app", JobConfig(kind="multibranch"))
+    answer = client.json("job/acme/", tree="jobs[name]")
+    assert answer["_class"] == "jenkins.branch.OrganizationFolder"
+    assert [job["name"] for job in answer["jobs"]] == ["app"]
+
+
 def test_permalinks_and_pretty_printing(server: JenkinsServer, client: Client) -> None:
     server.create_job("job", UNTRIGGERED)
     for result in ("SUCCESS", "UNSTABLE", "ABORTED", None):
