@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from orchestrator.errors import JenkinsBadAnswer, JenkinsError, JenkinsNotFound
+from orchestrator.errors import JenkinsBadAnswer, JenkinsError, JenkinsNotFound, JenkinsUnavailable
 from orchestrator.pipeline.builds.cursor import Cursor
 from orchestrator.pipeline.builds.discovery import Limits, TickResult, discover
-from orchestrator.resources.jenkins import Build
+from orchestrator.resources.jenkins import Build, BuildPage, BuildSummary, JobOverview, UnreadableBuild
 from orchestrator_tests.support.jenkins_model import Job, Model
 
+BuildT = TypeVar("BuildT", bound=BuildSummary)
 RESULTS = ("SUCCESS", "SUCCESS", "UNSTABLE", "FAILURE", "ABORTED", "NOT_BUILT")
 
 
@@ -319,6 +321,135 @@ def test_a_revoked_token_does_not_pass_for_deleted_builds(model: Model, sensor: 
         sensor.tick()
     model.before_request = lambda: None
     model.hidden = set()
+    assert sensor.tick() == ["#1"]
+
+
+class PartlyBroken(Model):
+    """Jenkins, with builds of which it says what cannot be: in lists, and when they are asked for alone."""
+
+    def __init__(self) -> None:
+        super().__init__(jobs={"team/churn": Job()})
+        self.broken: set[int] = set()
+        self.readable_alone: set[int] = set()
+
+    def seen(self, build: BuildT) -> BuildT | UnreadableBuild:
+        return UnreadableBuild(build.number, 0, None, "a riddle") if build.number in self.broken else build
+
+    def overview(self, job: str, *, newest: int, per_branch: int) -> JobOverview:
+        overview = super().overview(job, newest=newest, per_branch=per_branch)
+        jobs = [replace(each, newest=tuple(map(self.seen, each.newest))) for each in overview.jobs]
+        return replace(overview, jobs=tuple(jobs))
+
+    def builds(self, job: str, *, start: int, stop: int) -> BuildPage:
+        page = super().builds(job, start=start, stop=stop)
+        return replace(page, builds=tuple(map(self.seen, page.builds)))
+
+    def build(self, job: str, number: int) -> Build:
+        build = super().build(job, number)
+        if number in self.broken - self.readable_alone:
+            raise JenkinsBadAnswer("a riddle")
+        return build
+
+
+@pytest.fixture
+def partly_broken() -> PartlyBroken:
+    return PartlyBroken()
+
+
+def test_a_build_that_cannot_be_read_costs_that_build(partly_broken: PartlyBroken) -> None:
+    sensor = DrivenSensor(partly_broken)
+    sensor.tick()
+    partly_broken.broken = {2}
+    for _ in range(3):
+        partly_broken.add()
+    assert sensor.tick() == ["#1", "#3"]
+    partly_broken.add()
+    found = sensor.keep(sensor.evaluate())
+    assert (names(found.launch), found.running) == (["#4"], ("team/churn #2",))
+
+
+def test_it_is_asked_for_a_few_times_warned_of_twice_and_named_for_good(partly_broken: PartlyBroken) -> None:
+    sensor = DrivenSensor(partly_broken, tries=5)
+    sensor.tick()
+    partly_broken.broken = {1}
+    partly_broken.add()
+    faults = [fault for _ in range(12) for fault in sensor.keep(sensor.evaluate()).faults]
+    assert faults == ["team/churn #1: a riddle", "team/churn #1, given up after 5 tries: a riddle"]
+    partly_broken.requests = 0
+    found = sensor.keep(sensor.evaluate())
+    assert (found.unreadable, found.running, partly_broken.requests) == (("team/churn #1",), (), 1)
+    partly_broken.add()
+    assert sensor.tick() == ["#2"]
+
+
+def test_it_is_trained_once_it_can_be_read(partly_broken: PartlyBroken) -> None:
+    sensor = DrivenSensor(partly_broken)
+    sensor.tick()
+    partly_broken.broken = {1}
+    partly_broken.add()
+    sensor.tick()
+    sensor.tick()
+    partly_broken.broken = set()
+    assert sensor.tick() == ["#1"]
+    assert sensor.tick() == []
+
+
+def test_it_is_trained_where_it_can_be_read_alone(partly_broken: PartlyBroken) -> None:
+    sensor = DrivenSensor(partly_broken)
+    sensor.tick()
+    partly_broken.broken = partly_broken.readable_alone = {1}
+    partly_broken.add()
+    assert sensor.tick() == ["#1"]
+
+
+@pytest.mark.parametrize("broken", [{70}, {1}, {35, 36}, set(range(61, 71)), set(range(11, 21)), set(range(1, 70))])
+def test_unreadable_builds_of_the_past_cost_nothing_else(partly_broken: PartlyBroken, broken: set[int]) -> None:
+    for _ in range(70):
+        partly_broken.add()
+    partly_broken.broken = broken
+    sensor = DrivenSensor(partly_broken, page=10, builds=20, newest=5, tries=3, unreadable=100)
+    sensor.until_read()
+    readable = set(range(1, 71)) - broken
+    assert {build.number for build in sensor.registered} == readable
+    assert [build.number for build in sensor.launched] == [max(readable)]
+    for _ in range(4):
+        sensor.tick()
+    assert set(sensor.evaluate().unreadable) == {f"team/churn #{number}" for number in broken}
+
+
+@pytest.mark.parametrize("broken", [{3}, {1, 2}, {60}, set(range(31, 61)), set(range(2, 60))])
+def test_unreadable_builds_among_many_new_ones_cost_nothing_else(partly_broken: PartlyBroken, broken: set[int]) -> None:
+    sensor = DrivenSensor(partly_broken, page=10, builds=30, newest=5, tries=2, unreadable=100)
+    sensor.tick()
+    partly_broken.broken = broken
+    for _ in range(60):
+        partly_broken.add()
+    sensor.until_read()
+    for _ in range(40):
+        sensor.tick()
+    assert {build.number for build in sensor.launched} == set(range(1, 61)) - broken
+    assert set(sensor.evaluate().unreadable) == {f"team/churn #{number}" for number in broken}
+
+
+def test_a_build_that_fails_to_answer_alone_does_not_stop_the_others(model: Model, sensor: DrivenSensor) -> None:
+    sensor.tick()
+    running = model.start()
+    sensor.tick()
+    for _ in range(30):
+        model.add("FAILURE")
+    model.finish(running)
+    ask = model.build
+
+    def unwell(job: str, number: int) -> Build:
+        if number == running.number:
+            model._ask()
+            raise JenkinsUnavailable("500")
+        return ask(job, number)
+
+    model.build = unwell  # type: ignore[method-assign]
+    model.add()
+    assert sensor.tick() == ["#32"]
+    model.build = ask  # type: ignore[method-assign]
     assert sensor.tick() == ["#1"]
 
 
