@@ -90,6 +90,8 @@ class MlflowTag:
     BUILD_IMAGE = "orchestrator.build_image"
     """`false`: a docker_env project runs what its image holds, whatever the commit."""
     REASON = "orchestrator.reason"
+    ENDED_AS = "orchestrator.ended_as"
+    """The status that we ended it with: a process that lived on may have written another one since."""
     DAGSTER_RUN = "dagster_run_id"
     DAGSTER_ROOT_RUN = "dagster_root_run_id"
     JENKINS_JOB = "jenkins.job"

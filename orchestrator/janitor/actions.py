@@ -122,7 +122,10 @@ class ActionExecutor:
 
     def _close_run(self, action: CloseRun) -> bool:
         mlflow = self._clients.mlflow(action.run.pipeline)
-        if mlflow.run(action.run.id).status != "RUNNING":
+        held, ended_as = mlflow.run(action.run.id), action.run.ended_as
+        if held.status != ("FINISHED" if ended_as else "RUNNING"):
+            return False
+        if ended_as and held.tags.get(names.MlflowTag.ENDED_AS) != ended_as:
             return False
         mlflow.finish(action.run.id, action.status, reason=f"closed by the janitor: {action.why}")
         return True

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from orchestrator import names
 from orchestrator.errors import Ec2Error, MlflowError, SettingsError
@@ -15,7 +15,7 @@ from orchestrator.janitor.snapshot import OpenRun
 from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance, tag_value
-from orchestrator.resources.mlflow import Mlflow
+from orchestrator.resources.mlflow import Mlflow, Run
 from orchestrator.settings.groups import Group, MachineSettings, MlflowSettings, env_name
 from orchestrator.settings.source import Settings
 
@@ -132,9 +132,14 @@ class Clients:
         settings = pipeline.mlflow
         if settings is None:
             return []
-        found = self.mlflow(pipeline.name).find_runs(
-            settings.experiment_id, tags={names.MlflowTag.PIPELINE: pipeline.name}, statuses={"RUNNING"}
-        )
+        ours, server = {names.MlflowTag.PIPELINE: pipeline.name}, self.mlflow(pipeline.name)
+        found: list[tuple[Run, Literal["FAILED", "KILLED"] | None]] = [
+            (run, None) for run in server.find_runs(settings.experiment_id, tags=ours, statuses={"RUNNING"})
+        ]
+        ends: tuple[Literal["FAILED", "KILLED"], ...] = ("FAILED", "KILLED")
+        for end in ends:
+            tags = {**ours, names.MlflowTag.ENDED_AS: end}
+            found += [(run, end) for run in server.find_runs(settings.experiment_id, tags=tags, statuses={"FINISHED"})]
         return [
             OpenRun(
                 id=run.id,
@@ -143,8 +148,9 @@ class Clients:
                 deployment=run.tags.get(names.MlflowTag.DEPLOYMENT, ""),
                 dagster_run=run.tags.get(names.MlflowTag.DAGSTER_RUN, ""),
                 started_at=run.start_time or datetime.fromtimestamp(0, UTC),
+                ended_as=end,
             )
-            for run in found
+            for run, end in found
         ]
 
 

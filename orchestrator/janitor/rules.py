@@ -265,12 +265,15 @@ class _Rules:
         in_use: dict[BuildKey, datetime] = {}
         for run in self._snapshot.open_runs:
             owner = self._runs.get(run.dagster_run)
-            if run.id in named and owner is not None and not owner.finished:
+            if run.ended_as is None and run.id in named and owner is not None and not owner.finished:
                 in_use[run.build] = max(in_use.get(run.build, run.started_at), run.started_at)
         for run in self._snapshot.open_runs:
             if run.deployment and tag_value(run.deployment) not in self._snapshot.deployments:
                 continue
-            if self._wanted(run.build, run.dagster_run):
+            if run.ended_as is not None:
+                if not self._wanted(run.build, run.dagster_run):
+                    yield CloseRun(run=run, status=run.ended_as, why="a process that lived on called it FINISHED")
+            elif self._wanted(run.build, run.dagster_run):
                 if run.id not in named and run.build in in_use and run.started_at <= in_use[run.build]:
                     yield self._close(run, "another run of the same build is in use instead")
             elif run.dagster_run in self._runs:

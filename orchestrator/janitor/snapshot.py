@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from dagster import DagsterRunStatus
 
@@ -74,12 +74,13 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """An MLflow run that is RUNNING and carries our tags.
+    """An MLflow run that is RUNNING and carries our tags; or one that we ended, and that is FINISHED all the same.
 
     Attributes:
         pipeline: as its settings name it.
         deployment: the installation that made it; empty when it does not say.
         dagster_run: ID of the Dagster run that fills it.
+        ended_as: what we ended it as, before a process that lived on called it FINISHED; None: it is RUNNING.
     """
 
     id: str
@@ -88,6 +89,7 @@ class OpenRun:
     dagster_run: str
     started_at: datetime
     deployment: str = ""
+    ended_as: Literal["FAILED", "KILLED"] | None = None
 
     @property
     def build(self) -> BuildKey:

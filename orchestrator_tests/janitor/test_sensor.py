@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import pytest
@@ -813,3 +813,29 @@ def test_a_missed_retry_of_a_broken_pipeline_waits_until_it_is_mended(site: Site
     site.repository = repository(churn={})
     site.tick()
     assert len(failures(site, run)) == 2
+
+
+@pytest.mark.parametrize("ended_as", ["KILLED", "FAILED"])
+def test_a_run_that_was_ended_stays_so_though_a_process_that_lived_on_calls_it_finished(
+    site: Site, ended_as: Literal["KILLED", "FAILED"]
+) -> None:
+    opened = site.open_run(site.run("CANCELED"))
+    site.mlflow.finish(opened, ended_as, reason="the Dagster run was cancelled")
+    site.mlflow.finish(opened, "FINISHED")  # without a reason: as a script does it
+    site.tick()
+    run = site.mlflow.run(opened)
+    assert run.status == ended_as
+    assert "a process that lived on called it FINISHED" in run.tags[names.MlflowTag.REASON]
+    assert not site.tick().asset_events, "once is enough"
+
+
+def test_a_run_that_was_finished_with_a_reason_or_taken_over_is_left_alone(site: Site) -> None:
+    owner = site.run("CANCELED")
+    finished, adopted = site.open_run(owner), site.open_run(owner)
+    for opened in (finished, adopted):
+        site.mlflow.finish(opened, "KILLED", reason="the Dagster run was cancelled")
+    site.mlflow.finish(finished, "FINISHED", reason="the training process exited 0")
+    site.mlflow.set_tags(adopted, {names.MlflowTag.ENDED_AS: ""})
+    site.mlflow.finish(adopted, "FINISHED")
+    site.tick()
+    assert [site.mlflow.run(opened).status for opened in (finished, adopted)] == ["FINISHED", "FINISHED"]

@@ -102,7 +102,8 @@ class TrackedRun:
         if not run.has(self._plan.identity()) or not (run.status == "RUNNING" or retried):
             return False
         self._id = run.id
-        self._server.set_tags(run.id, {names.MlflowTag.DAGSTER_RUN: self._dagster_run})
+        # What somebody ended it as counts no more: its training goes on.
+        self._server.set_tags(run.id, {names.MlflowTag.DAGSTER_RUN: self._dagster_run, names.MlflowTag.ENDED_AS: ""})
         return True
 
     def open(self) -> str:

@@ -228,7 +228,7 @@ class Mlflow:
             MlflowRejected: the run was deleted.
         """
         if reason:
-            self.set_tags(run_id, {names.MlflowTag.REASON: reason})
+            self.set_tags(run_id, {names.MlflowTag.REASON: reason, names.MlflowTag.ENDED_AS: status})
         self._post("runs/update", {"run_id": run_id, "status": status, "end_time": _now()}, dict)
         return self.run(run_id)
 
