@@ -7,6 +7,7 @@ OrchestratorError
 │   ├── JenkinsRefused       401, 403, a login page, or a redirect to one
 │   ├── JenkinsNotFound      404: no such job or build (any more)
 │   └── JenkinsBadAnswer     broken JSON, JSON of another shape, or another address
+│       └── JenkinsTooLarge  too large, or nested too deep, to be read
 ├── Ec2Error
 │   ├── LaunchRefused        AWS does not start this instance, whatever the number of tries
 │   ├── CapacityUnavailable  not now, not of this type, or not here
@@ -19,7 +20,8 @@ OrchestratorError
 │   ├── MlflowUnavailable    no connection, timeout, 408, 429, 5xx or no JSON, after retries
 │   ├── MlflowRefused        401, 403, a login page, or a redirect to one
 │   ├── MlflowRejected       400 and its like: MLflow does not accept what was asked
-│   └── MlflowNotFound       no such experiment or run
+│   ├── MlflowNotFound       no such experiment or run
+│   └── MlflowTooLarge       an answer that is too large, or nested too deep, to be read
 ├── BuildUnusable            this build cannot be trained (no commit, not successful, gone)
 ├── BuildBusy                another attempt is training this build at this moment
 ├── TrainingError
@@ -63,6 +65,10 @@ class JenkinsNotFound(JenkinsError):
 
 class JenkinsBadAnswer(JenkinsError):
     """Broken JSON, JSON of another shape, or another address."""
+
+
+class JenkinsTooLarge(JenkinsBadAnswer):
+    """Too large, or nested too deep, to be read."""
 
 
 class Ec2Error(OrchestratorError):
@@ -115,6 +121,10 @@ class MlflowRejected(MlflowError):
 
 class MlflowNotFound(MlflowError):
     """No such experiment or run."""
+
+
+class MlflowTooLarge(MlflowError):
+    """An answer that is too large, or nested too deep, to be read."""
 
 
 class BuildUnusable(OrchestratorError):

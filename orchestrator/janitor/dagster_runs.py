@@ -228,6 +228,6 @@ def _moment(seconds: float | None) -> datetime | None:
 def _parsed(text: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):  # the latter: the year 1 or 9999, in another zone
         return None
-    return moment.astimezone(UTC) if moment.tzinfo else None

@@ -47,6 +47,7 @@ class Model:
         remote: what the branch source says of the repository.
         heads: Git remote → its default branch.
         heads_asked: how often a remote was asked.
+        rewrite: changes what the server sends.
     """
 
     job: str = "team/churn"
@@ -62,6 +63,7 @@ class Model:
     remote: str | None = None
     heads: dict[str, str] = field(default_factory=dict)
     heads_asked: int = 0
+    rewrite: Callable[[bytes], bytes] = lambda body: body
 
     def start(self, job: str | None = None, *, after_ms: int = 1000) -> Build:
         name = job or self.job
@@ -186,7 +188,7 @@ def served(model: Model, *, user: str = "ci", token: str = "t0ken") -> Iterator[
 
         def do_GET(self) -> None:
             status, answer = _answer(model, self.path, self.headers.get("Authorization", ""), f"{user}:{token}")
-            body = json.dumps(answer, separators=(",", ":")).encode()
+            body = model.rewrite(json.dumps(answer, separators=(",", ":")).encode())
             model.bytes_sent += len(body)
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mypy_boto3_ec2.type_defs import InstanceTypeDef
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 # boto3 tries once: how long a call is repeated is ours to say, in time instead of in numbers, and between
 # two run_instances we look whether the first one was heard (not every EC2 API minds the ClientToken).
@@ -108,6 +110,14 @@ class Ec2Api:
         """One instance of an answer, with the address that INSTANCE_ADDRESS asks for."""
         return Instance.from_api(raw, address=self.settings.address)
 
+    def _readable(self, raw: InstanceTypeDef) -> Instance | None:
+        """One instance of a list; None when AWS says of it what cannot be: it costs no other one."""
+        try:
+            return self.instance(raw)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            _log.warning(f"Left out an instance that cannot be read: {raw.get('InstanceId')} ({error!r})")
+            return None
+
     def look(self, instance_id: str) -> Instance | None:
         """What AWS says of one instance, alive or not; None when it knows no such instance."""
 
@@ -134,7 +144,11 @@ class Ec2Api:
             PaginationConfig={"PageSize": _PAGE},
         )
         instances = [
-            self.instance(raw) for page in pages for group in page["Reservations"] for raw in group["Instances"]
+            instance
+            for page in pages
+            for group in page["Reservations"]
+            for raw in group["Instances"]
+            if (instance := self._readable(raw))
         ]
         # What is found here is adopted or ended: an API that does not know a filter must not widen it.
         ours = [each for each in instances if each.state in states and tags.items() <= each.tags.items()]

@@ -78,7 +78,7 @@ class Instance:
             zone=raw.get("Placement", {}).get("AvailabilityZone"),
             address={"public": public, "private": private, "auto": public or private}[address] or None,
             launched_at=raw["LaunchTime"].astimezone(UTC),
-            tags={tag["Key"]: tag["Value"] for tag in raw.get("Tags", [])},
+            tags={tag["Key"]: tag.get("Value") or "" for tag in raw.get("Tags") or () if tag.get("Key")},
             state_reason=None
             if state in ALIVE
             else _why_ended(
@@ -136,9 +136,9 @@ class Instance:
         """The time in one tag; None when it is missing or no time with a zone."""
         try:
             moment = datetime.fromisoformat(self.tags.get(tag, ""))
-        except ValueError:
+            return moment.astimezone(UTC) if moment.tzinfo else None
+        except (ValueError, OverflowError):  # the latter: the year 1 or 9999, in another zone
             return None
-        return moment.astimezone(UTC) if moment.tzinfo else None
 
 
 def _why_ended(*, code: str, message: str) -> str:

@@ -17,7 +17,15 @@ LARGEST_ANSWER = 64 * 2**20
 
 
 class TooLargeError(Exception):
-    """Neither an OSError nor an HTTPException, so that no library in between takes it for a broken connection."""
+    """Neither an OSError nor an HTTPException, so that no library in between takes it for a broken connection.
+
+    Attributes:
+        limit: what it is larger than, in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"more than {limit} bytes")
+        self.limit = limit
 
 
 class _BoundedReader(io.RawIOBase):
@@ -44,7 +52,7 @@ class _BoundedReader(io.RawIOBase):
         count: int | None = self._raw.readinto(buffer)
         self._left -= count or 0
         if self._left < 0:
-            raise TooLargeError
+            raise TooLargeError(LARGEST_ANSWER)
         return count
 
     def close(self) -> None:
@@ -97,15 +105,15 @@ class BoundedAdapter(requests.adapters.HTTPAdapter):
         return manager
 
 
-def whole_body(response: requests.Response) -> bytes:
+def whole_body(response: requests.Response, *, limit: int) -> bytes:
     """The body, unpacked.
 
     Raises:
-        TooLargeError: it is larger than LARGEST_ANSWER, once unpacked.
+        TooLargeError: it is larger than `limit`, once unpacked.
     """
     body = bytearray()
     for chunk in response.iter_content(2**16):
         body += chunk
-        if len(body) > LARGEST_ANSWER:
-            raise TooLargeError
+        if len(body) > limit:
+            raise TooLargeError(limit)
     return bytes(body)

@@ -19,7 +19,7 @@ import requests.auth
 import tenacity
 
 from orchestrator.errors import OrchestratorError, SettingsError
-from orchestrator.resources.http.bounded import BoundedAdapter, Session, whole_body
+from orchestrator.resources.http.bounded import LARGEST_ANSWER, BoundedAdapter, Session, whole_body
 from orchestrator.resources.http.problems import (
     FOREIGN_ERRORS,
     SHAPE_ERRORS,
@@ -129,6 +129,7 @@ class HttpRequest:
         json: to be posted as JSON.
         headers: further headers.
         accepts: answers that are right whatever their status; by default none.
+        largest_bytes: an answer larger than this, once unpacked, is left.
     """
 
     method: Method = "GET"
@@ -138,6 +139,7 @@ class HttpRequest:
     json: Mapping[str, object] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     accepts: Callable[[HttpAnswer], bool] = lambda _: False
+    largest_bytes: int = LARGEST_ANSWER
 
 
 class Once(Protocol):
@@ -276,7 +278,9 @@ class HttpClient:
             raise fault_of(error, url) from error
         with response:
             try:
-                answer = HttpAnswer(url, response.status_code, response.headers, whole_body(response))
+                answer = HttpAnswer(
+                    url, response.status_code, response.headers, whole_body(response, limit=request.largest_bytes)
+                )
             except FOREIGN_ERRORS as error:
                 raise fault_of(error, url, begun=True) from error
         if not request.accepts(answer):

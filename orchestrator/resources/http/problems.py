@@ -37,6 +37,7 @@ class Problem(enum.Enum):
     UNTRUSTED = "a certificate that is not trusted"
     NOT_HTTP = "an answer that is not HTTP"
     TOO_LARGE = "an answer without end"
+    TOO_DEEP = "JSON that is nested too deep"
     LOGIN_PAGE = "a web page that asks for a login"
     LOGIN_REDIRECT = "a redirect to a login page"
     MOVED = "a redirect to another address"
@@ -103,10 +104,27 @@ class HttpAnswer:
     def json_object(self) -> JsonObject | None:
         """The body, if it is a JSON object."""
         try:
-            data = json.loads(self.body)
+            data = read_json(self.body)
         except (ValueError, RecursionError):
             return None
         return data if isinstance(data, dict) else None
+
+
+def read_json(body: bytes) -> Any:
+    """Read JSON, and do not fail as a whole for what is odd in a part of it.
+
+    Raw control characters in a text are let in, bytes that are no UTF-8 are replaced, and a whole number of more than
+    400 digits is infinite.
+
+    Raises:
+        ValueError: it is no JSON.
+        RecursionError: it is nested too deep.
+    """
+    return json.loads(body.decode("utf-8-sig", errors="replace"), strict=False, parse_int=_whole_number)
+
+
+def _whole_number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 400 else float(digits)
 
 
 class HttpFault(Exception):
@@ -144,7 +162,7 @@ def fault_of(error: Exception, url: str, *, begun: bool = False) -> HttpFault:
         begun: whether the answer had begun by then.
     """
     if isinstance(error, TooLargeError):
-        return HttpFault(Problem.TOO_LARGE, url)
+        return HttpFault(Problem.TOO_LARGE, url, detail=f"more than {error.limit // 2**20} MB")
     cause = _root(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return HttpFault(Problem.UNTRUSTED, url, detail=cause.verify_message)
@@ -192,9 +210,11 @@ def problem_of_body(answer: HttpAnswer) -> Problem:
         login = re.search(rb"j_spring_security_check|j_username|type=.password", body)
         return Problem.LOGIN_PAGE if login else Problem.WEB_PAGE
     try:
-        json.loads(answer.body)
-    except (ValueError, RecursionError):
+        read_json(answer.body)
+    except ValueError:
         return Problem.NOT_JSON
+    except RecursionError:
+        return Problem.TOO_DEEP
     return Problem.OTHER_SHAPE
 
 

@@ -14,9 +14,17 @@ from urllib.parse import quote, unquote, urlsplit
 import dagster as dg
 import requests.auth
 
-from orchestrator.errors import JenkinsBadAnswer, JenkinsNotFound, SettingsError
+from orchestrator.errors import JenkinsBadAnswer, JenkinsNotFound, JenkinsTooLarge, SettingsError
 from orchestrator.resources import retry
-from orchestrator.resources.http import Address, HttpAnswer, HttpClient, HttpRequest, HttpServer, JsonObject
+from orchestrator.resources.http import (
+    LARGEST_ANSWER,
+    Address,
+    HttpAnswer,
+    HttpClient,
+    HttpRequest,
+    HttpServer,
+    JsonObject,
+)
 from orchestrator.resources.jenkins.answers import (
     BRANCH_FIELDS,
     BUILD_FIELDS,
@@ -24,7 +32,9 @@ from orchestrator.resources.jenkins.answers import (
     Build,
     BuildPage,
     JobOverview,
+    UnreadableBuild,
     build_of,
+    build_summary_of,
     each_build,
     listed,
     overview_of,
@@ -36,6 +46,9 @@ from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
 
 T = TypeVar("T")
+
+PAGE_BYTES = 8 * 2**20
+"""Of builds with their details: a common build has 1 kB. Read into Python, it takes several times as much."""
 
 
 class Jenkins:
@@ -119,9 +132,30 @@ class Jenkins:
     def builds(self, job: str, *, start: int, stop: int) -> BuildPage:
         """Builds by their place in the history, newest first: from `start` up to, without, `stop`.
 
+        A page that is too large is read in halves, so that one build of that kind costs that build.
+
         Raises:
             JenkinsError: Jenkins did not give them.
         """
+        if stop - start <= 1:
+            return self._page(job, start=start, stop=stop, largest_bytes=LARGEST_ANSWER)
+        try:
+            return self._page(job, start=start, stop=stop, largest_bytes=PAGE_BYTES)
+        except JenkinsTooLarge:
+            middle = (start + stop) // 2
+        newer = self._half(job, start=start, stop=middle)
+        if not newer.whole:
+            return newer
+        older = self._half(job, start=middle, stop=stop)
+        return BuildPage(_joined(newer, older), older.whole, (*newer.faults, *older.faults))
+
+    def _half(self, job: str, *, start: int, stop: int) -> BuildPage:
+        try:
+            return self.builds(job, start=start, stop=stop)
+        except JenkinsTooLarge as error:  # a single build
+            return self._unreadable(job, start, fault=str(error))
+
+    def _page(self, job: str, *, start: int, stop: int, largest_bytes: int) -> BuildPage:
         path = _job_path(job)
 
         def read(answer: JsonObject) -> BuildPage:
@@ -129,7 +163,21 @@ class Jenkins:
             builds, faults = each_build(items, lambda item: self._build(item, job=job), where=self.url + path)
             return BuildPage(builds, whole=len(items) >= stop - start, faults=faults)
 
-        return self._ask(path, f"allBuilds[{BUILD_FIELDS}]{{{start},{stop}}}", read)
+        return self._ask(path, f"allBuilds[{BUILD_FIELDS}]{{{start},{stop}}}", read, largest_bytes=largest_bytes)
+
+    def _unreadable(self, job: str, place: int, *, fault: str) -> BuildPage:
+        """A page of one build whose details are too large."""
+        path = _job_path(job)
+
+        def read(answer: JsonObject) -> BuildPage:
+            items = listed(answer, "allBuilds", self.url + path)
+            found, faults = each_build(
+                items, lambda item: build_summary_of(item, where=self.url + path), where=self.url + path
+            )
+            builds = tuple(UnreadableBuild(each.number, each.timestamp, None, fault) for each in found)
+            return BuildPage(builds, whole=bool(items), faults=faults)
+
+        return self._ask(path, f"allBuilds[{BUILD_SUMMARY_FIELDS}]{{{place},{place + 1}}}", read)
 
     def build(self, job: str, number: int) -> Build:
         """One build.
@@ -204,8 +252,9 @@ class Jenkins:
         number = data.get("number") if isinstance(data, dict) else None
         return build_of(data, job=job, url=f"{where}{number}/", project=self._project, where=where)
 
-    def _ask(self, path: str, tree: str, read: Callable[[JsonObject], T]) -> T:
-        return self._http.ask(HttpRequest(path=f"{path}api/json", query={"tree": tree}), read)
+    def _ask(self, path: str, tree: str, read: Callable[[JsonObject], T], *, largest_bytes: int = LARGEST_ANSWER) -> T:
+        request = HttpRequest(path=f"{path}api/json", query={"tree": tree}, largest_bytes=largest_bytes)
+        return self._http.ask(request, read)
 
 
 class JenkinsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -246,6 +295,12 @@ def job_name(text: str) -> str:
     if not segments:
         raise SettingsError(f"JENKINS_JOB_NAME={text!r} names no job: write it as in team/project")
     return "/".join(segments)
+
+
+def _joined(newer: BuildPage, older: BuildPage) -> tuple[Build | UnreadableBuild, ...]:
+    """The builds of two pages; one that moved to the second meanwhile, because another was added, once."""
+    known = {build.number for build in newer.builds}
+    return (*newer.builds, *(build for build in older.builds if build.number not in known))
 
 
 def _job_path(job: str) -> str:

@@ -9,9 +9,10 @@ from orchestrator.errors import (
     JenkinsError,
     JenkinsNotFound,
     JenkinsRefused,
+    JenkinsTooLarge,
     JenkinsUnavailable,
 )
-from orchestrator.resources.http import LARGEST_ANSWER, HttpFault, Problem
+from orchestrator.resources.http import HttpFault, Problem
 
 _KINDS: dict[Problem, type[JenkinsError]] = {
     Problem.UNREACHABLE: JenkinsUnavailable,
@@ -25,6 +26,8 @@ _KINDS: dict[Problem, type[JenkinsError]] = {
     Problem.UNAUTHORIZED: JenkinsRefused,
     Problem.FORBIDDEN: JenkinsRefused,
     Problem.NOT_FOUND: JenkinsNotFound,
+    Problem.TOO_LARGE: JenkinsTooLarge,
+    Problem.TOO_DEEP: JenkinsTooLarge,
 }
 
 
@@ -57,7 +60,9 @@ def _sentence(fault: HttpFault, user: str) -> str:
         case Problem.NOT_HTTP:
             return f"{url} gave an answer that is no HTTP ({fault.detail}): is JENKINS_URL a Jenkins?"
         case Problem.TOO_LARGE:
-            return f"{url} answered with more than {LARGEST_ANSWER // 2**20} MB: is JENKINS_URL a Jenkins?"
+            return f"{url} answered with {fault.detail}: is JENKINS_URL a Jenkins?"
+        case Problem.TOO_DEEP:
+            return f"{url} answered with JSON that is nested too deep: is JENKINS_URL a Jenkins?"
         case Problem.LOGIN_REDIRECT:
             return (
                 f"{status} from {url}: Jenkins redirects to a login page, {fault.detail}: JENKINS_USER/JENKINS_TOKEN "

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+_LATEST = 253_370_764_800_000
+"""The beginning of the year 9999, in milliseconds: nobody can add to a later moment."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,12 @@ class Run:
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> Self:
-        """Read the answer of https://mlflow.org/docs/latest/rest-api.html#get-run, without what is empty."""
-        info, data = answer["run"]["info"], answer["run"].get("data", {})
+        """Read the answer of https://mlflow.org/docs/latest/rest-api.html#get-run, without what is empty.
+
+        A time that cannot be is not known; a parameter, metric or tag that cannot be is left out. Whoever may log to
+        the server writes them.
+        """
+        info, data = answer["run"]["info"], answer["run"].get("data") or {}
         return cls(
             id=str(info["run_id"]),
             name=str(info.get("run_name", "")),
@@ -99,22 +109,25 @@ class Run:
             status=_status(info["status"]),
             start_time=_moment(info.get("start_time")),
             end_time=_moment(info.get("end_time")),
-            params=_texts(data.get("params", [])),
-            latest={str(metric["key"]): MetricPoint.from_json(metric) for metric in data.get("metrics", [])},
-            tags=_texts(data.get("tags", [])),
+            params=_texts(data.get("params")),
+            latest=dict(_each(data.get("metrics"), _latest_value, "a metric")),
+            tags=_texts(data.get("tags")),
             active=info.get("lifecycle_stage", "active") == "active",
         )
 
 
 def runs_page(answer: Mapping[str, Any]) -> tuple[list[Run], str]:
-    """The runs in an answer of `runs/search`, and the token of the next page ("" on the last)."""
-    return [Run.from_json({"run": run}) for run in answer.get("runs", [])], str(answer.get("next_page_token", ""))
+    """The runs in an answer of `runs/search`, and the token of the next page ("" on the last).
+
+    Each for itself: one that cannot be read is named in a warning, and left out.
+    """
+    runs = _each(answer.get("runs"), lambda run: Run.from_json({"run": run}), "a run")
+    return list(runs), _token(answer)
 
 
 def points_page(answer: Mapping[str, Any]) -> tuple[list[MetricPoint], str]:
     """The points in an answer of `metrics/get-history`, and the token of the next page ("" on the last)."""
-    points = [MetricPoint.from_json(point) for point in answer.get("metrics", [])]
-    return points, str(answer.get("next_page_token", ""))
+    return list(_each(answer.get("metrics"), MetricPoint.from_json, "a point of a metric")), _token(answer)
 
 
 def key_values(values: Mapping[str, str]) -> list[dict[str, str]]:
@@ -122,9 +135,56 @@ def key_values(values: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"key": key, "value": value} for key, value in values.items()]
 
 
-def _texts(pairs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _each(items: object, read: Callable[[Any], T], noun: str) -> Iterator[T]:
+    """Read the items of a list, each for itself; one warning counts those that cannot be read.
+
+    Args:
+        items: of an answer; MLflow leaves an empty list out.
+        read: reads one.
+        noun: what each of them is.
+
+    Raises:
+        TypeError: it is no list.
+    """
+    if items is None:
+        return
+    if not isinstance(items, list):
+        raise TypeError(f"{type(items).__name__} in place of a list")
+    faults: list[str] = []
+    for item in items:
+        try:
+            yield read(item)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
+            faults.append(f"{_name(item)} ({error!r:.200})")
+    if faults:
+        others = f", and {len(faults) - 3} others" if len(faults) > 3 else ""
+        _log.warning(f"Left out {noun} of MLflow that cannot be read: {', '.join(faults[:3])}{others}")
+
+
+def _name(item: object) -> str:
+    """What an item calls itself: a run's ID, a tag's key."""
+    fields = item if isinstance(item, dict) else {}
+    info = fields.get("info")
+    name = info.get("run_id") if isinstance(info, dict) else fields.get("key")
+    return name[:100] if isinstance(name, str) else f"{item!r:.100}"
+
+
+def _token(answer: Mapping[str, Any]) -> str:
+    token = answer.get("next_page_token")
+    return token if isinstance(token, str) else ""
+
+
+def _latest_value(metric: Mapping[str, Any]) -> tuple[str, MetricPoint]:
+    return str(metric["key"]), MetricPoint.from_json(metric)
+
+
+def _texts(pairs: object) -> dict[str, str]:
     """Tags or parameters; MLflow leaves an empty value out."""
-    return {str(pair["key"]): str(pair.get("value", "")) for pair in pairs}
+    return dict(_each(pairs, _text, "a tag or parameter"))
+
+
+def _text(pair: Mapping[str, Any]) -> tuple[str, str]:
+    return str(pair["key"]), str(pair.get("value", ""))
 
 
 def _status(text: object) -> RunStatus:
@@ -133,5 +193,10 @@ def _status(text: object) -> RunStatus:
     return cast("RunStatus", text)
 
 
-def _moment(milliseconds: int | str | None) -> datetime | None:
-    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None
+def _moment(milliseconds: object) -> datetime | None:
+    """A time; None when there is none, or one that cannot be, such as in the year 285 million."""
+    try:
+        number = int(milliseconds) if isinstance(milliseconds, int | float | str) else 0
+    except (ValueError, OverflowError):
+        return None
+    return datetime.fromtimestamp(number / 1000, UTC) if 0 < number <= _LATEST else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import TracebackType
@@ -18,9 +19,10 @@ import dagster as dg
 import requests.auth
 
 from orchestrator import names
-from orchestrator.errors import MlflowNotFound, MlflowRejected, SettingsError
+from orchestrator.errors import MlflowNotFound, MlflowRejected, MlflowTooLarge, SettingsError
 from orchestrator.resources import retry
 from orchestrator.resources.http import (
+    LARGEST_ANSWER,
     Address,
     BearerToken,
     HttpClient,
@@ -41,11 +43,12 @@ from orchestrator.resources.mlflow.answers import (
     runs_page,
 )
 from orchestrator.resources.mlflow.errors import explain
-from orchestrator.resources.mlflow.search import conditions_on, search_body
+from orchestrator.resources.mlflow.search import RunSearch, conditions_on, search_body
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import MlflowSettings
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 # Limits that all of MLflow's stores keep (see "Log Batch" and "Data Structures" of its REST API).
 TAG_BYTES = 5000
@@ -143,32 +146,49 @@ class Mlflow:
     def find_run(
         self, experiment_id: str, *, tags: Mapping[str, str], statuses: Collection[RunStatus] = ()
     ) -> Run | None:
-        """The newest run with these tags that nobody deleted; arguments as in `find_runs`."""
-        return next(self.find_runs(experiment_id, tags=tags, statuses=statuses), None)
+        """The newest run with these tags that nobody deleted; arguments as in `find_runs`.
+
+        Raises:
+            MlflowTooLarge: it was not found, and not all could be looked at.
+        """
+        search = self._search(experiment_id, tags, statuses)
+        run = next(search.runs(), None)
+        if run is None and search.gap:
+            raise MlflowTooLarge(search.gap)
+        return run
 
     def find_runs(
         self, experiment_id: str, *, tags: Mapping[str, str], statuses: Collection[RunStatus] = ()
     ) -> Iterator[Run]:
         """All runs with these tags that nobody deleted, newest first.
 
+        Fat runs are read in smaller pages, and one that cannot be read is left out with a warning. What cannot be
+        looked at within the policy's `total_seconds` is left out, too: a warning says so.
+
         Args:
             experiment_id: where to look.
             tags: what they carry, with exactly these values.
             statuses: what they may be; default: anything.
         """
+        search = self._search(experiment_id, tags, statuses)
+        yield from search.runs()
+        if search.gap:
+            _log.warning(f"Not all MLflow runs were looked at: {search.gap}")
+
+    def _search(self, experiment_id: str, tags: Mapping[str, str], statuses: Collection[RunStatus]) -> RunSearch:
         tags = {key: _cut(value, TAG_BYTES) for key, value in tags.items()}
         conditions = conditions_on(tags)
         if len(statuses) == 1:
             conditions += [f"attributes.status = '{status}'" for status in statuses]
-        page_token = ""
-        while True:
-            search = search_body(experiment_id, conditions, page_token)
-            runs, page_token = self._post("runs/search", search, runs_page)
-            for run in runs:
-                if run.has(tags) and (not statuses or run.status in statuses):
-                    yield run
-            if not page_token:
-                return
+        return RunSearch(
+            experiment_id,
+            conditions,
+            ask=lambda body, largest_bytes: self._http.ask(
+                _request("POST", "runs/search", body, largest_bytes=largest_bytes), runs_page
+            ),
+            wanted=lambda run: run.has(tags) and (not statuses or run.status in statuses),
+            longest_seconds=max(self.policy.total_seconds, self.policy.answer_seconds),
+        )
 
     def create_run(self, experiment_id: str, *, name: str, tags: Mapping[str, str]) -> Run:
         """Create a run that is RUNNING, once, also when the first answer is lost.
@@ -260,11 +280,13 @@ class Mlflow:
         """
         query: dict[str, object] = {"run_id": run_id, "metric_key": key, "max_results": POINTS_PER_PAGE}
         points: list[MetricPoint] = []
+        tokens = {""}
         while len(points) < limit:
             page, page_token = self._get("metrics/get-history", query, points_page)
             points += page
-            if not page_token:
+            if page_token in tokens or not page:  # the last page, or a server whose pages never end
                 break
+            tokens.add(page_token)
             query["page_token"] = page_token
         return sorted(points, key=lambda point: (point.step, point.timestamp))
 
@@ -305,18 +327,21 @@ class MlflowResource(dg.ConfigurableResource[Mlflow]):
         return Mlflow(settings)
 
 
-def _request(method: Method, endpoint: str, fields: Mapping[str, object]) -> HttpRequest:
+def _request(
+    method: Method, endpoint: str, fields: Mapping[str, object], *, largest_bytes: int = LARGEST_ANSWER
+) -> HttpRequest:
     """A request that may safely be sent twice.
 
     Args:
         method: GET sends the fields as query, POST as JSON.
         endpoint: below `/api/2.0/mlflow/`, see https://mlflow.org/docs/latest/rest-api.html.
         fields: of the request.
+        largest_bytes: of the answer.
     """
     path = f"api/2.0/mlflow/{endpoint}"
     if method == "GET":
         return HttpRequest(method=method, path=path, query={key: str(value) for key, value in fields.items()})
-    return HttpRequest(method=method, path=path, json=fields)
+    return HttpRequest(method=method, path=path, json=fields, largest_bytes=largest_bytes)
 
 
 def _login(settings: MlflowSettings, address: Address) -> requests.auth.AuthBase | None:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from orchestrator.errors import MlflowError, MlflowNotFound, MlflowRefused, MlflowRejected, MlflowUnavailable
-from orchestrator.resources.http import LARGEST_ANSWER, HttpAnswer, HttpFault, Problem
+from orchestrator.errors import (
+    MlflowError,
+    MlflowNotFound,
+    MlflowRefused,
+    MlflowRejected,
+    MlflowTooLarge,
+    MlflowUnavailable,
+)
+from orchestrator.resources.http import HttpAnswer, HttpFault, Problem
 
 _NOT_MLFLOW = "MLFLOW_TRACKING_URI is not the address of an MLflow server"
 
@@ -20,6 +27,8 @@ _KINDS: dict[Problem, type[MlflowError]] = {
     Problem.LOGIN_REDIRECT: MlflowRefused,
     Problem.UNAUTHORIZED: MlflowRefused,
     Problem.FORBIDDEN: MlflowRefused,
+    Problem.TOO_LARGE: MlflowTooLarge,
+    Problem.TOO_DEEP: MlflowTooLarge,
 }
 
 
@@ -58,7 +67,9 @@ def _sentence(fault: HttpFault, uri: str) -> str:
         case Problem.NOT_HTTP:
             return f"{uri} gave an answer that is no HTTP ({fault.detail}): {_NOT_MLFLOW}"
         case Problem.TOO_LARGE:
-            return f"{uri} answered with more than {LARGEST_ANSWER // 2**20} MB: {_NOT_MLFLOW}"
+            return f"{uri} answered with {fault.detail}: {_NOT_MLFLOW}, or something very large was logged there"
+        case Problem.TOO_DEEP:
+            return f"{uri} answered with JSON that is nested too deep: {_NOT_MLFLOW}"
         case Problem.LOGIN_REDIRECT:
             return (
                 f"MLflow at {uri} redirects to {fault.detail}: if that is a login page, set MLFLOW_TRACKING_TOKEN; "

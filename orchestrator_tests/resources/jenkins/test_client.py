@@ -12,7 +12,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from orchestrator.errors import (
     JenkinsError,
     JenkinsNotFound,
     JenkinsRefused,
+    JenkinsTooLarge,
     JenkinsUnavailable,
     SettingsError,
 )
@@ -617,6 +618,52 @@ def test_what_is_wrong_with_one_build_costs_that_build(stub: Stub, jenkins: Jenk
         (summary,) = jenkins.overview("team/churn", newest=99, per_branch=2).jobs
         assert [build.number for build in summary.newest] == [*range(99, 90, -1), 8, 7, 6]
         assert (summary.next_number, summary.whole) == (None, True)
+
+
+@pytest.mark.parametrize("kind", ["too large", "nested too deep"])
+def test_a_page_that_cannot_be_read_is_read_in_halves(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("orchestrator.resources.jenkins.client.PAGE_BYTES", 20_000)
+    monkeypatch.setattr("orchestrator.resources.jenkins.client.LARGEST_ANSWER", 20_000)
+    model = Model(jobs={"team/churn": Job()})
+    for _ in range(20):
+        model.add()
+    for number in (3, 4, 20):
+        build = model.jobs[model.job].builds[number]
+        odd = "x" * 30_000 if kind == "too large" else "nested"
+        model.jobs[model.job].builds[number] = replace(build, parameters={"alpha": odd})
+    model.rewrite = lambda body: body.replace(b'"nested"', b"[" * 5000 + b"]" * 5000)
+    with (
+        served(model) as url,
+        Jenkins(JenkinsSettings(url=url, user="ci", token=SecretStr("t0ken"), job=model.job), policy=SHORT) as jenkins,
+    ):
+        page = jenkins.builds(model.job, start=0, stop=16)
+        rest = jenkins.builds(model.job, start=15, stop=31)
+        if kind == "nested too deep":
+            with pytest.raises(JenkinsTooLarge, match="nested too deep"):
+                jenkins.build(model.job, 3)
+    assert [build.number for build in page.builds] == list(range(20, 4, -1))
+    assert [build.number for build in rest.builds] == [5, 4, 3, 2, 1]
+    assert (page.whole, rest.whole) == (True, False)
+    unreadable = [build for build in (*page.builds, *rest.builds) if isinstance(build, UnreadableBuild)]
+    assert [(build.number, build.timestamp > 0) for build in unreadable] == [(20, True), (4, True), (3, True)]
+    assert model.requests < 40
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (b'"\x1b[2J\x00"', "\x1b[2J\x00"),
+        (b'"\xff\xfe"', "\ufffd\ufffd"),
+        (b"1" * 5000, "inf"),
+        (b"NaN", "nan"),
+        (b'"\\ud800"', "\ud800"),
+    ],
+)
+def test_odd_text_in_one_parameter_costs_nothing(stub: Stub, jenkins: Jenkins, text: bytes, value: str) -> None:
+    body = json.dumps(a_build({"parameters": [{"name": "a", "value": "VALUE"}]})).encode()
+    stub.say(Reply(body=body.replace(b'"VALUE"', text)))
+    assert jenkins.build("team/churn", 7).parameters == {"a": value}
+    assert len(stub.asked) == 1
 
 
 def test_what_is_wrong_with_one_branch_costs_that_branch(stub: Stub, jenkins: Jenkins) -> None:
