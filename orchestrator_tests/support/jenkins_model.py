@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from orchestrator.errors import JenkinsNotFound, JenkinsRefused, JenkinsUnavailable
-from orchestrator.resources.jenkins import Build, BuildPage, JobKind, JobOverview, JobSummary
+from orchestrator.errors import JenkinsBadAnswer, JenkinsNotFound, JenkinsRefused, JenkinsUnavailable
+from orchestrator.resources.jenkins import Build, BuildPage, JobKind, JobOverview, JobSummary, UnreadableBuild
 from orchestrator_sandbox.web import HandlerServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -48,6 +48,8 @@ class Model:
         heads: Git remote → its default branch.
         heads_asked: how often a remote was asked.
         rewrite: changes what the server sends.
+        riddles: job and number of the builds of which Jenkins says what cannot be: in lists ...
+        readable_alone: ... and, unless this is set, also when they are asked for alone.
     """
 
     job: str = "team/churn"
@@ -64,6 +66,8 @@ class Model:
     heads: dict[str, str] = field(default_factory=dict)
     heads_asked: int = 0
     rewrite: Callable[[bytes], bytes] = lambda body: body
+    riddles: set[tuple[str, int]] = field(default_factory=set)
+    readable_alone: bool = False
 
     def start(self, job: str | None = None, *, after_ms: int = 1000) -> Build:
         name = job or self.job
@@ -101,8 +105,8 @@ class Model:
 
     def builds(self, job: str, *, start: int, stop: int) -> BuildPage:
         self._ask()
-        builds = tuple(self.jobs[self._existing(job)].newest_first()[start:stop])
-        return BuildPage(builds, whole=len(builds) == stop - start)
+        builds = self.jobs[self._existing(job)].newest_first()[start:stop]
+        return BuildPage(tuple(map(self._seen, builds)), whole=len(builds) == stop - start)
 
     def default_branch(self, remote: str) -> str | None:
         self.heads_asked += 1
@@ -113,7 +117,13 @@ class Model:
         build = self.jobs[self._existing(job)].builds.get(number)
         if build is None:
             raise JenkinsNotFound(f"404 from {job} #{number}")
+        if (job, number) in self.riddles and not self.readable_alone:
+            raise JenkinsBadAnswer("a riddle")
         return build
+
+    def _seen(self, build: Build) -> Build | UnreadableBuild:
+        riddle = (build.job, build.number) in self.riddles
+        return UnreadableBuild(build.number, 0, None, "a riddle") if riddle else build
 
     def _visible(self) -> list[str]:
         return [name for name in self.jobs if name not in self.hidden]
@@ -125,7 +135,7 @@ class Model:
 
     def _head(self, name: str, limit: int) -> JobSummary:
         job = self.jobs[name]
-        newest = tuple(job.newest_first()[:limit])
+        newest = tuple(map(self._seen, job.newest_first()[:limit]))
         return JobSummary(
             name,
             job.next_number,

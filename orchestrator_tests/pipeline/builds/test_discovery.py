@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from pydantic import ValidationError
 
 from orchestrator.errors import JenkinsBadAnswer, JenkinsError, JenkinsNotFound, JenkinsUnavailable
 from orchestrator.pipeline.builds.cursor import Cursor
 from orchestrator.pipeline.builds.discovery import Limits, TickResult, discover
-from orchestrator.resources.jenkins import Build, BuildPage, BuildSummary, JobOverview, UnreadableBuild
+from orchestrator.resources.jenkins import Build
 from orchestrator_tests.support.jenkins_model import Job, Model
 
-BuildT = TypeVar("BuildT", bound=BuildSummary)
 RESULTS = ("SUCCESS", "SUCCESS", "UNSTABLE", "FAILURE", "ABORTED", "NOT_BUILT")
 
 
@@ -325,35 +325,20 @@ def test_a_revoked_token_does_not_pass_for_deleted_builds(model: Model, sensor: 
 
 
 class PartlyBroken(Model):
-    """Jenkins, with builds of which it says what cannot be: in lists, and when they are asked for alone."""
+    """Jenkins, with builds of the one job of which it says what cannot be."""
 
-    def __init__(self) -> None:
-        super().__init__(jobs={"team/churn": Job()})
-        self.broken: set[int] = set()
-        self.readable_alone: set[int] = set()
+    @property
+    def broken(self) -> set[int]:
+        return {number for _, number in self.riddles}
 
-    def seen(self, build: BuildT) -> BuildT | UnreadableBuild:
-        return UnreadableBuild(build.number, 0, None, "a riddle") if build.number in self.broken else build
-
-    def overview(self, job: str, *, newest: int, per_branch: int) -> JobOverview:
-        overview = super().overview(job, newest=newest, per_branch=per_branch)
-        jobs = [replace(each, newest=tuple(map(self.seen, each.newest))) for each in overview.jobs]
-        return replace(overview, jobs=tuple(jobs))
-
-    def builds(self, job: str, *, start: int, stop: int) -> BuildPage:
-        page = super().builds(job, start=start, stop=stop)
-        return replace(page, builds=tuple(map(self.seen, page.builds)))
-
-    def build(self, job: str, number: int) -> Build:
-        build = super().build(job, number)
-        if number in self.broken - self.readable_alone:
-            raise JenkinsBadAnswer("a riddle")
-        return build
+    @broken.setter
+    def broken(self, numbers: set[int]) -> None:
+        self.riddles = {(self.job, number) for number in numbers}
 
 
 @pytest.fixture
 def partly_broken() -> PartlyBroken:
-    return PartlyBroken()
+    return PartlyBroken(jobs={"team/churn": Job()})
 
 
 def test_a_build_that_cannot_be_read_costs_that_build(partly_broken: PartlyBroken) -> None:
@@ -397,7 +382,8 @@ def test_it_is_trained_once_it_can_be_read(partly_broken: PartlyBroken) -> None:
 def test_it_is_trained_where_it_can_be_read_alone(partly_broken: PartlyBroken) -> None:
     sensor = DrivenSensor(partly_broken)
     sensor.tick()
-    partly_broken.broken = partly_broken.readable_alone = {1}
+    partly_broken.broken = {1}
+    partly_broken.readable_alone = True
     partly_broken.add()
     assert sensor.tick() == ["#1"]
 
@@ -622,6 +608,50 @@ def test_another_job_name_begins_anew(model: Model, sensor: DrivenSensor) -> Non
     assert len(sensor.tick()) == 1
 
 
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    cursor=st.fixed_dictionaries(
+        {"job": st.just("team/churn") | anything},
+        optional={
+            "jobs": st.dictionaries(
+                st.just("team/churn") | st.text(max_size=3),
+                st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "newest": st.integers(-5, 5) | anything,
+                        "latest": st.integers(0, 10**19) | anything,
+                        "pending": st.dictionaries(st.sampled_from(["1", "2", "9", "x"]), st.integers() | anything),
+                        "tries": st.dictionaries(st.sampled_from(["1", "2", "9"]), st.integers()),
+                        "unreadable": st.lists(st.integers()),
+                        "gaps": st.lists(st.fixed_dictionaries({"high": st.integers(-3, 30)})) | anything,
+                    },
+                ),
+                max_size=2,
+            ),
+            "searching": st.booleans() | anything,
+            "first": anything,
+            "primary": anything,
+        },
+    )
+)
+def test_any_cursor_is_one_or_refused_and_the_tick_goes_on(cursor: dict[str, object]) -> None:
+    try:
+        read = Cursor.model_validate_json(json.dumps(cursor))
+    except ValidationError:
+        return
+    model = Model(jobs={"team/churn": Job()})
+    for _ in range(3):
+        model.add()
+    found = discover(model, read, job=model.job, limits=Limits(page=2, builds=20))
+    assert Cursor.model_validate_json(found.cursor.dump()) == found.cursor
+
+
 Key = tuple[str, int, int]
 
 
@@ -680,6 +710,8 @@ class AnyHistory(RuleBasedStateMachine):
         )
         self.unstable = unstable
         self.first_ticks = 0
+        self.riddles: set[Key] = set()
+        self.given_up: set[str] = set()
         self.history: set[Key] = set()
         self.unclear: set[Key] = set()
         self.truth: dict[Key, str | None] = {}
@@ -713,6 +745,10 @@ class AnyHistory(RuleBasedStateMachine):
             for build in builds[int(random() * 8) :]:
                 if build.finished:
                     self.model.delete(build)
+        elif kind == "riddle" and builds:
+            build = builds[int(random() * len(builds))]
+            self.model.riddles ^= {(build.job, build.number)}
+            self.riddles.add(key_of(build))
         elif kind == "recreate" and job in self.model.jobs:
             self.model.now += 1
             self.model.jobs[job] = Job(primary=self.model.jobs[job].primary)
@@ -725,7 +761,9 @@ class AnyHistory(RuleBasedStateMachine):
             self.model.jobs[job].next_number = last + 1
 
     @rule(
-        kind=st.sampled_from(("start", "start", "finish", "finish", "delete", "rotate", "recreate", "restore")),
+        kind=st.sampled_from(
+            ("start", "start", "finish", "finish", "delete", "rotate", "recreate", "restore", "riddle")
+        ),
         random=st.randoms(use_true_random=True),
     )
     def jenkins_goes_on(self, kind: str, random: object) -> None:
@@ -773,6 +811,7 @@ class AnyHistory(RuleBasedStateMachine):
         if fate == "killed before storing":
             return
         cursor = self.sensor.cursor
+        self.given_up |= set(found.unreadable)
         self.sensor.keep(found)
         self.first_ticks += first
         if fate == "killed before the cursor":
@@ -799,7 +838,10 @@ class AnyHistory(RuleBasedStateMachine):
         registered = {key_of(build) for build in self.sensor.registered}
         launched = {key_of(build) for build in self.sensor.launched}
         for build in builds:
-            if self.green(build):
+            if self.green(build) and (build.job, build.number) not in self.model.riddles:
+                if key_of(build) in self.riddles and key_of(build) not in registered:
+                    assert build.name in self.given_up or key_of(build) in self.history | self.unclear
+                    continue
                 assert key_of(build) in registered
                 if build.job in self.trained:
                     assert key_of(build) in launched or key_of(build) in self.history | self.unclear
@@ -828,6 +870,7 @@ class AnyHistory(RuleBasedStateMachine):
             return
         self.model.away = self.model.revoked = False
         self.model.hidden = set()
+        self.model.riddles = set()
         for build in self.running():
             self.model.finish(build)
         self.remember()
