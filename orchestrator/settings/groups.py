@@ -7,6 +7,7 @@ import json
 import re
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -43,12 +44,48 @@ def _json_object(value: object) -> object:
     return {str(key): text if isinstance(text, str) else json.dumps(text) for key, text in parsed.items()}
 
 
+@dataclass(frozen=True)
+class ModelChoice:
+    """What MODEL_RUN says.
+
+    Attributes:
+        metric: by which the best run is chosen.
+        highest: whether its highest value is the best.
+    """
+
+    kind: Literal["root", "last", "best"]
+    metric: str = ""
+    highest: bool = True
+
+    @classmethod
+    def parse(cls, text: str) -> ModelChoice:
+        """Read `root`, `last` or `best:METRIC:max`; a metric's name may hold colons itself.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        if text in ("root", "last"):
+            return cls(kind="root" if text == "root" else "last")
+        found = re.fullmatch(r"best:(.+):(max|min)", text)
+        if not found:
+            raise ValueError("it is none of root, last, best:METRIC:max and best:METRIC:min, such as best:accuracy:max")
+        return cls(kind="best", metric=found[1].strip(), highest=found[2] == "max")
+
+    def __str__(self) -> str:
+        return self.kind if self.kind != "best" else f"best:{self.metric}:{'max' if self.highest else 'min'}"
+
+
+def _model_choice(text: str) -> str:
+    return str(ModelChoice.parse(text.strip()))
+
+
 MARKETS = ("spot", "on-demand")
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 SomeWords = Annotated[Words, AfterValidator(_not_empty)]
 Markets = Annotated[SomeWords, AfterValidator(_markets)]
 Parameters = Annotated[Mapping[str, str], BeforeValidator(_json_object)]
+ModelRun = Annotated[str, AfterValidator(_model_choice)]
 
 PASSWORD_IN_ADDRESS = re.compile(r"""://[^/?#@:\s"']*:[^/?#\s"']*@""")
 """As in https://user:password@host."""
@@ -247,7 +284,12 @@ class ProjectSettings(SettingsGroup):
         "leaves it out; `init` is true unless it says otherwise",
         {},
     )
-    training_env: Words = setting("TRAINING_ENV", "names of variables to hand to the training, a comma list", ())
+    training_env: Words = setting(
+        "TRAINING_ENV",
+        "names of variables to hand to the training, a comma list; NAME=SOURCE hands it the value of SOURCE as NAME, "
+        "such as AWS_ACCESS_KEY_ID=TRAINING_KEY_ID (it always gets where MLflow is, and the AWS region)",
+        (),
+    )
     max_minutes: float = setting(
         "MAX_TRAINING_MINUTES",
         "hard deadline of one training, kept by us and by the machine itself",
@@ -262,6 +304,23 @@ class ProjectSettings(SettingsGroup):
     mlflow_command: str = setting(
         "MLFLOW_COMMAND", "the mlflow program on the instance, if it is not on PATH", "mlflow"
     )
+    model_run: ModelRun | None = setting(
+        "MODEL_RUN",
+        "which of the MLflow runs that a training makes is the model: root (the first, which we create), last, or "
+        "best:METRIC:max or best:METRIC:min; default: root if it has a metric or a model, else the last that has",
+        None,
+    )
+
+    @property
+    def model_choice(self) -> ModelChoice | None:
+        """MODEL_RUN."""
+        return ModelChoice.parse(self.model_run) if self.model_run else None
+
+    @property
+    def training_sources(self) -> dict[str, str]:
+        """TRAINING_ENV: the name of each variable that the training gets → the variable whose value it is."""
+        pairs = [entry.partition("=") for entry in self.training_env]
+        return {name.strip(): (source if separator else name).strip() for name, separator, source in pairs}
 
 
 class QueueSettings(SettingsGroup):

@@ -29,6 +29,10 @@ from orchestrator.settings.groups import (
 )
 
 
+REGION = ("AWS_DEFAULT_REGION", "AWS_REGION")
+"""boto3's own variables, which no setting of ours covers; a training works in the region of its instance."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """One pipeline's settings: the environment, and what its defs.yaml says instead.
@@ -60,7 +64,12 @@ class Settings:
         return self._texts([name])[name]
 
     def variables(self, names: Sequence[str]) -> Mapping[str, str | None]:
-        """Variables that are no settings, from the same sources; None: not set."""
+        """Variables as this pipeline has them, settings or not; None: not set."""
+        asked = {name: self.from_env.get(name, name) for name in names if name not in self.values}
+        found = self._found(list(asked.values()))
+        return {name: self.values[name] if name in self.values else found[asked[name]] for name in names}
+
+    def _found(self, names: Sequence[str]) -> Mapping[str, str | None]:
         return (
             variables.lookup_all(names)
             if self.lookup is variables.lookup
@@ -68,9 +77,7 @@ class Settings:
         )
 
     def _texts(self, names: Sequence[str]) -> dict[str, str | None]:
-        asked = {name: self.from_env.get(name, name) for name in names if name not in self.values}
-        found = self.variables(list(asked.values()))
-        return {name: (self.values[name] if name in self.values else found[asked[name]]) or None for name in names}
+        return {name: text or None for name, text in self.variables(names).items()}
 
     def read(self, group: type[Group]) -> Group:
         """Read one group.
@@ -121,7 +128,7 @@ class PipelineSettings:
     """All that a run of one pipeline needs, read and checked.
 
     Attributes:
-        variables: what TRAINING_ENV names, from the same sources; None: not set.
+        variables: what TRAINING_ENV takes its values from, and the AWS region; None: not set.
     """
 
     jenkins: JenkinsSettings
@@ -140,4 +147,5 @@ class PipelineSettings:
         """
         groups = (JenkinsSettings, MachineSettings, SshSettings, MlflowSettings, ProjectSettings)
         values = cls(*settings.read_all(*groups))  # type: ignore[arg-type]
-        return replace(values, variables=settings.variables(values.project.training_env))
+        sources = values.project.training_sources.values()
+        return replace(values, variables=settings.variables([*REGION, *sources]))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from urllib.parse import unquote
+import json
+import logging
+from collections.abc import Mapping
 
 from orchestrator.errors import SettingsError
+from orchestrator.pipeline.training.secrecy import login_parts, secret_parts
 from orchestrator.remote.job import UNUSABLE, JobFile, can_be_given, is_variable
-from orchestrator.settings.source import PipelineSettings
+from orchestrator.settings.source import REGION, PipelineSettings
+
+_log = logging.getLogger(__name__)
+
+RUN_CONTEXT = "MLFLOW_RUN_CONTEXT"
 
 MLFLOW_CA = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 
@@ -24,28 +29,32 @@ Who has the machine's mounted names them under `docker_env.environment`."""
 
 
 def training_environment(settings: PipelineSettings) -> dict[str, str]:
-    """The variables that the training process gets: where MLflow is, and what TRAINING_ENV names.
+    """The variables that the training process gets: where MLflow is, the region, and what TRAINING_ENV names.
 
     Raises:
         SettingsError: TRAINING_ENV names a variable that is not set, or one that no process can be given.
     """
-    names: Sequence[str] = settings.project.training_env
-    if bad := [name for name in names if not is_variable(name)]:
+    sources = settings.project.training_sources
+    if bad := [name for name in (*sources, *sources.values()) if not is_variable(name)]:
         raise SettingsError(
             f"TRAINING_ENV names {bad[0]!r}, which cannot be the name of a variable: those have letters, digits and "
-            "underscores only, and begin with no digit"
+            "underscores only, and begin with no digit; write NAME, or NAME=NAME_OF_ANOTHER_VARIABLE"
         )
-    values = {name: settings.variables.get(name) for name in names}
-    if missing := [name for name, value in values.items() if value is None]:
+    values = {name: settings.variables.get(source) for name, source in sources.items()}
+    if missing := [sources[name] for name, value in values.items() if value is None]:
         raise SettingsError(
-            f"TRAINING_ENV names {', '.join(missing)}, which the environment does not hold; set it or take it out"
+            f"TRAINING_ENV names {', '.join(missing)}, which neither the environment nor the pipeline's settings hold; "
+            "set it or take it out"
         )
     mlflow = settings.mlflow
     environment: dict[str, str | None] = {
+        # A docker_env project names what it needs, and MLflow looks for that before it has set anything itself.
         "MLFLOW_TRACKING_URI": mlflow.uri_on_instance or mlflow.tracking_uri,
+        "MLFLOW_EXPERIMENT_ID": mlflow.experiment_id,
         "MLFLOW_TRACKING_USERNAME": mlflow.username,
         "MLFLOW_TRACKING_PASSWORD": mlflow.password.get_secret_value() if mlflow.password else None,
         "MLFLOW_TRACKING_TOKEN": mlflow.token.get_secret_value() if mlflow.token else None,
+        **{name: settings.variables.get(name) or None for name in REGION},
         "PYTHONUNBUFFERED": "1",  # else Python holds a piped log back, and nothing is live
         **values,
     }
@@ -55,6 +64,26 @@ def training_environment(settings: PipelineSettings) -> dict[str, str]:
     if bad := [name for name, value in given.items() if not can_be_given(value)]:
         raise SettingsError(f"{bad[0]} holds {UNUSABLE}; set it anew")
     return given
+
+
+def with_run_tags(environment: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which each run that the training makes with `mlflow.start_run` gets these tags.
+
+    Source: `SystemEnvironmentContext` of MLflow, the same since 1.13:
+    https://github.com/mlflow/mlflow/blob/v3.17.2/mlflow/tracking/context/system_environment_context.py
+
+    Args:
+        environment: of the training.
+        tags: for the runs; stronger than those that the environment has already.
+    """
+    try:
+        own = json.loads(environment.get(RUN_CONTEXT) or "{}")
+    except ValueError:
+        own = None
+    if not isinstance(own, dict):
+        _log.warning(f"Replaced {RUN_CONTEXT}, which is no JSON object and would be of no use to MLflow")
+        own = {}
+    return {**environment, RUN_CONTEXT: json.dumps({**own, **tags})}
 
 
 def job_files(environment: Mapping[str, str], settings: PipelineSettings) -> list[JobFile]:
@@ -85,16 +114,17 @@ def job_files(environment: Mapping[str, str], settings: PipelineSettings) -> lis
 
 
 def secrets_in(environment: Mapping[str, str], settings: PipelineSettings) -> list[str]:
-    """What must not be shown: all that TRAINING_ENV hands over, MLflow's credentials, passwords in addresses.
+    """What must not be shown: MLflow's credentials, what looks secret in TRAINING_ENV's variables, logins in addresses.
 
     Args:
         environment: of the training.
         settings: those that it was made of.
     """
-    names = {*settings.project.training_env, "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"}
-    secrets = [value for name, value in environment.items() if name in names]
+    credentials = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+    secrets = [environment[name] for name in credentials if name in environment]
+    for name, source in settings.project.training_sources.items():
+        if value := environment.get(name):
+            secrets += [*secret_parts(name, value), *secret_parts(source, value)]
     for address in (*environment.values(), settings.mlflow.tracking_uri):
-        # urlsplit() would refuse some addresses, and a refusal masks nothing.
-        if login := re.match(r"\s*[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#@:]*:([^/?#]*)@", address):
-            secrets += [login[1], unquote(login[1])]  # MLflow prints the one, other programs the other
+        secrets += login_parts(address)
     return secrets

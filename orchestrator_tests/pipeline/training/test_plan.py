@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +16,17 @@ from pydantic import ValidationError
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline.training.command import mlflow_run_command
 from orchestrator.pipeline.training.config import TrainingConfig
-from orchestrator.pipeline.training.environment import secrets_in, training_environment
+from orchestrator.pipeline.training.environment import (
+    RUN_CONTEXT,
+    secrets_in,
+    training_environment,
+    with_run_tags,
+)
 from orchestrator.pipeline.training.plan import Plan, make_plan
 from orchestrator.remote.job import job_file
 from orchestrator.remote.masking import Masker
 from orchestrator.resources.jenkins.answers import Build
+from orchestrator.settings.groups import ModelChoice
 from orchestrator.settings.source import PipelineSettings, Settings
 from orchestrator_tests.support.environment import COMPLETE
 
@@ -89,10 +96,141 @@ def test_an_address_without_a_password_masks_nothing(uri: str) -> None:
     assert shown(f"View run at: {uri}/#/runs/1", MLFLOW_TRACKING_URI_ON_INSTANCE=uri) == f"View run at: {uri}/#/runs/1"
 
 
-def test_what_training_env_hands_over_is_masked_and_so_is_a_password_inside_it() -> None:
-    proxy = "http://proxy-user:open-sesame@proxy:3128"
-    said = shown(f"{proxy} open-sesame", TRAINING_ENV="HTTPS_PROXY", HTTPS_PROXY=proxy)
-    assert said == "**** ****"
+SECRET = {
+    "AWS_SECRET_ACCESS_KEY": "/wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",
+    "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+    "DB_PASSWORD": "correct horse battery",
+    "PGPASSWORD": "271828182",
+    "HF_TOKEN": "hf_plain",
+    "NEPTUNE": "eyJhcGlfYWRkcmVzcyI6Imh0dHBzOi8vYXBwIn0x9QwErTy12",
+    "WANDB": "0f3ad1b2c4e59f7788aa90bbcc12de34f5a6b7c8",
+    "SLACK": "https://hooks.slack.com/services/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",
+    "SIGNING_KEY": "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0\n-----END PRIVATE KEY-----",
+    "GOOGLE_CREDENTIALS": '{"type": "service_account", "client_email": "train@acme.example"}',
+}
+
+
+@pytest.mark.parametrize("name", SECRET)
+def test_what_looks_secret_in_training_env_is_masked(name: str) -> None:
+    value = SECRET[name]
+    assert shown(f"it is {value}.", TRAINING_ENV=name, **{name: value}) == "it is ****."
+    assert shown(f"it is {value}.", TRAINING_ENV=f"PLAIN={name}", **{name: value}) == "it is ****."
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("USE_API_KEY", "true"),
+        ("MAX_NEW_TOKENS", "128000"),
+        ("MLFLOW_EXPERIMENT_ID", "123456789012345678"),
+        ("HOME", "/home/ubuntu"),
+        ("KEY_PATH", "/home/ubuntu/.ssh/id_ed25519"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", "~/keys/gcp.json"),
+        ("PYTHONPATH", "..:/opt/shared/python3.11"),
+        ("SECRETS_REGION", "eu-west-3"),
+        ("GIT_CONFIG_VALUE_0", "https://github.com/"),
+        ("MLFLOW_S3_ENDPOINT_URL", "http://minio.example.com:9000"),
+        ("BUCKET", "s3://acme-training-data-2024-eu-west-3/churn/v2"),
+        ("KEY_COLUMN", "customer"),
+        ("MODEL", "bert-base-uncased-finetuned-2024"),
+    ],
+)
+def test_what_is_no_secret_stays_readable(name: str, value: str) -> None:
+    assert shown(f"it is {value}.", TRAINING_ENV=name, **{name: value}) == f"it is {value}."
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "seen"),
+    [
+        ("HTTPS_PROXY", "http://proxy-user:open-sesame@proxy:3128", "http://proxy-user:****@proxy:3128"),
+        ("DATABASE_URL", "postgres://churn:p%40ss!word@db/churn", "postgres://churn:****@db/churn"),
+        (
+            "GIT_CONFIG_KEY_0",
+            "url.https://ghp_16C7e42F292c6912E7710c838347Ae17@github.com/.insteadOf",
+            "url.https://****@github.com/.insteadOf",
+        ),
+        ("ODBC", "host=db user=churn password=hush-hush dbname=x", "host=db user=churn password=**** dbname=x"),
+        ("EXTRA_HEADER", "X-Auth: Bearer abcdefgh", "X-Auth: Bearer ****"),
+    ],
+)
+def test_of_an_address_or_a_text_with_a_login_only_the_login_is_masked(name: str, value: str, seen: str) -> None:
+    assert shown(value, TRAINING_ENV=name, **{name: value}) == seen
+
+
+def test_mlflows_own_credentials_are_masked_whatever_they_look_like() -> None:
+    said = shown("it is 1234", MLFLOW_TRACKING_USERNAME="me", MLFLOW_TRACKING_PASSWORD="1234")
+    assert said == "it is ****"
+
+
+# ---- what the training gets
+
+
+def test_the_experiment_and_the_region_reach_the_training_without_being_asked_for() -> None:
+    given = environment(MLFLOW_EXPERIMENT_ID="12", AWS_DEFAULT_REGION="eu-west-3", AWS_REGION="")
+    assert given["MLFLOW_EXPERIMENT_ID"] == "12"
+    assert given["AWS_DEFAULT_REGION"] == "eu-west-3"
+    assert "AWS_REGION" not in given
+
+
+def test_training_env_is_resolved_as_the_pipelines_settings_are() -> None:
+    source = Settings(
+        pipeline="iris",
+        values={"MLFLOW_EXPERIMENT_ID": "7"},
+        from_env={"JENKINS_USER": "IRIS_JENKINS_USER"},
+        lookup={
+            **ENVIRONMENT,
+            "MLFLOW_EXPERIMENT_ID": "1",
+            "TRAINING_ENV": "EXPERIMENT=MLFLOW_EXPERIMENT_ID, JENKINS_USER,DEPTH",
+            "IRIS_JENKINS_USER": "iris-bot",
+            "DEPTH": "3",
+        }.get,
+    )
+    given = training_environment(PipelineSettings.read(source))
+    assert (given["EXPERIMENT"], given["MLFLOW_EXPERIMENT_ID"]) == ("7", "7")
+    assert (given["JENKINS_USER"], given["DEPTH"]) == ("iris-bot", "3")
+
+
+def test_the_training_may_get_other_keys_than_ours() -> None:
+    ours = {"AWS_ACCESS_KEY_ID": "ours", "AWS_SECRET_ACCESS_KEY": "our-secret", "PYTHONPATH": "/ours"}
+    theirs = {"TRAIN_ID": "theirs", "TRAIN_SECRET": "their-secret", "TRAIN_PATH": ".."}
+    wanted = "AWS_ACCESS_KEY_ID=TRAIN_ID, AWS_SECRET_ACCESS_KEY = TRAIN_SECRET,PYTHONPATH=TRAIN_PATH"
+    given = environment(TRAINING_ENV=wanted, **ours, **theirs)
+    assert [given[name] for name in ours] == list(theirs.values())
+    assert not set(theirs) & set(given)
+
+
+def test_a_source_that_is_not_set_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"TRAINING_ENV names TRAIN_ID, which neither"):
+        environment(TRAINING_ENV="AWS_ACCESS_KEY_ID=TRAIN_ID", AWS_ACCESS_KEY_ID="ours")
+
+
+@pytest.mark.parametrize("own", ["", '{"team": "churn", "mark": "theirs"}', "no JSON", "[1]"])
+def test_runs_that_the_training_makes_get_our_tags_and_the_users(own: str) -> None:
+    given = with_run_tags({RUN_CONTEXT: own, "A": "b"}, {"mark": "ours"})
+    kept = {"team": "churn"} if own.startswith("{") else {}
+    assert (json.loads(given[RUN_CONTEXT]), given["A"]) == ({**kept, "mark": "ours"}, "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("root", ModelChoice(kind="root")),
+        (" last ", ModelChoice(kind="last")),
+        ("best:val/accuracy:max", ModelChoice(kind="best", metric="val/accuracy", highest=True)),
+        ("best:loss:total:min", ModelChoice(kind="best", metric="loss:total", highest=False)),
+        ("", None),
+    ],
+)
+def test_which_run_is_the_model_is_a_setting(text: str, choice: ModelChoice | None) -> None:
+    assert PipelineSettings.read(settings(MODEL_RUN=text)).project.model_choice == choice
+    assert choice is None or ModelChoice.parse(str(choice)) == choice
+
+
+@pytest.mark.parametrize("text", ["best", "best:accuracy", "best::max", "best:accuracy:most", "first"])
+def test_another_way_to_choose_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"MODEL_RUN='.*' is wrong: it is none of root, last, best:METRIC:max"):
+        PipelineSettings.read(settings(MODEL_RUN=text))
 
 
 @pytest.mark.parametrize(
@@ -127,10 +265,21 @@ def test_an_address_of_the_project_that_holds_no_secret_is_taken_as_it_is(uri: s
 # ---- what no program could be given
 
 
-@pytest.mark.parametrize("name", ["MY-VAR", "1ST", "A=B", "A B", "A=$(id)"])
-def test_a_name_that_no_variable_can_have_is_refused_before_the_launch(name: str) -> None:
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        ("MY-VAR", "MY-VAR"),
+        ("1ST", "1ST"),
+        ("A B", "A B"),
+        ("A=$(id)", "$(id)"),
+        ("A=B=C", "B=C"),
+        ("A=", ""),
+        ("=A", ""),
+    ],
+)
+def test_a_name_that_no_variable_can_have_is_refused_before_the_launch(entry: str, name: str) -> None:
     with pytest.raises(SettingsError) as error:
-        environment(**{"TRAINING_ENV": f"PATH,{name}", "PATH": "/bin", name: "value"})
+        environment(**{"TRAINING_ENV": f"PATH,{entry}", "PATH": "/bin", name: "value"})
     assert f"TRAINING_ENV names {name!r}" in str(error.value)
 
 

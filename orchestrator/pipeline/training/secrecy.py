@@ -1,0 +1,103 @@
+"""Which parts of a variable's value must not be shown: by its name, by its form, and by how random it looks.
+
+What is harmless stays readable: a log whose every `true` and `/home/ubuntu` reads `****` explains nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+_SECRET_NAME = re.compile(
+    r"PASSW(OR)?D|PASSPHRASE|SECRET|TOKEN(?!I[ZS])|CREDENTIAL|COOKIE|SIGNATURE|WEBHOOK|CONNECTION_STRING"
+    r"|(ACCESS|API|PRIVATE|SIGNING|ENCRYPTION|AUTH|ACCOUNT|LICEN[CS]E)_?KEY"
+    r"|KEYS?\d*$|(^|_)(PASS|PWD|PIN|PAT|PSK|DSN|JWT|SAS|SALT|AUTH|AUTHORIZATION)\d*($|_)"
+)
+"""Names of secrets; not of their places (`KEY_COLUMN`), nor of what merely sounds like one (`TOKENIZERS_PARALLELISM`)."""
+
+_COUNTED = re.compile(r"TOKENS|KEYS|LENGTH|COUNT|SIZE|LIMIT|SECONDS|MINUTES|^(MAX|MIN|N|NUM)_")
+"""A number of such a name counts: `MAX_NEW_TOKENS=128000`."""
+
+_WORD = re.compile(r"(?i)true|false|yes|no|on|off|none|null|auto|default|enabled|disabled")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,2}-\d[a-z]?")
+_PATH = re.compile(r"(~[\w.-]*|\.{1,2})?(/[\w.@ -]*)+(:(~|\.{1,2})?(/[\w.@ -]*)+)*")
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#@]*/?")
+
+_LOGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#@:]*)(?::([^/?#]*))?@")
+"""In an address; urlsplit() would refuse some of these, and a refusal masks nothing."""
+
+_HEADER = re.compile(r"(?i)\b(?:basic|bearer|token)\s+([^\s,;\"']{6,})")
+_NAMED = re.compile(
+    r"(?i)(?:passw(?:or)?d|passphrase|\bpwd|secret|token|credential|signature|\bsig|\bauth|api_?-?key|(?:access|account|private)_?-?key)"
+    r"\w*[\"']?\s*[=:]\s*[\"']?(?!(?:basic|bearer|token)\s)([^\s;&,\"'{}\[\]]{4,})"
+)
+"""`password=…` in the text of a connection, a query or a JSON object."""
+
+_PRIVATE_KEY = "PRIVATE KEY-----"
+_LONG = 16
+
+
+def secret_parts(name: str, value: str) -> list[str]:
+    """The parts of a variable's value that must not be shown; the whole value, when in doubt.
+
+    Args:
+        name: of the variable.
+        value: of the variable.
+    """
+    text = value.strip()
+    parts = [*login_parts(value), *(found[1] for found in _HEADER.finditer(text)), *_named(text)]
+    if _is_secret(name.upper(), text):
+        # A log shows a text of several lines line by line.
+        lines = [line.strip() for line in text.splitlines()] if "\n" in text else []
+        parts += [value, text, *(line for line in lines if len(line) >= _LONG)]
+    return parts
+
+
+def login_parts(address: str) -> list[str]:
+    """The passwords of the logins in the addresses of a text, and user names that are tokens."""
+    parts = []
+    for user, password in _LOGIN.findall(address):
+        for part in (user if looks_random(user) else "", password):
+            parts += [part, unquote(part)]  # MLflow prints the one, other programs the other
+    return [part for part in parts if part]
+
+
+def looks_random(text: str) -> bool:
+    """Whether a part of a text may be a key that a machine has made: long, and of changing kinds of characters."""
+    return any(_is_random(piece) for piece in re.split(r"[^A-Za-z0-9+=]+", text))
+
+
+def _is_random(piece: str) -> bool:
+    if len(piece) < _LONG or not re.search(r"\d", piece) or not re.search(r"[A-Za-z]", piece):
+        return False
+    kinds = ["0" if char.isdigit() else "a" if char.islower() else "A" for char in piece]
+    changes = sum(left != right for left, right in zip(kinds, kinds[1:], strict=False))
+    return changes * 4 >= len(piece) and (len(set(kinds)) == 3 or len(piece) >= _LONG + 8)
+
+
+def _named(text: str) -> list[str]:
+    return [found[1] for found in _NAMED.finditer(text) if not _is_word(found[1])]
+
+
+def _is_secret(name: str, text: str) -> bool:
+    if _PRIVATE_KEY in text or (_HEADER.search(text) and "authorization" in text.lower()):
+        return True
+    if _is_word(text):
+        return False
+    named = bool(_SECRET_NAME.search(name))
+    if _NUMBER.fullmatch(text):
+        return named and not _COUNTED.search(name) and len(text) >= 6  # a code that somebody types
+    if _PATH.fullmatch(text) or _ADDRESS.fullmatch(text):
+        return looks_random(text)
+    if _LOGIN.match(text):  # a login makes no secret of the host behind it
+        named = False
+    known = [*login_parts(text), *_named(text)]
+    rest = text
+    for part in known:
+        rest = rest.replace(part, " ")
+    return named or looks_random(rest)
+
+
+def _is_word(text: str) -> bool:
+    return bool(_WORD.fullmatch(text) or _REGION.fullmatch(text))
