@@ -28,7 +28,6 @@ from orchestrator.settings.groups import (
     is_secret,
 )
 
-
 REGION = ("AWS_DEFAULT_REGION", "AWS_REGION")
 """boto3's own variables, which no setting of ours covers; a training works in the region of its instance."""
 

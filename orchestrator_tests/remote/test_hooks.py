@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,12 @@ def mlproject(directory: Path, script: str, command: str = "python train.py") ->
 
 
 def mlflow_run(
-    server: MlflowServer, project: Path | str, *, home: Path, program: str | None = None
+    server: MlflowServer,
+    project: Path | str,
+    *,
+    home: Path,
+    program: str | None = None,
+    arguments: Sequence[str] = (),
 ) -> tuple[int, str, str]:
     """The exit status of `mlflow run` below our hooks, its output, and the status that MLflow then holds."""
     mlflow = client(server.url)
@@ -158,6 +164,7 @@ def mlflow_run(
         "BASH_ENV": str(HOOKS / "pipes.bash"),
     }
     argv = [command, "run", str(project), "--env-manager", "local", "--run-id", run.id, "--experiment-id", "0"]
+    argv += arguments
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr, mlflow.run(run.id).status
 
@@ -217,6 +224,79 @@ def test_a_training_that_went_well_is_finished_and_finds_nothing_of_the_hooks(
 def test_a_training_that_never_asks_mlflow_is_finished(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     status, output, held = mlflow_run(mlflow_server, mlproject(tmp_path, "print('no call of mlflow')"), home=tmp_path)
     assert (status, held) == (0, "FINISHED"), output
+
+
+# ---- what `mlflow run` records of the runs that it creates itself
+
+DECLARED = """
+name: p
+entry_points:
+  main:
+    parameters:
+      alpha: {type: float, default: 0.50}
+      beta: {type: string, default: "it is, beta"}
+      data: {type: uri, default: "s3://churn/data.csv"}
+    command: "python train.py"
+"""
+
+
+def test_the_defaults_of_the_entry_point_and_the_user_are_recorded_without_being_in_the_scripts_way(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    project = mlproject(tmp_path, "with mlflow.start_run():\n    mlflow.log_param('alpha', 0.5)\n")
+    (project / "MLproject").write_text(DECLARED)
+    plain = {**os.environ, **mlflow_server.env()}
+    argv = [str(Path(sys.executable).with_name("mlflow")), "run", str(project), "--env-manager", "local"]
+    # In plain MLflow, "0.50" would have met the script's 0.5.
+    argv += ["-P", "alpha=0.5", "--experiment-id", "0"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(argv, env={**plain, "PATH": path}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    wanted = client(mlflow_server.url).find_run("0", tags={})
+    status, output, held = mlflow_run(mlflow_server, project, home=tmp_path)
+    got = client(mlflow_server.url).find_run("0", tags={})
+    assert (status, held) == (0, "FINISHED"), output
+    assert wanted is not None
+    assert got is not None
+    assert got.id != wanted.id
+    assert got.params == wanted.params
+    assert set(got.params) == {"alpha", "beta", "data"}
+    assert got.tags["mlflow.user"] == wanted.tags["mlflow.user"]
+    assert "orchestrator:" not in output
+
+
+def test_an_entry_point_that_is_no_entry_point_but_a_script_is_recorded_too(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    project = mlproject(tmp_path, "print('no call of mlflow')\nraise SystemExit(3)")
+    (project / "MLproject").write_text("name: p\n")
+    status, output, held = mlflow_run(mlflow_server, project, home=tmp_path, arguments=["-e", "train.py", "-P", "a=1"])
+    got = client(mlflow_server.url).find_run("0", tags={})
+    assert status != 0
+    assert held == "FAILED", output
+    assert got is not None
+    assert got.params == {"a": "1"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "missing"),
+    [
+        ('["MLFLOW_TRACKING_URI", "KEY_A", "KEY_B", ["KEY_C", "3"]]', ["KEY_A", "KEY_B"]),
+        ('["KEY_B", "HOME"]', ["KEY_B"]),
+    ],
+)
+def test_variables_that_a_docker_env_asks_for_in_vain_are_named_before_anything_is_built(
+    mlflow_server: MlflowServer, tmp_path: Path, asked: str, missing: list[str]
+) -> None:
+    project = mlproject(tmp_path, "print('never')")
+    with (project / "MLproject").open("a") as file:
+        file.write(f"docker_env: {{image: no-such-image, environment: {asked}}}\n")
+    status, output, _ = mlflow_run(mlflow_server, project, home=tmp_path)
+    assert status != 0
+    sentence = f"MLproject asks for {', '.join(missing)} (docker_env: environment), which the training does not have"
+    assert sentence in output
+    assert "TRAINING_ENV" in output
+    assert "docker info" not in output
 
 
 # ---- Git LFS

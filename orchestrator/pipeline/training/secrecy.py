@@ -5,6 +5,7 @@ What is harmless stays readable: a log whose every `true` and `/home/ubuntu` rea
 
 from __future__ import annotations
 
+import itertools
 import re
 from urllib.parse import unquote
 
@@ -13,7 +14,7 @@ _SECRET_NAME = re.compile(
     r"|(ACCESS|API|PRIVATE|SIGNING|ENCRYPTION|AUTH|ACCOUNT|LICEN[CS]E)_?KEY"
     r"|KEYS?\d*$|(^|_)(PASS|PWD|PIN|PAT|PSK|DSN|JWT|SAS|SALT|AUTH|AUTHORIZATION)\d*($|_)"
 )
-"""Names of secrets; not of their places (`KEY_COLUMN`), nor of what merely sounds like one (`TOKENIZERS_PARALLELISM`)."""
+"""Names of secrets; not of what merely sounds like one: `KEY_COLUMN`, `TOKENIZERS_PARALLELISM`."""
 
 _COUNTED = re.compile(r"TOKENS|KEYS|LENGTH|COUNT|SIZE|LIMIT|SECONDS|MINUTES|^(MAX|MIN|N|NUM)_")
 """A number of such a name counts: `MAX_NEW_TOKENS=128000`."""
@@ -72,7 +73,7 @@ def _is_random(piece: str) -> bool:
     if len(piece) < _LONG or not re.search(r"\d", piece) or not re.search(r"[A-Za-z]", piece):
         return False
     kinds = ["0" if char.isdigit() else "a" if char.islower() else "A" for char in piece]
-    changes = sum(left != right for left, right in zip(kinds, kinds[1:], strict=False))
+    changes = sum(left != right for left, right in itertools.pairwise(kinds))
     return changes * 4 >= len(piece) and (len(set(kinds)) == 3 or len(piece) >= _LONG + 8)
 
 

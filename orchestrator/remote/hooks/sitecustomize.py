@@ -1,6 +1,7 @@
 """Loaded by Python itself in the process of `mlflow run`, so that a training is what it says.
 
-FINISHED is not written over FAILED or KILLED, and no pointer of Git LFS is trained in the place of the file.
+FINISHED is not written over FAILED or KILLED, no pointer of Git LFS is trained in the place of the file, and the run
+gets what `mlflow run` does not record of a run that it is handed: the entry point's default parameters, and the user.
 
 `mlflow run` means to look before it writes, and compares text with numbers, so it never sees that a run has ended
 (`_maybe_set_run_terminated`, the same in 2.x):
@@ -63,7 +64,10 @@ def _guard(projects: Any) -> None:
     if write is None:
         return
 
+    given = _Given(projects)
+
     def look_and_write(active_run: Any, status: str) -> None:
+        given.log_parameters(active_run)
         found = active_run and projects.tracking.MlflowClient().get_run(active_run.info.run_id).info.status
         if found not in ("FAILED", "KILLED"):
             write(active_run, status)
@@ -73,12 +77,75 @@ def _guard(projects: Any) -> None:
             )
 
     projects._maybe_set_run_terminated = look_and_write
+    given.learn()
     _complete_checkouts(projects)
     sign = os.environ.get("ORCHESTRATOR_TRAINING")
     if sign:
         # Tells `pipes.bash`, below us, that somebody looks.
         with open(os.path.join(sign, "guarded"), "w"):
             pass
+
+
+class _Given:
+    """What the project and its entry point are given; MLflow says so of the runs that it creates itself only."""
+
+    def __init__(self, projects: Any) -> None:
+        self._projects = projects
+        self._parameters: dict[str, str] = {}
+
+    def learn(self) -> None:
+        """See what `mlflow run` is about to run, before it builds an image or an environment for it."""
+        local = sys.modules.get("mlflow.projects.backend.local")
+        get_run = getattr(local, "get_or_create_run", None)
+        if get_run is None:
+            return
+
+        def get_run_and_learn(run_id: Any, uri: Any, experiment_id: Any, work_dir: str, *rest: Any) -> Any:
+            run = get_run(run_id, uri, experiment_id, work_dir, *rest)
+            if run_id is None:
+                return run
+            _, entry_point, parameters = rest
+            project = self._projects.load_project(work_dir)
+            self._require_variables(project)
+            with _never_failing("MLflow's run lacks its user or the defaults of its parameters"):
+                if "mlflow.user" not in run.data.tags:
+                    user = self._projects.utils._get_user()
+                    self._projects.tracking.MlflowClient().set_tag(run_id, "mlflow.user", user)
+                known, other = project.get_entry_point(entry_point).compute_parameters(parameters, storage_dir=None)
+                self._parameters = {**known, **other}
+            return run
+
+        local.get_or_create_run = get_run_and_learn  # type: ignore[union-attr]
+
+    def log_parameters(self, run: Any) -> None:
+        """Log what the script did not: one that logs `alpha` as 0.5 must not meet our "0.50"."""
+        if run is None or not self._parameters:
+            return
+        with _never_failing("MLflow's run lacks parameters"):
+            client = self._projects.tracking.MlflowClient()
+            logged = client.get_run(run.info.run_id).data.params
+            for name, value in self._parameters.items():
+                if name not in logged:
+                    client.log_param(run.info.run_id, name, value)
+
+    def _require_variables(self, project: Any) -> None:
+        wanted = (project.docker_env or {}).get("environment") or []
+        missing = [name for name in wanted if isinstance(name, str) and name not in os.environ]
+        if missing:
+            raise self._projects.ExecutionException(
+                f"MLproject asks for {', '.join(missing)} (docker_env: environment), which the training does not have: "
+                f"name {'it' if len(missing) == 1 else 'them'} in TRAINING_ENV, as "
+                + ",".join(f"{name}=YOUR_{name}" for name in missing)
+                + " where the training is to have a value of its own"
+            )
+
+
+@contextlib.contextmanager
+def _never_failing(loss: str) -> Any:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, the training counts for more
+        sys.stderr.write(f"orchestrator: {loss}: {error}\n")
 
 
 def _complete_checkouts(projects: Any) -> None:
