@@ -15,6 +15,9 @@ CONFIGURATION = "configuration"
 READABLE = "readable"
 """The check of `P/configuration` that is red while P's defs.yaml cannot be used."""
 
+LOGGED_SOMETHING = "logged_something"
+"""The check of `P/trained_model` that warns when the model's MLflow run has neither a metric nor a model."""
+
 JANITOR = "janitor"
 """The sensor that ends what was left behind, and the external asset that tells of it."""
 
@@ -92,6 +95,8 @@ class MlflowTag:
     REASON = "orchestrator.reason"
     ENDED_AS = "orchestrator.ended_as"
     """The status that we ended it with: a process that lived on may have written another one since."""
+    TRAINING = "orchestrator.training"
+    """On runs that a training made besides the one that we gave it: the ID of that one."""
     DAGSTER_RUN = "dagster_run_id"
     DAGSTER_ROOT_RUN = "dagster_root_run_id"
     JENKINS_JOB = "jenkins.job"
@@ -111,6 +116,9 @@ class MlflowTag:
     GIT_REPOSITORY = "mlflow.gitRepoURL"
     ENTRY_POINT = "mlflow.project.entryPoint"
     BACKEND = "mlflow.project.backend"
+    PARENT_RUN = "mlflow.parentRunId"
+    LOGGED_MODELS = "mlflow.log-model.history"
+    """Written by MLflow 2; MLflow 3 has the models among the run's outputs."""
     PROJECT_ENV = "mlflow.project.env"
     DOCKER_IMAGE = "mlflow.docker.image.uri"
 

@@ -14,6 +14,7 @@ from orchestrator.dagster_instance import add_run_tags, report_canceled, report_
 from orchestrator.errors import OrchestratorError
 from orchestrator.janitor.clients import Clients
 from orchestrator.janitor.rules import Action, CloseRun, EndRun, RetryRun, Terminate
+from orchestrator.pipeline.training.other_runs import end_others
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class ActionExecutor:
                 yield ActionResult(action, "left for the next tick")
                 continue
             try:
-                if self._still_right(action) and self._do(action):
+                if self._still_right(action) and self._do(action, until):
                     _log.info(f"{action.done}: {action.why}")
                     yield ActionResult(action, "done")
                 else:
@@ -72,7 +73,7 @@ class ActionExecutor:
                 _log.error(f"Could not {action}", exc_info=True)
                 yield ActionResult(action, repr(error), failed=True)
 
-    def _do(self, action: Action) -> bool:
+    def _do(self, action: Action, until: float) -> bool:
         match action:
             case EndRun():
                 return self._end_run(action)
@@ -81,7 +82,7 @@ class ActionExecutor:
             case Terminate(instance=instance):
                 return self._clients.ec2(instance).terminate(instance.id) is not None
             case CloseRun():
-                return self._close_run(action)
+                return self._close_run(action, until)
             case _:
                 raise TypeError(f"{type(action).__name__} is no action that can be done")
 
@@ -120,14 +121,16 @@ class ActionExecutor:
         parent = self._instance.get_run_by_id(run.parent_run_id)
         return trained if parent and parent.tags.get(names.RunTag.TRAINED) != trained else None
 
-    def _close_run(self, action: CloseRun) -> bool:
+    def _close_run(self, action: CloseRun, until: float) -> bool:
         mlflow = self._clients.mlflow(action.run.pipeline)
         held, ended_as = mlflow.run(action.run.id), action.run.ended_as
         if held.status != ("FINISHED" if ended_as else "RUNNING"):
             return False
         if ended_as and held.tags.get(names.MlflowTag.ENDED_AS) != ended_as:
             return False
-        mlflow.finish(action.run.id, action.status, reason=f"closed by the janitor: {action.why}")
+        reason = f"closed by the janitor: {action.why}"
+        end_others(mlflow, held, action.status, reason=reason, until=until)
+        mlflow.finish(action.run.id, action.status, reason=reason)
         return True
 
 

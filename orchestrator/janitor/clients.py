@@ -147,6 +147,7 @@ class Clients:
                 partition=run.tags.get(names.MlflowTag.PARTITION, ""),
                 deployment=run.tags.get(names.MlflowTag.DEPLOYMENT, ""),
                 dagster_run=run.tags.get(names.MlflowTag.DAGSTER_RUN, ""),
+                training=run.tags.get(names.MlflowTag.TRAINING, ""),
                 started_at=run.start_time or datetime.fromtimestamp(0, UTC),
                 ended_as=end,
             )

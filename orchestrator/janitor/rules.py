@@ -274,7 +274,7 @@ class _Rules:
                 if not self._wanted(run.build, run.dagster_run):
                     yield CloseRun(run=run, status=run.ended_as, why="a process that lived on called it FINISHED")
             elif self._wanted(run.build, run.dagster_run):
-                if run.id not in named and run.build in in_use and run.started_at <= in_use[run.build]:
+                if run.root not in named and run.build in in_use and run.started_at <= in_use[run.build]:
                     yield self._close(run, "another run of the same build is in use instead")
             elif run.dagster_run in self._runs:
                 yield self._close(run, f"Dagster run {run.dagster_run} is over and left it open")
@@ -283,12 +283,12 @@ class _Rules:
 
     def _unknown_for_good(self, run: OpenRun, named: set[str]) -> bool:
         """Whether nobody will ever end it; without a deployment, another installation may."""
-        alone = self._snapshot.instances_known and run.id not in named and bool(run.deployment)
+        alone = self._snapshot.instances_known and run.root not in named and bool(run.deployment)
         return alone and self._now >= max(run.started_at, self._snapshot.watching_since) + retries.LAUNCHED
 
     def _close(self, run: OpenRun, why: str) -> CloseRun:
         owner = self._runs.get(run.dagster_run)
-        if owner is not None and owner.trained == run.id:
+        if owner is not None and owner.trained == run.root:
             return CloseRun(run=run, status="FINISHED", why="its training process exited 0 while MLflow was away")
         killed = owner is not None and owner.status == DagsterRunStatus.CANCELED
         return CloseRun(run=run, status="KILLED" if killed else "FAILED", why=why)

@@ -81,6 +81,7 @@ class OpenRun:
         deployment: the installation that made it; empty when it does not say.
         dagster_run: ID of the Dagster run that fills it.
         ended_as: what we ended it as, before a process that lived on called it FINISHED; None: it is RUNNING.
+        training: the run that the training was given; another one, for those that it made besides.
     """
 
     id: str
@@ -90,6 +91,12 @@ class OpenRun:
     started_at: datetime
     deployment: str = ""
     ended_as: Literal["FAILED", "KILLED"] | None = None
+    training: str = ""
+
+    @property
+    def root(self) -> str:
+        """The run of the training that it belongs to."""
+        return self.training or self.id
 
     @property
     def build(self) -> BuildKey:

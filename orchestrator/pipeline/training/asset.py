@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster reads the annotations of ops as objects.
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import dagster as dg
@@ -14,7 +14,8 @@ from orchestrator.pipeline.builds import builds_partitions, find_build
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.pipeline.training.executor import require_one_process
-from orchestrator.pipeline.training.metadata import training_metadata
+from orchestrator.pipeline.training.finished import FinishedTraining
+from orchestrator.pipeline.training.metadata import logged_something, training_metadata
 from orchestrator.pipeline.training.plan import make_plan
 from orchestrator.pipeline.training.run_history import RunHistory
 from orchestrator.pipeline.training.run_scope import TrainingAttempts
@@ -23,6 +24,9 @@ from orchestrator.resources.jenkins.client import JenkinsResource
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator.resources.ssh.connection import Ssh, SshResource
 from orchestrator.settings.source import PipelineSettings, Settings
+
+RESULT = "result"
+"""Dagster's name of a graph asset's output."""
 
 
 @contextmanager
@@ -127,7 +131,28 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
     )
     train = step(Step.TRAIN, "Run `mlflow run` on the instance and follow it to its end.", _train, pool=INSTANCE_POOL)
     terminate = step(Step.TERMINATE, "Give the instance back.", _terminate)
-    record = step(Step.RECORD, "Record what MLflow holds on the asset.", _record)
+
+    @dg.op(
+        name=f"{name}__{Step.RECORD}",
+        description="Record what MLflow holds on the asset.",
+        ins={"after": dg.In(dg.Nothing)},
+        out={RESULT: dg.Out(dg.Nothing), names.LOGGED_SOMETHING: dg.Out(dg.Nothing)},
+        required_resource_keys=needed,
+    )
+    def record(
+        context: dg.OpExecutionContext, config: TrainingConfig
+    ) -> Iterator[dg.Output[None] | dg.AssetCheckResult]:
+        with failures_in_plain_words():
+            require_one_process(context, pipeline=name)
+            finished = _record(context, attempt_of(context, config))
+        yield dg.Output(None, RESULT)
+        yield logged_something(finished, context.assets_def.key)
+
+    check = dg.AssetCheckSpec(
+        names.LOGGED_SOMETHING,
+        asset=[name, names.TRAINED_MODEL],
+        description="The model's MLflow run has a metric or a model; a training that leaves neither may be a mistake.",
+    )
 
     @dg.graph_asset(
         name=names.TRAINED_MODEL,
@@ -142,13 +167,15 @@ def trained_model(name: str, settings: Settings, *, group: str | None = None) ->
         ),
         description=f"The model that MLflow holds for each green Jenkins build of {name}.",
         kinds={"mlflow", "ec2"},
+        check_specs=[check],
     )
-    def asset(build: None) -> object:
+    def asset(build: None) -> Mapping[str, object]:
         resolved = resolve.alias(Step.RESOLVE)(build)
         ready = provision.alias(Step.PROVISION)(resolved)
         trained = train.alias(Step.TRAIN)(ready)
         terminated = terminate.alias(Step.TERMINATE)(trained)
-        return record.alias(Step.RECORD)(terminated)
+        recorded, checked = record.alias(Step.RECORD)(terminated)
+        return {RESULT: recorded, check.get_python_identifier(): checked}
 
     return asset
 
@@ -191,8 +218,9 @@ def _terminate(context: dg.OpExecutionContext, attempt: Attempt) -> None:
         context.add_output_metadata({"instance": usage.instance_id, "minutes": usage.minutes})
 
 
-def _record(context: dg.OpExecutionContext, attempt: Attempt) -> None:
+def _record(context: dg.OpExecutionContext, attempt: Attempt) -> FinishedTraining:
     finished = attempt.finished()
-    context.add_output_metadata(training_metadata(finished, attempt.plan.build))
+    context.add_output_metadata(training_metadata(finished, attempt.plan.build), output_name=RESULT)
     # The run is the version of the model: a new training is new data, a re-recorded one is not.
     context.set_data_version(context.assets_def.key, dg.DataVersion(finished.run.id))
+    return finished

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from orchestrator.errors import BuildBusy, Ec2Error, InstanceLost, OrchestratorError
 from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training import lease
-from orchestrator.pipeline.training.environment import training_environment
+from orchestrator.pipeline.training.environment import training_environment, with_run_tags
 from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.mlflow_run import TrackedRun
 from orchestrator.pipeline.training.on_instance import GRACE, OnInstance
@@ -90,6 +90,7 @@ class Attempt:
             dagster_run=run.run_id,
             root_run=run.root_run_id,
             trained=run.trained_before,
+            choice=settings.project.model_choice,
         )
         self._instance: Instance | None = None
         self._usage: Usage | None = None
@@ -247,7 +248,7 @@ class Attempt:
             read=self._settings,
             mlflow_run=mlflow_run,
             deadline=self._owner(mlflow_run, power_off_at=instance.power_off_at).power_off_at - GRACE,
-            environment=self._environment,
+            environment=with_run_tags(self._environment, self._tracked.marks(instance)),
             ec2=self._ec2_once,
             write=self._write,
         )

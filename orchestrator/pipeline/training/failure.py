@@ -23,8 +23,17 @@ def failure(what: str, training_exit: TrainingExit, last_lines: Sequence[str]) -
     return kinds.get(training_exit.kind, TrainingFailed)(f"{what}: {training_exit.describe()}{because}{tail}")
 
 
+_ANOTHER_EXPERIMENT = "active experiment ID does not match environment run ID"
+
+
 def cause_of_failure(lines: Sequence[str]) -> str | None:
     """The line of a training's output that says best why it failed: Python's or mlflow's last error line."""
+    if any(_ANOTHER_EXPERIMENT in line for line in lines):
+        # MLflow's own sentence names options of `mlflow run` that nobody here gives.
+        return (
+            "the script chooses an experiment of its own: set MLFLOW_EXPERIMENT_ID to that experiment's ID, or take "
+            "set_experiment() out of the script"
+        )
     for line in reversed(lines):
         head, colon, rest = line.strip().strip("= ").partition(": ")
         word = head.rpartition(".")[2]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.names import MlflowTag
-from orchestrator.resources.mlflow.answers import MetricPoint, Run
+from orchestrator.resources.mlflow.answers import MetricPoint, ModelVersion, Run
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,33 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Registered:
+    """A version of a registered model, and the run that it is of."""
+
+    run: Run
+    version: ModelVersion
+
+
+@dataclass(frozen=True)
 class FinishedTraining:
     """What MLflow holds of a training that ended well.
 
     Attributes:
-        run: the MLflow run.
+        run: the MLflow run that holds the model.
         url: its page.
         histories: metric → all its points.
         usage: what the instance was and cost; None when that was never written.
+        root: the MLflow run that the training was given; has the parameters of the project.
+        others: those that it made besides, in the order of their start.
+        reason: why `run` is the model, and of how many, in one sentence.
+        registered: what it put into the model registry.
     """
 
     run: Run
     url: str
     histories: Mapping[str, Sequence[MetricPoint]]
     usage: Usage | None
+    root: Run
+    others: Sequence[Run] = ()
+    reason: str = ""
+    registered: Sequence[Registered] = ()

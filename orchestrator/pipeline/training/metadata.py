@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import dagster as dg
 
-from orchestrator.names import MlflowTag
+from orchestrator.names import LOGGED_SOMETHING, MlflowTag
 from orchestrator.pipeline.training.curves import SYSTEM, Curves, as_markdown, learning_curves
+from orchestrator.pipeline.training.model_run import best_by, has_logged
 
 if TYPE_CHECKING:
     from orchestrator.pipeline.training.finished import FinishedTraining
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 MAX_PLOTTED = 50
 """Metrics with an entry of their own, and so a plot over builds; each makes every page of the asset longer."""
+
+MAX_COMPARED = 10
+"""Metrics whose best runs are shown."""
 
 MAX_ROWS = 200
 MAX_TEXT = 500
@@ -36,12 +41,15 @@ def training_metadata(finished: FinishedTraining, build: Build) -> Metadata:
         finished: what MLflow holds of it, and what its instance was and cost.
         build: the Jenkins build that was trained.
     """
-    run, usage = finished.run, finished.usage
+    run, root, usage = finished.run, finished.root, finished.usage
     known: dict[str, dg.MetadataValue | None] = {
         "MLflow run": dg.MetadataValue.url(finished.url),
         "MLflow run ID": dg.MetadataValue.text(run.id),
+        "model": _text(finished.reason),
+        "MLflow run of the training": _text(root.id if root.id != run.id else None),
+        "registered models": _registered(finished),
         "Jenkins build": dg.MetadataValue.url(build.url),
-        **_code(run, build),
+        **_code(root, build),
         "learning curves": _picture(finished.histories),
         "instance": _text(usage.instance_id if usage else None),
         "instance type": _text(usage.instance_type if usage else None),
@@ -49,10 +57,30 @@ def training_metadata(finished: FinishedTraining, build: Build) -> Metadata:
         "training minutes": _number(usage.minutes if usage else None),
         "cost in USD": _number(usage.usd if usage else None),
         "metrics": _metrics_table(run),
-        "parameters": _parameters_table(run.params),
+        "parameters": _parameters_table({**root.params, **run.params}),
+        "runs": _runs_table(finished),
+        "best runs": _best_runs_table(finished),
         **{f"metrics/{key}": _number(run.metrics[key]) for key in _important_first(run.metrics)[:MAX_PLOTTED]},
     }
     return {key: value for key, value in known.items() if value is not None}
+
+
+def logged_something(finished: FinishedTraining, asset: dg.AssetKey) -> dg.AssetCheckResult:
+    """Whether the training left anything to show: a green run that did not is most likely a mistake."""
+    run = finished.run
+    passed = has_logged(run) or bool(finished.registered)
+    missing = (
+        f"MLflow run {run.id} has neither a metric nor a model: does the script call MLflow, "
+        "and fill the run that MLFLOW_RUN_ID names (the first `mlflow.start_run()` does)?"
+    )
+    return dg.AssetCheckResult(
+        check_name=LOGGED_SOMETHING,
+        asset_key=asset,
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=None if passed else missing,
+        metadata={"metrics": len(run.latest), "runs": 1 + len(finished.others)},
+    )
 
 
 def commit_url(repository: str, commit: str) -> str | None:
@@ -120,6 +148,62 @@ def _metrics_table(run: Run) -> dg.MetadataValue | None:
 def _parameters_table(params: Mapping[str, str]) -> dg.MetadataValue | None:
     rows = [{"parameter": key, "value": _shortened(params[key])} for key in sorted(params)]
     return _table(rows, {"parameter": "string", "value": "string"})
+
+
+def _registered(finished: FinishedTraining) -> dg.MetadataValue | None:
+    names = [
+        f"{each.version.model} v{each.version.version}"
+        + (f" (of run {each.run.name or each.run.id})" if each.run.id != finished.run.id else "")
+        for each in finished.registered
+    ]
+    return _text(_shortened(", ".join(names)))
+
+
+def _runs_table(finished: FinishedTraining) -> dg.MetadataValue | None:
+    if not finished.others:
+        return None
+    rows = [
+        {
+            "run": _shortened(run.name),
+            "run ID": run.id,
+            "status": run.status,
+            "what": ", ".join(_roles(run, finished)),
+            "metrics": _shortened(", ".join(f"{key} {run.metrics[key]:g}" for key in _important_first(run.metrics))),
+        }
+        for run in (finished.root, *finished.others)
+    ]
+    return _table(rows, dict.fromkeys(("run", "run ID", "status", "what", "metrics"), "string"))
+
+
+def _roles(run: Run, finished: FinishedTraining) -> list[str]:
+    roles = {
+        "the model": run.id == finished.run.id,
+        "the training's own": run.id == finished.root.id,
+        "has a model": run.has_model,
+    }
+    return [role for role, true in roles.items() if true]
+
+
+def _best_runs_table(finished: FinishedTraining) -> dg.MetadataValue | None:
+    """Both ends of each metric that several runs have: whether more is better, only its author knows."""
+    runs = [finished.root, *(run for run in finished.others if run.status == "FINISHED")]
+    counted = Counter(key for run in runs for key in run.latest)
+    shared = [key for key in _important_first(counted) if counted[key] > 1][:MAX_COMPARED]
+    rows: list[Mapping[str, str | float | int]] = []
+    for metric in shared:
+        highest, lowest = (best_by(metric, runs, highest=end) for end in (True, False))
+        if highest and lowest:
+            rows.append(
+                {
+                    "metric": metric,
+                    "highest": highest.metrics[metric],
+                    "of run": highest.name or highest.id,
+                    "lowest": lowest.metrics[metric],
+                    "of the run": lowest.name or lowest.id,
+                }
+            )
+    columns = {"metric": "string", "highest": "float", "of run": "string", "lowest": "float", "of the run": "string"}
+    return _table(rows, columns)
 
 
 def _table(rows: Sequence[Mapping[str, str | float | int]], columns: Mapping[str, str]) -> dg.MetadataValue | None:

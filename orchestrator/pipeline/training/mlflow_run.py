@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Sequence
 
 from orchestrator import names
-from orchestrator.errors import MlflowError, MlflowNotFound, MlflowUnavailable, TrainingFailed, TrainingLost
+from orchestrator.errors import (
+    MlflowError,
+    MlflowNotFound,
+    MlflowRejected,
+    MlflowUnavailable,
+    TrainingFailed,
+    TrainingLost,
+)
 from orchestrator.pipeline.training.curves import curve_metrics
-from orchestrator.pipeline.training.finished import FinishedTraining, Usage
+from orchestrator.pipeline.training.finished import FinishedTraining, Registered, Usage
+from orchestrator.pipeline.training.model_run import choose
+from orchestrator.pipeline.training.other_runs import close_all, end_others, find_others, marks
 from orchestrator.pipeline.training.plan import Plan
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Instance
 from orchestrator.resources.mlflow import FinalStatus, Mlflow, Run
-from orchestrator.settings.groups import MlflowSettings
+from orchestrator.settings.groups import MlflowSettings, ModelChoice
 
 _log = logging.getLogger(__name__)
+
+MAX_ASKED = 10
+"""Runs of a training that the model registry is asked about."""
 
 
 class TrackedRun:
@@ -28,6 +42,7 @@ class TrackedRun:
         dagster_run: ID of the Dagster run.
         root_run: ID of the Dagster run that it retries, or its own.
         trained: the MLflow run whose process an attempt before this one saw exit with 0, if one did.
+        choice: which of the runs that the training makes is the model; None: see `choose`.
     """
 
     def __init__(
@@ -40,6 +55,7 @@ class TrackedRun:
         dagster_run: str,
         root_run: str,
         trained: str | None,
+        choice: ModelChoice | None = None,
     ) -> None:
         self._mlflow = mlflow
         self._settings = settings
@@ -48,6 +64,7 @@ class TrackedRun:
         self._dagster_run = dagster_run
         self._root_run = root_run
         self._trained = trained
+        self._choice = choice
         self._id: str | None = None
         usual = mlflow.policy.total_seconds
         self._patient = mlflow.with_policy(mlflow.policy.with_total(max(usual, settings.patience_minutes * 60)))
@@ -110,17 +127,18 @@ class TrackedRun:
         """The run's ID; the run is created at the first call."""
         if self._id is None:
             self._disown_unproven()
-            run = self._server.create_run(
-                self._settings.experiment_id,
-                name=self._plan.run_name,
-                tags=self._plan.tags(
-                    deployment=self._deployment, dagster_run=self._dagster_run, root_run=self._root_run
-                ),
-            )
+            run = self._server.create_run(self._settings.experiment_id, name=self._plan.run_name, tags=self._tags())
             self._id = run.id
             self._training_at_stake = False
             _log.info(f"Created MLflow run {run.id}: {self._mlflow.run_url(run)}")
         return self._id
+
+    def _tags(self) -> dict[str, str]:
+        return self._plan.tags(deployment=self._deployment, dagster_run=self._dagster_run, root_run=self._root_run)
+
+    def marks(self, instance: Instance) -> dict[str, str]:
+        """The tags of the other runs that the training makes on this instance."""
+        return marks({**self._tags(), **_tags_of(instance)}, root=self.open())
 
     def _disown_unproven(self) -> None:
         """Close as KILLED what calls itself FINISHED, though nobody saw its process exit 0, and nobody can any more."""
@@ -138,12 +156,7 @@ class TrackedRun:
     def launched(self, instance: Instance) -> None:
         """Say on which instance it is filled."""
         run_id = self.open()
-        tags = {
-            names.MlflowTag.INSTANCE_ID: instance.id,
-            names.MlflowTag.INSTANCE_TYPE: instance.type,
-            names.MlflowTag.MARKET: instance.market,
-        }
-        self._server.set_tags(run_id, tags)
+        self._server.set_tags(run_id, _tags_of(instance))
 
     def used(self, usage: Usage) -> None:
         """Keep what the instance cost; an MLflow that is away gets it when the training is recorded."""
@@ -161,7 +174,9 @@ class TrackedRun:
         self._id = None
 
     def close(self, status: FinalStatus, *, reason: str) -> None:
-        """Close the run, if there is one and it is still this attempt's, without waiting long for MLflow.
+        """Close the run and those that the training left open, without waiting long for MLflow.
+
+        Nothing is closed that is not, or no longer, this attempt's.
 
         Args:
             status: FAILED for a training that failed and KILLED for one that was stopped, whatever it said of
@@ -175,7 +190,10 @@ class TrackedRun:
             owner = run.tags.get(names.MlflowTag.DAGSTER_RUN)
             if owner != self._dagster_run:
                 _log.info(f"Leaving MLflow run {run.id} to Dagster run {owner}, which has it")
-            elif status != "FINISHED" or not run.ended:
+                return
+            until = time.monotonic() + self._closing.policy.total_seconds
+            end_others(self._closing, run, status, reason=reason, until=until)
+            if status != "FINISHED" or not run.ended:
                 self._closing.finish(run.id, status, reason=reason)
         except MlflowError as error:
             _log.warning(f"Not closed MLflow run {self._id}; if it is RUNNING, the janitor closes it: {error}")
@@ -193,12 +211,19 @@ class TrackedRun:
         """
         mlflow = self._patient
         try:
-            run = self._completed(self._mine(), usage)
+            root = self._completed(self._mine(), usage)
+            others = self._others(root)
+            chosen = choose(root, others, self._choice)
+            run = chosen.run
             return FinishedTraining(
                 run=run,
                 url=mlflow.run_url(run),
                 histories={key: mlflow.metric_history(run.id, key) for key in curve_metrics(run)},
-                usage=Usage.from_tags(run.tags),
+                usage=Usage.from_tags(root.tags),
+                root=root,
+                others=others,
+                reason=chosen.reason,
+                registered=self._registered([run, root, *others]),
             )
         except MlflowUnavailable as error:
             raise MlflowUnavailable(
@@ -206,6 +231,35 @@ class TrackedRun:
                 f"{self._id or 'of this build'}: {error}. When MLflow is back, re-execute this run from failure: "
                 "it records without training again"
             ) from error
+
+    def _others(self, root: Run) -> Sequence[Run]:
+        """The other runs that the training made; with our tags, and ended: its process is over."""
+        mlflow = self._patient
+        try:
+            others = find_others(mlflow, root)
+            tags = marks(root.tags, root=root.id)
+            unmarked = [run for run in others if names.MlflowTag.TRAINING not in run.tags]
+            for run in unmarked:
+                mlflow.set_tags(run.id, tags)
+            left = [run for run in others if run.status == "RUNNING"]
+            close_all(mlflow, left, "FINISHED", reason="the training process exited 0 and left this run open")
+            return find_others(mlflow, root) if left else others
+        except MlflowRejected as error:  # somebody deleted one of them just now: the model is still there
+            _log.warning(f"Recording nothing of the other runs that the training of MLflow run {root.id} made: {error}")
+            return ()
+
+    def _registered(self, runs: Sequence[Run]) -> Sequence[Registered]:
+        """What the training put into the model registry, if the server has one and it answers soon."""
+        with_model = list({run.id: run for position, run in enumerate(runs) if position < 2 or run.has_model}.values())
+        try:
+            return [
+                Registered(run=run, version=version)
+                for run in with_model[:MAX_ASKED]
+                for version in self._closing.model_versions(run.id)
+            ]
+        except MlflowError as error:
+            _log.warning(f"Recording no registered models: {error}")
+            return ()
 
     def _mine(self) -> Run:
         self._id = self._id or self._trained
@@ -237,3 +291,11 @@ class TrackedRun:
         if usage is not None and unwritten:
             self._patient.set_tags(run.id, usage.tags())
         return self._patient.run(run.id) if missing or unwritten else run
+
+
+def _tags_of(instance: Instance) -> dict[str, str]:
+    return {
+        names.MlflowTag.INSTANCE_ID: instance.id,
+        names.MlflowTag.INSTANCE_TYPE: instance.type,
+        names.MlflowTag.MARKET: instance.market,
+    }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
+from orchestrator.names import MlflowTag
+
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 T = TypeVar("T")
@@ -67,6 +69,7 @@ class Run:
     Attributes:
         latest: each metric's value at its highest step.
         active: False once somebody deleted it.
+        has_model: whether a model was logged to it.
     """
 
     id: str
@@ -79,6 +82,7 @@ class Run:
     latest: Mapping[str, MetricPoint]
     tags: Mapping[str, str]
     active: bool
+    has_model: bool = False
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -113,7 +117,31 @@ class Run:
             latest=dict(_each(data.get("metrics"), _latest_value, "a metric")),
             tags=_texts(data.get("tags")),
             active=info.get("lifecycle_stage", "active") == "active",
+            has_model=_has_model(answer["run"]),
         )
+
+
+def _has_model(run: Mapping[str, Any]) -> bool:
+    history = [tag for tag in run.get("data", {}).get("tags", []) if tag.get("key") == MlflowTag.LOGGED_MODELS]
+    return bool(history or (run.get("outputs") or {}).get("model_outputs"))
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of a registered model."""
+
+    model: str
+    version: str
+
+    @classmethod
+    def from_json(cls, answer: Mapping[str, Any]) -> Self:
+        """Read https://mlflow.org/docs/latest/rest-api.html#modelversion."""
+        return cls(model=str(answer["name"]), version=str(answer["version"]))
+
+
+def versions_page(answer: Mapping[str, Any]) -> list[ModelVersion]:
+    """The versions in an answer of `model-versions/search`."""
+    return [ModelVersion.from_json(version) for version in answer.get("model_versions", [])]
 
 
 def runs_page(answer: Mapping[str, Any]) -> tuple[list[Run], str]:

@@ -36,11 +36,13 @@ from orchestrator.resources.mlflow.answers import (
     Experiment,
     FinalStatus,
     MetricPoint,
+    ModelVersion,
     Run,
     RunStatus,
     key_values,
     points_page,
     runs_page,
+    versions_page,
 )
 from orchestrator.resources.mlflow.errors import explain
 from orchestrator.resources.mlflow.search import RunSearch, conditions_on, search_body
@@ -289,6 +291,14 @@ class Mlflow:
             tokens.add(page_token)
             query["page_token"] = page_token
         return sorted(points, key=lambda point: (point.step, point.timestamp))
+
+    def model_versions(self, run_id: str) -> list[ModelVersion]:
+        """The registered versions of models that were logged to a run, the first hundred of them.
+
+        A server without a model registry answers as if it were away: ask with little patience.
+        """
+        query = {"filter": f"run_id = '{run_id}'", "max_results": 100}
+        return self._get("model-versions/search", query, versions_page)
 
     def run_url(self, run: Run) -> str:
         """The page of a run in MLflow's user interface."""

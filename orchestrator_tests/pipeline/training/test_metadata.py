@@ -68,7 +68,8 @@ def metadata(
     run: Run, *, build: Build = BUILD, usage: Usage | None = None, histories: Curves | None = None
 ) -> dict[str, dg.MetadataValue]:
     page = "http://mlflow.example.com/#/experiments/3/runs/a1b2"
-    return training_metadata(FinishedTraining(run=run, url=page, histories=histories or {}, usage=usage), build)
+    finished = FinishedTraining(run=run, url=page, histories=histories or {}, usage=usage, root=run)
+    return training_metadata(finished, build)
 
 
 def table(value: dg.MetadataValue) -> list[dict[str, Any]]:
