@@ -91,7 +91,7 @@ class _Given:
 
     def __init__(self, projects: Any) -> None:
         self._projects = projects
-        self._parameters: dict[str, str] = {}
+        self._parameters: dict[str, str] = {}  # the defaults of the entry point
 
     def learn(self) -> None:
         """See what `mlflow run` is about to run, before it builds an image or an environment for it."""
@@ -107,12 +107,13 @@ class _Given:
             _, entry_point, parameters = rest
             project = self._projects.load_project(work_dir)
             self._require_variables(project)
-            with _never_failing("MLflow's run lacks its user or the defaults of its parameters"):
+            with _never_failing("MLflow's run lacks its user or parameters"):
                 if "mlflow.user" not in run.data.tags:
                     user = self._projects.utils._get_user()
                     self._projects.tracking.MlflowClient().set_tag(run_id, "mlflow.user", user)
                 known, other = project.get_entry_point(entry_point).compute_parameters(parameters, storage_dir=None)
-                self._parameters = {**known, **other}
+                # Those that were given are recorded as they were written, and not as the shell gets them.
+                self._parameters = {key: value for key, value in {**known, **other}.items() if key not in parameters}
             return run
 
         local.get_or_create_run = get_run_and_learn  # type: ignore[union-attr]

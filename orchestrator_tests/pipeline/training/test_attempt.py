@@ -50,7 +50,7 @@ def test_a_build_is_trained_at_its_commit_and_the_instance_given_back(world: Wor
     assert finished.run.status == "FINISHED"
     assert finished.run.metrics == {"accuracy": 0.75}
     assert [point.value for point in finished.histories["accuracy"]] == [0.25, 0.5, 0.75]
-    assert finished.run.params == {"note": NASTY}
+    assert finished.run.params == {"note": NASTY, "status": "0"}
     assert ascii(NASTY) in "".join(output), "the parameter reached the training as it was written"
     tags = finished.run.tags
     assert tags["mlflow.source.git.commit"] == tested
