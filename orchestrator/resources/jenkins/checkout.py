@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def own_checkout(
 
     1. MLPROJECT_URI is one of its remotes.
     2. It is the revision that the branch source chose, or a branch's head of it.
-    3. Names: a repository called like the job, one that is not called a library, one without an SCM name.
-    4. Of one repository that is checked out several times, the last.
+    3. It is of the branch that a multibranch project's job is called after.
+    4. Names: a repository called like the job, one that is not called a library, one without an SCM name.
+    5. Of one repository that is checked out several times, the last.
 
     Args:
         actions: the build's `actions`, in Jenkins' order.
@@ -134,8 +135,10 @@ def own_checkout(
 def _evidence(job: str, revision: _ScmRevision | None, wanted: str) -> Iterator[Callable[[_Candidate], bool]]:
     """What speaks for a candidate, the strongest first."""
     segments = {segment.lower() for segment in job.split("/")}
+    branch = unquote(job.rpartition("/")[2]) if "/" in job else None
     if revision is not None:
         yield lambda candidate: candidate.is_of(revision)
+    yield lambda candidate: branch is not None and candidate.branch == branch
     if wanted:
         yield lambda candidate: wanted.rpartition("/")[2] in candidate.names
     yield lambda candidate: bool(candidate.names & segments)

@@ -19,6 +19,9 @@ from orchestrator.resources.jenkins.checkout import (
 SHA, HEAD, OTHER, THIRD = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
 
 
+STEPS = "https://git.example.com/build-steps.git"  # a library that is not called one
+
+
 def data(
     commit: str, *remotes: str, branch: str = "refs/remotes/origin/main", head: str | None = None, name: str = ""
 ) -> dict[str, Any]:
@@ -70,6 +73,12 @@ LIBRARY = data(THIRD, "https://git.example.com/ci/pipeline-library.git")
         ),
         pytest.param(
             [{"revision": {"origin": {"hash": SHA}}}, GITOPS, OWN], "train", None, id="a merge request's head"
+        ),
+        pytest.param(
+            [data(OTHER, STEPS, branch="v2"), data(SHA, "git://x/recommender", branch="feature/speed")],
+            "team/shop/feature%2Fspeed",
+            None,
+            id="the branch that the job is called after",
         ),
         pytest.param([OWN, LIBRARY], "train", None, id="a library is no project"),
         pytest.param([LIBRARY, OWN, GITOPS], "team/churn-model", None, id="called like the job"),
