@@ -17,7 +17,7 @@ from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance, tag_value
 from orchestrator.resources.mlflow import Mlflow, Run
 from orchestrator.settings.groups import Group, MachineSettings, MlflowSettings, env_name
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def read_pipelines(watched: WatchedPipelines) -> tuple[list[JanitorPipeline], li
     pipelines: list[JanitorPipeline] = []
     faults: list[str] = []
 
-    def read(settings: Settings, group: type[Group]) -> Group | None:
+    def read(settings: SettingsSource, group: type[Group]) -> Group | None:
         try:
             return settings.read(group)
         except SettingsError as error:
@@ -75,7 +75,7 @@ def machine_of_environment() -> MachineSettings:
     """
     fields = MachineSettings.model_fields.values()
     needed_to_launch = {env_name(field): "unknown" for field in fields if field.is_required()}
-    return Settings(values=needed_to_launch).read(MachineSettings)
+    return SettingsSource(values=needed_to_launch).read(MachineSettings)
 
 
 class Clients:

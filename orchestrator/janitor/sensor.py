@@ -23,7 +23,7 @@ from orchestrator.janitor.snapshot import Snapshot
 from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.resources.ec2 import tag_value
 from orchestrator.settings.groups import JanitorSettings
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def janitor_sensor(pipelines: Callable[[], WatchedPipelines]) -> dg.SensorDefini
 
 def _tick(context: dg.SensorEvaluationContext, watched: WatchedPipelines) -> dg.SensorResult:
     begun = time.monotonic()
-    dry_run = Settings().read(JanitorSettings).dry_run
+    dry_run = SettingsSource().read(JanitorSettings).dry_run
     cursor = JanitorCursor.at(datetime.now(UTC), context.cursor)
     repository = context.repository_def
     pipelines, faults = read_pipelines(watched)

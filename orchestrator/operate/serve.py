@@ -23,7 +23,7 @@ from orchestrator import names
 from orchestrator.errors import DagsterDown, SettingsError
 from orchestrator.operate.signals import undisturbed
 from orchestrator.settings.groups import QueueSettings
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import lookup
 
 START_SECONDS = 120.0
@@ -224,7 +224,7 @@ def max_instances() -> int | None:
     Raises:
         SettingsError: it is not a whole number above 0.
     """
-    return Settings().read(QueueSettings).max_instances
+    return SettingsSource().read(QueueSettings).max_instances
 
 
 def limit_instances(home: Path, limit: int) -> None:

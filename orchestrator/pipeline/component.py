@@ -17,7 +17,7 @@ from orchestrator.pipeline import watched
 from orchestrator.pipeline.builds import jenkins_build_spec, jenkins_sensor
 from orchestrator.pipeline.training.asset import trained_model
 from orchestrator.settings.attributes import SettingNames, SettingsBlock, VariablesBlock, text_of
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]*$"
 
@@ -140,9 +140,9 @@ class TrainingPipeline(dg.Component, dg.Model):
         _loaded.append(weakref.ref(pipeline))
         return pipeline
 
-    def pipeline_settings(self) -> Settings:
+    def pipeline_settings(self) -> SettingsSource:
         """The environment, and what this defs.yaml says instead."""
-        return Settings(
+        return SettingsSource(
             pipeline=self.name,
             values={name: text_of(value) for name, value in self.settings.items()},
             from_env=self.settings_from_env,

@@ -21,7 +21,7 @@ from orchestrator.pipeline import watched
 from orchestrator.pipeline.component import TrainingPipeline, doubled
 from orchestrator.pipeline.faults import fault_of, fault_of_text, line_of
 from orchestrator.settings.groups import InstallationSettings
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 
 OWN_DEFS = Path(__file__).parents[1] / "defs"
 
@@ -84,7 +84,7 @@ def folder_of_pipelines() -> Path:
     Raises:
         SettingsError: ORCHESTRATOR_DEFS cannot be a path.
     """
-    return Settings().read(InstallationSettings).defs or OWN_DEFS
+    return SettingsSource().read(InstallationSettings).defs or OWN_DEFS
 
 
 def load_defs_folder(folder: Path) -> DefsFolder:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class WatchedPipelines:
             alone, but for the deadline that each machine carries in its own tag.
     """
 
-    settings: tuple[Settings, ...] = ()
+    settings: tuple[SettingsSource, ...] = ()
     broken: frozenset[str] = frozenset()
 
 
-_remembered: list[weakref.ref[Settings]] = []
+_remembered: list[weakref.ref[SettingsSource]] = []
 
 
-def remember(settings: Settings) -> None:
+def remember(settings: SettingsSource) -> None:
     """Note that definitions of this pipeline have been built in this process."""
     _remembered[:] = [reference for reference in _remembered if reference() is not None]
     _remembered.append(weakref.ref(settings))

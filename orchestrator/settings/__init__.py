@@ -10,7 +10,7 @@ from orchestrator.settings.groups import (
     SettingsGroup,
     SshSettings,
 )
-from orchestrator.settings.source import PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings, SettingsSource
 from orchestrator.settings.variables import lookup
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "PipelineSettings",
     "ProjectSettings",
     "QueueSettings",
-    "Settings",
     "SettingsGroup",
+    "SettingsSource",
     "SshSettings",
     "lookup",
 ]

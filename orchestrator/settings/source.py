@@ -33,7 +33,7 @@ REGION = ("AWS_DEFAULT_REGION", "AWS_REGION")
 
 
 @dataclass(frozen=True)
-class Settings:
+class SettingsSource:
     """One pipeline's settings: the environment, and what its defs.yaml says instead.
 
     Attributes:
@@ -138,7 +138,7 @@ class PipelineSettings:
     variables: Mapping[str, str | None] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def read(cls, settings: Settings) -> Self:
+    def read(cls, settings: SettingsSource) -> Self:
         """Read everything that a run needs.
 
         Raises:

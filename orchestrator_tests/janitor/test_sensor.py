@@ -26,7 +26,7 @@ from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2
 from orchestrator.resources.mlflow import Mlflow
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.support.dagster_internals import (
     RegisteredCodeLocationOrigin,
@@ -54,7 +54,7 @@ def repository(**settings: Mapping[str, str]) -> dg.RepositoryDefinition:
     def other() -> None: ...
 
     models = {name: model(name) for name in settings}
-    watched = WatchedPipelines(tuple(Settings(pipeline=name, values=values) for name, values in settings.items()))
+    watched = WatchedPipelines(tuple(SettingsSource(pipeline=name, values=values) for name, values in settings.items()))
     return dg.Definitions(
         assets=[*models.values(), other, janitor_spec],
         jobs=[dg.define_asset_job(f"{name}_training", selection=[models[name]]) for name in models],
@@ -798,7 +798,7 @@ def test_with_broken_pipelines_only_and_a_wrong_environment_it_says_so(
 
 def test_a_broken_pipeline_does_not_keep_the_others_from_being_watched(site: Site) -> None:
     def pipelines() -> WatchedPipelines:
-        return WatchedPipelines(settings=(Settings(pipeline="iris"),), broken=frozenset({"churn"}))
+        return WatchedPipelines(settings=(SettingsSource(pipeline="iris"),), broken=frozenset({"churn"}))
 
     site.launch(site.run("CANCELED"))
     kept = site.launch(site.run("CANCELED", job="churn_training"), pipeline="churn")

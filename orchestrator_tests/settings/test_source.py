@@ -23,20 +23,20 @@ from orchestrator.settings.groups import (
     all_settings,
     is_secret,
 )
-from orchestrator.settings.source import PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings, SettingsSource
 from orchestrator_tests.support.environment import COMPLETE
 
 
 def test_every_missing_setting_is_named_in_one_error() -> None:
     with pytest.raises(SettingsError) as error:
-        PipelineSettings.read(Settings(pipeline="training", lookup=lambda _: None))
+        PipelineSettings.read(SettingsSource(pipeline="training", lookup=lambda _: None))
     for name in COMPLETE:
         assert f"{name} is not set" in str(error.value)
     assert ".env.example" in str(error.value)
 
 
 def test_a_complete_environment_is_enough_and_the_rest_has_defaults() -> None:
-    read = PipelineSettings.read(Settings(lookup=COMPLETE.get))
+    read = PipelineSettings.read(SettingsSource(lookup=COMPLETE.get))
     assert read.machine.instance_types == ("t3.medium",)
     assert read.ssh.user == "ubuntu"
     assert read.ssh.port == 22
@@ -47,7 +47,7 @@ def test_a_complete_environment_is_enough_and_the_rest_has_defaults() -> None:
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
-    read = Settings(lookup={**COMPLETE, "INSTANCE_TYPE": "", "SUBNET_ID": ""}.get).read(MachineSettings)
+    read = SettingsSource(lookup={**COMPLETE, "INSTANCE_TYPE": "", "SUBNET_ID": ""}.get).read(MachineSettings)
     assert read.instance_types == ("t3.medium",)
     assert read.subnets == ()
 
@@ -59,7 +59,7 @@ def test_comma_lists_and_json_objects_are_read_as_such() -> None:
         "INSTANCE_MARKET": "spot,on-demand",
         "MLPROJECT_PARAMETERS": json.dumps({"alpha": 0.5, "name": 'a "quoted" $(word)', "flag": True}),
     }
-    settings = Settings(lookup=environment.get)
+    settings = SettingsSource(lookup=environment.get)
     machine = settings.read(MachineSettings)
     assert machine.instance_types == ("g5.xlarge", "g4dn.xlarge")
     assert machine.market == ("spot", "on-demand")
@@ -95,19 +95,19 @@ def test_comma_lists_and_json_objects_are_read_as_such() -> None:
 )
 def test_a_wrong_value_is_named_with_what_is_wrong(name: str, value: str, said: str) -> None:
     with pytest.raises(SettingsError, match=name) as error:
-        PipelineSettings.read(Settings(lookup={**COMPLETE, name: value}.get))
+        PipelineSettings.read(SettingsSource(lookup={**COMPLETE, name: value}.get))
     assert said in str(error.value)
 
 
 def test_secrets_show_neither_in_settings_nor_in_errors() -> None:
-    read = Settings(lookup=COMPLETE.get).read(JenkinsSettings)
+    read = SettingsSource(lookup=COMPLETE.get).read(JenkinsSettings)
     assert COMPLETE["JENKINS_TOKEN"] not in f"{read!r} {read}"
     passphrase = {**COMPLETE, "KEY_PASSPHRASE": "open sesame"}
-    assert "sesame" not in repr(Settings(lookup=passphrase.get).read(SshSettings))
+    assert "sesame" not in repr(SettingsSource(lookup=passphrase.get).read(SshSettings))
 
 
 def test_a_pipeline_can_differ_from_the_environment() -> None:
-    settings = Settings(
+    settings = SettingsSource(
         pipeline="churn",
         values={"JENKINS_JOB_NAME": "team/churn"},
         from_env={"JENKINS_TOKEN": "CHURN_TOKEN"},
@@ -119,38 +119,40 @@ def test_a_pipeline_can_differ_from_the_environment() -> None:
 
 
 def test_a_missing_variable_is_named_as_the_pipeline_calls_it() -> None:
-    settings = Settings(pipeline="churn", from_env={"MLFLOW_EXPERIMENT_ID": "CHURN_EXPERIMENT"}, lookup=COMPLETE.get)
+    settings = SettingsSource(
+        pipeline="churn", from_env={"MLFLOW_EXPERIMENT_ID": "CHURN_EXPERIMENT"}, lookup=COMPLETE.get
+    )
     with pytest.raises(SettingsError, match="CHURN_EXPERIMENT is not set"):
         settings.read(MlflowSettings)
 
 
 def test_a_secret_in_a_committed_file_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"JENKINS_TOKEN is a secret.*settings_from_env"):
-        Settings(pipeline="churn", values={"JENKINS_TOKEN": "11aa22bb33"})
+        SettingsSource(pipeline="churn", values={"JENKINS_TOKEN": "11aa22bb33"})
 
 
 def test_a_password_in_an_address_in_a_committed_file_is_refused_and_not_repeated() -> None:
     with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI holds a password") as refused:
-        Settings(pipeline="churn", values={"MLFLOW_TRACKING_URI": "https://bob:hunter22@mlflow.example.com"})
+        SettingsSource(pipeline="churn", values={"MLFLOW_TRACKING_URI": "https://bob:hunter22@mlflow.example.com"})
     assert "hunter22" not in str(refused.value)
-    Settings(pipeline="churn", values={"MLPROJECT_URI": "ssh://git@example.com:2222/team/churn.git"})
+    SettingsSource(pipeline="churn", values={"MLPROJECT_URI": "ssh://git@example.com:2222/team/churn.git"})
     addresses = '{"endpoint": "http://feast:6566", "owner": "ml@example.com"}'
-    Settings(pipeline="churn", values={"MLPROJECT_PARAMETERS": addresses})
+    SettingsSource(pipeline="churn", values={"MLPROJECT_PARAMETERS": addresses})
 
 
 @pytest.mark.parametrize("name", ["MAX_INSTANCES", "JANITOR_DRY_RUN"])
 def test_a_setting_of_the_whole_installation_is_refused_in_one_pipelines_file(name: str) -> None:
     said = rf"defs.yaml of pipeline 'churn': {name} .*belongs into the environment.*holds for all pipelines"
     with pytest.raises(SettingsError, match=said):
-        Settings(pipeline="churn", values={name: "1"})
+        SettingsSource(pipeline="churn", values={name: "1"})
     with pytest.raises(SettingsError, match=said):
-        Settings(pipeline="churn", from_env={name: "CHURN_VARIABLE"})
-    assert Settings(lookup={"MAX_INSTANCES": "3"}.get).read(QueueSettings).max_instances == 3
+        SettingsSource(pipeline="churn", from_env={name: "CHURN_VARIABLE"})
+    assert SettingsSource(lookup={"MAX_INSTANCES": "3"}.get).read(QueueSettings).max_instances == 3
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(SettingsError, match="did you mean INSTANCE_TYPE"):
-        Settings(pipeline="churn", values={"INSTANCE_TIPE": "g5.xlarge"})
+        SettingsSource(pipeline="churn", values={"INSTANCE_TIPE": "g5.xlarge"})
 
 
 def test_a_secret_is_known_by_its_type_not_by_what_the_type_is_called() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SettingsError
-from orchestrator.settings import MachineSettings, QueueSettings, Settings
+from orchestrator.settings import MachineSettings, QueueSettings, SettingsSource
 from orchestrator.settings.variables import lookup, lookup_all
 from orchestrator_tests.support.environment import COMPLETE
 
@@ -40,11 +40,11 @@ def test_an_empty_variable_hides_none_and_is_not_unset(folder: Path, monkeypatch
     (folder / ".env").write_text("A=file\n")
     assert lookup("A") == "file"
     assert lookup("B") == ""
-    assert Settings().raw("SUBNET_ID") is None
+    assert SettingsSource().raw("SUBNET_ID") is None
 
 
 def test_files_are_read_when_they_are_used(folder: Path) -> None:
-    source = Settings(pipeline="churn", from_env={"AMI_ID": "CHURN_AMI"})
+    source = SettingsSource(pipeline="churn", from_env={"AMI_ID": "CHURN_AMI"})
     assert source.raw("AMI_ID") is None
     (folder / ".env").write_text("CHURN_AMI=ami-1\n")
     assert source.raw("AMI_ID") == "ami-1"
@@ -55,7 +55,7 @@ def test_files_are_read_when_they_are_used(folder: Path) -> None:
 def test_defs_yaml_is_stronger_than_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("READY_MINUTES", "1")
     (folder / ".env").write_text("\n".join(f"{name}={value}" for name, value in COMPLETE.items()))
-    source = Settings(pipeline="churn", values={"READY_MINUTES": "3"})
+    source = SettingsSource(pipeline="churn", values={"READY_MINUTES": "3"})
     assert source.read(MachineSettings).ready_minutes == 3
     assert source.read(MachineSettings).ami == COMPLETE["AMI_ID"]
 
@@ -63,9 +63,9 @@ def test_defs_yaml_is_stronger_than_all(folder: Path, monkeypatch: pytest.Monkey
 def test_the_secrets_directory_may_be_named_in_env_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORCHESTRATOR_SECRETS_DIR")
     (folder / "secrets" / "MAX_INSTANCES").write_text("3\n")
-    assert Settings().read(QueueSettings).max_instances is None
+    assert SettingsSource().read(QueueSettings).max_instances is None
     (folder / ".env").write_text("ORCHESTRATOR_SECRETS_DIR=secrets\n")
-    assert Settings().read(QueueSettings).max_instances == 3
+    assert SettingsSource().read(QueueSettings).max_instances == 3
 
 
 def test_a_mounted_secret_is_a_link_and_beside_it_lies_a_folder(folder: Path) -> None:

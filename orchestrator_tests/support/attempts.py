@@ -16,7 +16,7 @@ from orchestrator.resources.ec2 import Ec2, Instance
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.resources.mlflow import Mlflow
 from orchestrator.resources.ssh.connection import Ssh
-from orchestrator.settings.source import PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings, SettingsSource
 from orchestrator_sandbox.ec2.server import Ec2Server
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.mlflow import MlflowServer
@@ -131,7 +131,7 @@ class World:
         config: TrainingConfig | None = None,
         write: Callable[[str], Any] = lambda _: None,
     ) -> Attempt:
-        source = Settings(pipeline="tiny", lookup={**self.environment, **(settings or {})}.get)
+        source = SettingsSource(pipeline="tiny", lookup={**self.environment, **(settings or {})}.get)
         read = PipelineSettings.read(source)
         plan = make_plan(
             pipeline="tiny",
@@ -156,11 +156,11 @@ class World:
 
     @property
     def ec2(self) -> Ec2:
-        return Ec2(PipelineSettings.read(Settings(lookup=self.environment.get)).machine)
+        return Ec2(PipelineSettings.read(SettingsSource(lookup=self.environment.get)).machine)
 
     @property
     def mlflow(self) -> Mlflow:
-        return Mlflow(PipelineSettings.read(Settings(lookup=self.environment.get)).mlflow)
+        return Mlflow(PipelineSettings.read(SettingsSource(lookup=self.environment.get)).mlflow)
 
 
 def provisioned(attempt: Attempt) -> Instance:

@@ -22,7 +22,7 @@ from orchestrator.pipeline.builds.records import (
 )
 from orchestrator.resources.jenkins import Build, JenkinsResource
 from orchestrator.settings.groups import JenkinsSettings
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 
 if TYPE_CHECKING:
     from orchestrator.dagster_instance import UnresolvedAssetJobDefinition
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def jenkins_sensor(
     name: str,
-    settings: Settings,
+    settings: SettingsSource,
     job: UnresolvedAssetJobDefinition,
     *,
     interval_seconds: int = 15,

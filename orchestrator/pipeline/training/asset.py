@@ -23,7 +23,7 @@ from orchestrator.resources.ec2 import Ec2Resource, Instance
 from orchestrator.resources.jenkins.client import JenkinsResource
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator.resources.ssh.connection import Ssh, SshResource
-from orchestrator.settings.source import PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings, SettingsSource
 
 RESULT = "result"
 """Dagster's name of a graph asset's output."""
@@ -45,7 +45,7 @@ def _write_to_run_log(text: str) -> None:
     sys.stdout.flush()
 
 
-def trained_model(name: str, settings: Settings, *, group: str | None = None) -> dg.AssetsDefinition:
+def trained_model(name: str, settings: SettingsSource, *, group: str | None = None) -> dg.AssetsDefinition:
     """Make the asset `<name>/trained_model`.
 
     Args:

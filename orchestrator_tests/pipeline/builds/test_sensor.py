@@ -30,7 +30,7 @@ from orchestrator.resources import retry
 from orchestrator.resources.jenkins import Build, Jenkins, JenkinsResource
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 from orchestrator_sandbox.proxy import HTML_PAGE, HUNG_UP, FaultyProxy
 from orchestrator_tests.support.dagster_internals import SensorExecutionData
 from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model, served
@@ -78,7 +78,7 @@ class Daemon:
         def trained_model() -> None: ...
 
         job = dg.define_asset_job("churn_training", selection=[trained_model])
-        settings = Settings(pipeline="churn", lookup=self.environment.get)
+        settings = SettingsSource(pipeline="churn", lookup=self.environment.get)
         self.sensor = jenkins_sensor("churn", settings, job, limits=self.limits)
         self.defs = dg.Definitions(
             assets=[jenkins_build_spec("churn"), trained_model],

@@ -20,7 +20,7 @@ from orchestrator.pipeline.training.environment import OF_THE_MACHINE, job_files
 from orchestrator.pipeline.training.plan import make_plan
 from orchestrator.remote.job import Argument, JobFile
 from orchestrator.resources.jenkins.answers import Build
-from orchestrator.settings.source import PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings, SettingsSource
 from orchestrator_tests.support.environment import COMPLETE
 
 DIRECTORY = "/home/ubuntu/.orchestrator/1/"
@@ -41,7 +41,7 @@ BUILD = Build(
 
 def read(**changed: str) -> PipelineSettings:
     lookup = {**COMPLETE, "JENKINS_JOB_NAME": "team/iris", **changed}.get
-    return PipelineSettings.read(Settings(pipeline="iris", lookup=lookup))
+    return PipelineSettings.read(SettingsSource(pipeline="iris", lookup=lookup))
 
 
 def as_text(argument: Argument) -> str:

@@ -27,7 +27,7 @@ from orchestrator.remote.job import job_file
 from orchestrator.remote.masking import Masker
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.settings.groups import ModelChoice
-from orchestrator.settings.source import PipelineSettings, Settings
+from orchestrator.settings.source import PipelineSettings, SettingsSource
 from orchestrator_tests.support.environment import COMPLETE
 
 TOKEN = "not-to-be-shown"
@@ -45,8 +45,8 @@ BUILD = Build(
 )
 
 
-def settings(**changed: str) -> Settings:
-    return Settings(pipeline="iris", lookup={**ENVIRONMENT, **changed}.get)
+def settings(**changed: str) -> SettingsSource:
+    return SettingsSource(pipeline="iris", lookup={**ENVIRONMENT, **changed}.get)
 
 
 def plan(config: TrainingConfig | None = None, /, **changed: str) -> Plan:
@@ -174,7 +174,7 @@ def test_the_experiment_and_the_region_reach_the_training_without_being_asked_fo
 
 
 def test_training_env_is_resolved_as_the_pipelines_settings_are() -> None:
-    source = Settings(
+    source = SettingsSource(
         pipeline="iris",
         values={"MLFLOW_EXPERIMENT_ID": "7"},
         from_env={"JENKINS_USER": "IRIS_JENKINS_USER"},

@@ -11,7 +11,7 @@ from moto.server import ThreadedMotoServer
 from orchestrator.errors import Ec2Error, InstanceLost
 from orchestrator.resources.ec2 import Ec2, Ec2Resource, api, tag_value
 from orchestrator.settings.groups import MachineSettings
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 from orchestrator_tests.support.ec2_account import (
     IMPATIENT,
     POWER_OFF_AT,
@@ -200,4 +200,4 @@ def test_the_endpoint_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch
 
 def test_the_resource_connects_with_the_pipelines_settings() -> None:
     given = {"AMI_ID": "ami-1", "KEY_PAIR_NAME": "k", "SECURITY_GROUP_ID": "sg-1", "INSTANCE_HOURLY_USD": "0.25"}
-    assert isinstance(Ec2Resource().connect(Settings(lookup=given.get).read(MachineSettings)), Ec2)
+    assert isinstance(Ec2Resource().connect(SettingsSource(lookup=given.get).read(MachineSettings)), Ec2)

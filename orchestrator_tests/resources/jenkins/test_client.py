@@ -49,7 +49,7 @@ from orchestrator.resources.jenkins.answers import build_of, build_summary_of, j
 from orchestrator.resources.jenkins.checkout import branch_name, repository_key, without_credentials
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 from orchestrator_sandbox.web import HandlerServer
 from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model, build_json, served
 from orchestrator_tests.support.raw_http import raw_server
@@ -330,7 +330,7 @@ def test_the_resource_connects_with_the_settings_of_a_pipeline() -> None:
         "JENKINS_TOKEN": "t",
         "JENKINS_JOB_NAME": "job/team/job/churn",
     }
-    with JenkinsResource().connect(Settings(lookup=values.get).read(JenkinsSettings), project=None) as jenkins:
+    with JenkinsResource().connect(SettingsSource(lookup=values.get).read(JenkinsSettings), project=None) as jenkins:
         assert (jenkins.url, jenkins.job) == ("https://ci.example.com/jenkins/", "team/churn")
 
 

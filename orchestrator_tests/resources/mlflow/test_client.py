@@ -15,7 +15,7 @@ from orchestrator.errors import MlflowNotFound, MlflowRejected
 from orchestrator.resources import retry
 from orchestrator.resources.mlflow import Mlflow, MlflowResource, Run
 from orchestrator.settings.groups import MlflowSettings
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.proxy import ANSWER_LOST, HUNG_UP, FaultyProxy
 from orchestrator_tests.support.mlflow_client import client, post
@@ -208,5 +208,5 @@ class TestLostAnswers:
 
 def test_the_resource_connects_with_the_settings_of_a_pipeline() -> None:
     values = {"MLFLOW_TRACKING_URI": "http://mlflow.example.com/", "MLFLOW_EXPERIMENT_ID": "1"}
-    with MlflowResource().connect(Settings(values=values, lookup=lambda _: None).read(MlflowSettings)) as mlflow:
+    with MlflowResource().connect(SettingsSource(values=values, lookup=lambda _: None).read(MlflowSettings)) as mlflow:
         assert (mlflow.uri, mlflow.policy) == ("http://mlflow.example.com", retry.MLFLOW)

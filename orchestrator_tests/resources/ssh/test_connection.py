@@ -19,7 +19,7 @@ from orchestrator.resources import retry
 from orchestrator.resources.ssh import Ssh, SshResource
 from orchestrator.resources.ssh.channel import KEPT_BYTES
 from orchestrator.settings.groups import SshSettings
-from orchestrator.settings.source import Settings
+from orchestrator.settings.source import SettingsSource
 from orchestrator_tests.support.gate import PASS_IN_SHELL, Gate
 from orchestrator_tests.support.ssh_server import USER, SshHost, connected, generated
 
@@ -227,7 +227,7 @@ def test_a_login_that_is_set_up_a_little_later_is_waited_for(host: SshHost, tmp_
 
 def test_the_resource_connects_with_the_settings_of_the_pipeline(host: SshHost) -> None:
     values = {"SSH_PORT": str(host.network.port), "KEY_PATH": str(host.key_path)}
-    settings = Settings(values=values, lookup=lambda _: None).read(SshSettings)
+    settings = SettingsSource(values=values, lookup=lambda _: None).read(SshSettings)
     with SshResource().connect(settings, address="127.0.0.1", host_key=host.host_key) as ssh:
         ssh.connect(deadline_seconds=60)
         assert ssh.run(shlex.split("echo 'hello there'")).stdout == b"hello there\n"
