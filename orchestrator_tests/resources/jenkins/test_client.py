@@ -42,10 +42,11 @@ from orchestrator.resources.jenkins import (
     Jenkins,
     JenkinsResource,
     JobKind,
+    JobOverview,
     UnreadableBuild,
     job_name,
 )
-from orchestrator.resources.jenkins.answers import build_of, build_summary_of, job_summary_of
+from orchestrator.resources.jenkins.answers import build_of, build_summary_of, job_summary_of, overview_of
 from orchestrator.resources.jenkins.checkout import branch_name, repository_key, without_credentials
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
@@ -697,6 +698,21 @@ def test_odd_actions_never_break_a_build(actions: object, project: str | None) -
     assert read(a_build(*odd), project=project).number == 7
 
 
+def overview(answer: dict[str, Any]) -> JobOverview:
+    return overview_of(answer, job="team/churn", newest=20, per_branch=2, where="http://j/")
+
+
+@settings(max_examples=20, deadline=None)
+@given(item=anything, number=anything)
+def test_any_json_is_a_queue_item_or_a_bad_answer(item: object, number: object) -> None:
+    with stub_server() as stub, Jenkins(of(stub.url), policy=SHORT) as jenkins:
+        for answer in (item, {"cancelled": number, "executable": item}, {"executable": {"number": number}}):
+            stub.say(Reply(body=json.dumps(answer).encode()))
+            with contextlib.suppress(JenkinsError):
+                found = jenkins.queued_build_number(31)
+                assert found is None or isinstance(found, int)
+
+
 @given(data=anything | st.fixed_dictionaries({"number": anything, "timestamp": anything, "allBuilds": anything}))
 def test_any_json_is_a_build_or_a_bad_answer(data: object) -> None:
     for reader in (
@@ -704,6 +720,9 @@ def test_any_json_is_a_build_or_a_bad_answer(data: object) -> None:
         lambda: read(data),
         lambda: read({**a_build(), "actions": data, "url": data}),
         lambda: job_summary_of(data, job="team/churn", asked=2, where="http://j/"),
+        lambda: overview({"jobs": data, "actions": data}),
+        lambda: overview({"_class": data, "jobs": [data, {"name": "main", "actions": data, "allBuilds": [data]}]}),
+        lambda: overview({"allBuilds": [data, a_build()], "nextBuildNumber": data}),
     ):
         with contextlib.suppress(JenkinsBadAnswer):
             reader()
