@@ -284,3 +284,37 @@ def test_of_several_open_runs_of_one_build_only_the_one_in_use_stays() -> None:
 def test_a_run_that_an_attempt_has_just_opened_is_not_taken_for_a_left_over_one() -> None:
     live = run("STARTED", lease_until=LEASED)
     assert decide(world(live, instance(), open_run(), open_run(id="m-2", started_at=ago(seconds=5))), NOW) == []
+
+
+# ---- MLflow runs that a training made besides its own
+
+
+def test_runs_that_a_training_made_are_closed_by_the_same_rules_as_its_own() -> None:
+    trials = [open_run(id=id, training="m-1") for id in ("m-2", "m-3")]
+    live = run("STARTED", lease_until=LEASED)
+    assert decide(world(live, instance(), open_run(), *trials), NOW) == []
+    assert decide(world(live, instance(), *trials), NOW) == [], "the script ended the run that it was given"
+    for status, becomes in (("CANCELED", "KILLED"), ("FAILURE", "FAILED")):
+        over = run(status, will_retry=False, ended_at=NOW)
+        assert closed(decide(world(over, *trials), NOW)) == [("m-2", becomes), ("m-3", becomes)]
+
+
+def test_a_run_of_a_training_that_was_adopted_is_kept_for_the_attempt_that_has_it_now() -> None:
+    dead, adopter = run("FAILURE", will_retry=True), run("STARTED", "run-2", lease_until=LEASED)
+    seen = world(dead, adopter, instance("run-2"), open_run("run-2"), open_run("run-1", id="m-2", training="m-1"))
+    assert decide(seen, NOW) == []
+
+
+def test_a_run_of_a_training_that_was_begun_anew_is_closed() -> None:
+    live = run("STARTED", lease_until=LEASED)
+    old = open_run(id="m-3", training="m-0", started_at=ago(minutes=31))
+    assert closed(decide(world(live, instance(), open_run(), old), NOW)) == [("m-3", "FAILED")]
+
+
+def test_a_run_that_a_training_left_open_is_finished_when_its_process_exited_0() -> None:
+    over = run("SUCCESS", trained="m-1")
+    assert closed(decide(world(over, open_run(id="m-2", training="m-1")), NOW)) == [("m-2", "FINISHED")]
+
+
+def test_a_run_of_an_unknown_training_is_kept_while_an_instance_may_fill_it() -> None:
+    assert decide(world(open_run(id="m-2", training="m-1"), instance(lease_until=LEASED)), NOW) == []

@@ -22,6 +22,7 @@ from orchestrator.janitor.rules import Action, decide
 from orchestrator.janitor.sensor import GAP, KEY, JanitorCursor, janitor_sensor, janitor_spec
 from orchestrator.janitor.snapshot import OpenRun, Snapshot
 from orchestrator.names import DagsterTag, Ec2Tag
+from orchestrator.pipeline.training.other_runs import marks
 from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2
@@ -222,6 +223,25 @@ def test_what_a_cancelled_run_left_is_ended_and_reported(site: Site) -> None:
     assert closed.status == "KILLED"
     assert run in closed.tags[names.MlflowTag.REASON]
     assert not site.tick().asset_events
+
+
+def test_what_the_training_of_a_cancelled_run_made_is_ended_with_it(site: Site) -> None:
+    run = site.run("CANCELED")
+    root = site.open_run(run)
+    marked = marks(site.mlflow.run(root).tags, root=root)
+    trial = site.mlflow.create_run(site.experiment, name="trial", tags=marked).id
+
+    def child(parent: str) -> str:
+        # As `mlflow.run` and `MlflowClient` make them: with no mark of ours.
+        return site.mlflow.create_run(site.experiment, name="step", tags={"mlflow.parentRunId": parent}).id
+
+    step = child(root)
+    fold, ended, another = child(step), child(trial), child("f" * 32)
+    site.mlflow.finish(ended, "FINISHED")
+    site.tick()
+    for run_id in (root, trial, step, fold):
+        assert site.mlflow.run(run_id).status == "KILLED"
+    assert [site.mlflow.run(run_id).status for run_id in (ended, another)] == ["FINISHED", "RUNNING"]
 
 
 def test_a_run_whose_worker_is_gone_fails_and_dagster_will_retry_it(site: Site) -> None:
