@@ -124,8 +124,8 @@ def _is_due(run: FailedRun, now: datetime) -> bool:
 
 def _is_retried(run: FailedRun, retries: RunRetries) -> bool:
     """Whether Dagster retries failures of its kind at all."""
-    said = run.tags.get(names.DagsterTag.RETRY_ON_OP_FAILURE)
-    after_step_failure = retries.after_step_failure if said is None else said.lower() not in ("false", "none", "0", "")
+    tag = run.tags.get(names.DagsterTag.RETRY_ON_OP_FAILURE)
+    after_step_failure = retries.after_step_failure if tag is None else tag.lower() not in ("false", "none", "0", "")
     return after_step_failure or run.tags.get(names.DagsterTag.FAILURE_REASON) != "STEP_FAILURE"
 
 

@@ -118,8 +118,8 @@ class SettingsSource:
         name = self.from_env.get(env_name(info), env_name(info))
         if fault["type"] == "missing":
             return f"{name} is not set ({info.description})"
-        shown = "" if is_secret(info) else f"={fault['input']!r}"
-        return f"{name}{shown} is wrong: {str(fault['msg']).removeprefix('Value error, ')}"
+        value = "" if is_secret(info) else f"={fault['input']!r}"
+        return f"{name}{value} is wrong: {str(fault['msg']).removeprefix('Value error, ')}"
 
 
 @dataclass(frozen=True)

@@ -128,5 +128,5 @@ def _without_dataset(key: str) -> str:
 
 def _text(name: str) -> str:
     """A name as matplotlib is to show it: `$` would begin a formula, a leading `_` hides a line."""
-    shown = name if len(name) <= 40 else f"{name[:39]}…"
-    return shown.replace("$", r"\$").lstrip("_") or "_"
+    short = name if len(name) <= 40 else f"{name[:39]}…"
+    return short.replace("$", r"\$").lstrip("_") or "_"

@@ -308,12 +308,12 @@ def _folder(job: str, own_class: object, children: Mapping[str, Mapping[str, Any
         f"{job}/{name}" + (" (a folder)" if str(child.get("_class", "")).endswith("Folder") else "")
         for name, child in children.items()
     ]
-    shown = ", ".join(inside[:_SHOWN_JOBS]) + (
+    visible_jobs = ", ".join(inside[:_SHOWN_JOBS]) + (
         f", and {len(inside) - _SHOWN_JOBS} more" if inside[_SHOWN_JOBS:] else ""
     )
     return (
         f"{where} is {noun or 'a folder without a job of its own'}, and its jobs are projects of their own: "
-        f"set JENKINS_JOB_NAME to one in it ({shown or 'it is empty'})"
+        f"set JENKINS_JOB_NAME to one in it ({visible_jobs or 'it is empty'})"
     )
 
 
