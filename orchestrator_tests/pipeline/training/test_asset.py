@@ -52,6 +52,9 @@ def test_a_build_that_jenkins_has_deleted_is_trained_as_the_launchpad_says(
     assert 7 * 60 <= (instance.power_off_at - instance.launched_at).total_seconds() <= 9 * 60
     assert event.tags is not None
     assert event.tags["dagster/data_version"] == run.id
+    [check] = result.get_asset_check_evaluations()
+    assert (check.check_name, check.passed, check.severity) == ("logged_something", False, dg.AssetCheckSeverity.WARN)
+    assert run.id in str(check.description)
     run_tags = dagster.get_run_by_id(result.run_id)
     assert run_tags is not None
     assert run_tags.tags["orchestrator/trained"] == run.id
