@@ -56,7 +56,7 @@ class Limits:
     seconds: float = 15.0
     vanished: int = 300
     tries: int = 8
-    unreadable: int = 10
+    unreadable: int = 30
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,10 @@ def _with_new_builds(known: JobCursor, summary: JobSummary, *, limits: Limits) -
     # A next number below ours: the job was re-created, or Jenkins was restored from a backup.
     newest = min(known.newest, summary.next_number - 1) if summary.next_number else known.newest
     fresh = tuple(
-        takewhile(lambda build: build.number > newest or build.timestamp > known.latest, _without_known(known, summary))
+        takewhile(
+            lambda build: build.number > newest or build.timestamp > known.latest or isinstance(build, UnreadableBuild),
+            _without_known(known, summary, newest=newest),
+        )
     )
     if not fresh:
         return known.model_copy(update={"newest": newest})
@@ -204,9 +207,13 @@ def _with_new_builds(known: JobCursor, summary: JobSummary, *, limits: Limits) -
     return JobCursor(newest=top, latest=latest, pending=pending, unread=unread)
 
 
-def _without_known(known: JobCursor, summary: JobSummary) -> list[BuildSummary]:
-    """Without unreadable builds that are not new by their number: they hide what is below them no more."""
-    return [build for build in summary.newest if build.number > known.newest or not isinstance(build, UnreadableBuild)]
+def _without_known(known: JobCursor, summary: JobSummary, *, newest: int) -> list[BuildSummary]:
+    """Without unreadable builds that are known: they hide what is below them no more.
+
+    Where the numbers count anew, none is known.
+    """
+    numbers = {*known.pending, *known.unreadable} if newest == known.newest else set()
+    return [build for build in summary.newest if build.number not in numbers or not isinstance(build, UnreadableBuild)]
 
 
 class _Gone:

@@ -106,6 +106,7 @@ class Run:
         the server writes them.
         """
         info, data = answer["run"]["info"], answer["run"].get("data") or {}
+        tags = _texts(data.get("tags"))
         return cls(
             id=str(info["run_id"]),
             name=str(info.get("run_name", "")),
@@ -115,15 +116,15 @@ class Run:
             end_time=_moment(info.get("end_time")),
             params=_texts(data.get("params")),
             latest=dict(_each(data.get("metrics"), _latest_value, "a metric")),
-            tags=_texts(data.get("tags")),
+            tags=tags,
             active=info.get("lifecycle_stage", "active") == "active",
-            has_model=_has_model(answer["run"]),
+            has_model=_has_model(answer["run"], tags),
         )
 
 
-def _has_model(run: Mapping[str, Any]) -> bool:
-    history = [tag for tag in run.get("data", {}).get("tags", []) if tag.get("key") == MlflowTag.LOGGED_MODELS]
-    return bool(history or (run.get("outputs") or {}).get("model_outputs"))
+def _has_model(run: Mapping[str, Any], tags: Mapping[str, str]) -> bool:
+    outputs = run.get("outputs")
+    return MlflowTag.LOGGED_MODELS in tags or (isinstance(outputs, dict) and bool(outputs.get("model_outputs")))
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class ModelVersion:
 
 def versions_page(answer: Mapping[str, Any]) -> list[ModelVersion]:
     """The versions in an answer of `model-versions/search`."""
-    return [ModelVersion.from_json(version) for version in answer.get("model_versions", [])]
+    return list(_each(answer.get("model_versions"), ModelVersion.from_json, "a version of a model"))
 
 
 def runs_page(answer: Mapping[str, Any]) -> tuple[list[Run], str]:

@@ -711,6 +711,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.unstable = unstable
         self.first_ticks = 0
         self.riddles: set[Key] = set()
+        self.begun_anew: set[str] = set()
         self.given_up: set[str] = set()
         self.history: set[Key] = set()
         self.unclear: set[Key] = set()
@@ -730,6 +731,9 @@ class AnyHistory(RuleBasedStateMachine):
 
     def happen(self, kind: str, random: Callable[[], float]) -> None:
         job = self.names[int(random() * len(self.names))]
+        if kind in ("recreate", "restore"):  # an unreadable build of a job that begins anew is told from no other
+            self.begun_anew.add(job)
+            self.model.riddles = {riddle for riddle in self.model.riddles if riddle[0] != job}
         builds = self.model.jobs[job].newest_first() if job in self.model.jobs else []
         if kind == "start":
             for _ in range(1 + int(random() * 6)):
@@ -745,7 +749,7 @@ class AnyHistory(RuleBasedStateMachine):
             for build in builds[int(random() * 8) :]:
                 if build.finished:
                     self.model.delete(build)
-        elif kind == "riddle" and builds:
+        elif kind == "riddle" and builds and job not in self.begun_anew:
             build = builds[int(random() * len(builds))]
             self.model.riddles ^= {(build.job, build.number)}
             self.riddles.add(key_of(build))
