@@ -115,6 +115,7 @@ def assert_usable(project: OtherProject) -> None:
     assert found["their executor"] == "multi_or_in_process_executor"
 
 
+@pytest.mark.services
 def test_a_pipeline_is_scaffolded_loaded_and_watched_in_an_empty_project(tmp_path: Path) -> None:
     assert_usable(OtherProject(tmp_path, Path(sys.executable)))
 

@@ -165,6 +165,7 @@ def test_dg_check_yaml_names_the_file_and_line_of_a_fault(tmp_path: Path) -> Non
     assert "'soon'" in checked.stdout
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("typename", [TYPE, "TrainingPipeline"])
 def test_a_scaffolded_pipeline_loads_at_once(tmp_path: Path, typename: str) -> None:
     defs = project(tmp_path)
