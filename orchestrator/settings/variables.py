@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -75,6 +77,41 @@ def hand_aws_to_boto3() -> None:
     for name, text in lookup_all(AWS).items():
         if text and not os.environ.get(name):
             os.environ[name] = text
+
+
+def require_private_env_file() -> None:
+    """Refuse a `.env` that other users of this machine may read or write, for it holds secrets.
+
+    A file that Kubernetes has mounted is taken as it is: its mode is the manifest's, and no other user is there.
+
+    Raises:
+        SettingsError: others may; says the chmod that mends it.
+    """
+    file = Path(ENV_FILE).absolute()
+    try:
+        status = file.stat()
+    except OSError:
+        return  # whoever reads it says what is wrong
+    # A file of somebody else that we may read, such as root's with our group, is readable for its group on purpose.
+    forbidden = 0o077 if status.st_uid == os.geteuid() else 0o027
+    if stat.S_ISREG(status.st_mode) and status.st_mode & forbidden and not _is_mounted_by_kubernetes(file):
+        raise SettingsError(
+            f"{file} may be read or changed by other users of this machine (mode {stat.S_IMODE(status.st_mode):o}), "
+            f"and it holds secrets; run `chmod {0o600 if forbidden == 0o077 else 0o640:o} {shlex.quote(str(file))}` first"
+        )
+
+
+def _is_mounted_by_kubernetes(file: Path) -> bool:
+    """Whether it came by a volume (a link through `..data`), or by its `subPath` (a mount of its own in a pod).
+
+    Both as the kubelet makes them: https://pkg.go.dev/k8s.io/kubernetes/pkg/volume/util#AtomicWriter.
+    """
+    if file.is_symlink() and file.readlink().parts[:1] == ("..data",):
+        return True
+    if not os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return False
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    return any(line.split()[4] == str(file) for line in mounts)
 
 
 def _env_file() -> Mapping[str, str | None]:

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.errors import SettingsError
 from orchestrator.settings import MachineSettings, QueueSettings, SettingsSource
-from orchestrator.settings.variables import lookup, lookup_all
+from orchestrator.settings.variables import lookup, lookup_all, require_private_env_file
 from orchestrator_tests.support.environment import COMPLETE
 
 
@@ -138,3 +138,53 @@ print(json.dumps({"id": found.access_key, "secret": found.secret_key, "region": 
     assert run(folder, program, **secrets) == {"id": "from-file", "secret": "from-secrets", "region": "eu-central-1"}
     found = run(folder, program, **secrets, AWS_ACCESS_KEY_ID="from-environment")
     assert found["id"] == "from-environment"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o604, 0o666])
+def test_an_env_file_that_others_may_read_or_change_is_refused_with_the_chmod_that_mends_it(
+    folder: Path, mode: int
+) -> None:
+    file = folder / ".env"
+    file.write_text("JENKINS_TOKEN=s3cr3t\n")
+    file.chmod(mode)
+    with pytest.raises(SettingsError, match=f"mode {mode:o}") as error:
+        require_private_env_file()
+    command = str(error.value).split("`")[1]
+    subprocess.run(command, shell=True, check=True)
+    require_private_env_file()
+
+
+def test_an_env_file_in_a_folder_with_a_space_gets_a_chmod_that_works(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "my project").mkdir()
+    monkeypatch.chdir(folder / "my project")
+    Path(".env").touch(0o644)
+    Path(".env").chmod(0o644)
+    with pytest.raises(SettingsError) as error:
+        require_private_env_file()
+    subprocess.run(str(error.value).split("`")[1], shell=True, check=True)
+    assert Path(".env").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_to_an_env_file_counts_as_the_file_behind_it(folder: Path) -> None:
+    (folder / "shared.env").write_text("A=1\n")
+    (folder / "shared.env").chmod(0o644)
+    (folder / ".env").symlink_to("shared.env")
+    with pytest.raises(SettingsError, match="other users"):
+        require_private_env_file()
+
+
+def test_no_env_file_and_a_private_one_are_fine(folder: Path) -> None:
+    require_private_env_file()
+    (folder / ".env").touch(0o600)
+    require_private_env_file()
+
+
+def test_an_env_file_of_a_kubernetes_volume_is_taken_as_it_is(folder: Path) -> None:
+    (folder / "..2026_11_27").mkdir()
+    (folder / "..2026_11_27" / ".env").write_text("A=1\n")
+    (folder / "..2026_11_27" / ".env").chmod(0o644)
+    (folder / "..data").symlink_to("..2026_11_27")
+    (folder / ".env").symlink_to("..data/.env")
+    require_private_env_file()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dagster._core.definitions.instigation_logger import get_instigation_log_records
+from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus, PartitionBackfill
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import TickStatus
 from dagster._core.storage import tags as dagster_tags
 from dagster._core.storage.event_log.base import EventLogStorage
 from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
@@ -27,6 +29,7 @@ __all__ = [
     "EmptyWorkspaceTarget",
     "EventLogConsumerDaemon",
     "EventLogStorage",
+    "InstigatorType",
     "ModuleTarget",
     "PartitionBackfill",
     "RegisteredCodeLocationOrigin",
@@ -36,6 +39,7 @@ __all__ = [
     "RunsTable",
     "SensorExecutionData",
     "SqlRunStorage",
+    "TickStatus",
     "WorkspaceProcessContext",
     "auto_reexecution_should_retry_run",
     "create_test_daemon_workspace_context",
