@@ -96,8 +96,8 @@ def require_private_env_file() -> None:
     forbidden = 0o077 if status.st_uid == os.geteuid() else 0o027
     if stat.S_ISREG(status.st_mode) and status.st_mode & forbidden and not _is_mounted_by_kubernetes(file):
         raise SettingsError(
-            f"{file} may be read or changed by other users of this machine (mode {stat.S_IMODE(status.st_mode):o}), and it "
-            f"holds secrets; run `chmod {0o600 if forbidden == 0o077 else 0o640:o} {shlex.quote(str(file))}` first"
+            f"{file} may be read or changed by other users of this machine (mode {stat.S_IMODE(status.st_mode):o}), "
+            f"and it holds secrets; run `chmod {0o600 if forbidden == 0o077 else 0o640:o} {shlex.quote(str(file))}`"
         )
 
 
