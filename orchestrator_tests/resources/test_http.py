@@ -28,7 +28,8 @@ from orchestrator.errors import (
 )
 from orchestrator.resources import http as http_module
 from orchestrator.resources import retry
-from orchestrator.resources.http import Address, HttpAnswer, redirect_target, retry_after
+from orchestrator.resources.http import Address, HttpAnswer, HttpFault, Problem, redirect_target, retry_after
+from orchestrator.resources.http.problems import require_success
 from orchestrator.resources.jenkins import Jenkins
 from orchestrator.resources.mlflow import Mlflow
 from orchestrator.resources.retry import RetryPolicy
@@ -361,6 +362,37 @@ class TestParsers:
     def test_any_body_is_a_json_object_or_none(self, body: bytes) -> None:
         data = HttpAnswer("http://j/", 200, {}, body).json_object()
         assert data is None or isinstance(data, dict)
+
+
+class TestRedirect:
+    @pytest.mark.parametrize(
+        ("place", "problem"),
+        [
+            ("https://kc.example.com/realms/dev/protocol/openid-connect/auth?x=1", Problem.LOGIN_REDIRECT),
+            ("https://adfs.example.com/ls/wia", Problem.LOGIN_REDIRECT),
+            ("https://accounts.example.com/o/v2", Problem.LOGIN_REDIRECT),
+            ("/securityRealm/commenceLogin?from=%2F", Problem.LOGIN_REDIRECT),
+            ("/users/sign-in", Problem.LOGIN_REDIRECT),
+            ("https://ci.example.com/job/login-service/api/json", Problem.MOVED),
+            ("/jenkins/job/login-service/api/json", Problem.MOVED),
+            ("https://jenkins.example.com/job/login-service/api/json", Problem.MOVED),
+        ],
+    )
+    def test_a_login_is_told_from_a_server_that_has_moved(self, place: str, problem: Problem) -> None:
+        answer = HttpAnswer("http://ci.example.com/job/login-service/api/json", 302, {"Location": place}, b"")
+        with pytest.raises(HttpFault) as fault:
+            require_success(answer)
+        assert fault.value.problem is problem
+
+    def test_a_jenkins_that_leads_to_another_host_is_not_taken_for_its_new_address(self) -> None:
+        with (
+            raw_server(
+                head("Location: https://portal.example.com/start", "Content-Length: 0", status="302 Found")
+            ) as server,
+            pytest.raises(JenkinsBadAnswer) as error,
+        ):
+            ask_jenkins(server.url, ONE_TRY)
+        assert "another host, https://portal.example.com/start: if that asks for a login" in str(error.value)
 
 
 class TestPolicy:

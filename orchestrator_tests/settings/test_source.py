@@ -52,6 +52,12 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert read.subnets == ()
 
 
+@pytest.mark.parametrize("blank", [" ", "\n", "\r\n", "\t"])
+def test_blanks_around_a_value_are_not_part_of_it(blank: str) -> None:
+    read = SettingsSource(lookup={**COMPLETE, "JENKINS_USER": f"{blank}ci{blank}"}.get).read(JenkinsSettings)
+    assert read.user == "ci"
+
+
 def test_comma_lists_and_json_objects_are_read_as_such() -> None:
     environment = {
         **COMPLETE,

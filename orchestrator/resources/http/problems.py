@@ -198,9 +198,41 @@ def require_success(answer: HttpAnswer) -> None:
         raise HttpFault(Problem.REJECTED, answer.url, answer=answer)
     if status >= 300:
         place = redirect_target(answer.url, answer.headers.get("Location", ""))
-        login = re.search(r"login|securityrealm|oauth|saml|sso|signin", urlsplit(place).path.lower())
-        problem = Problem.LOGIN_REDIRECT if login else Problem.MOVED
+        problem = Problem.LOGIN_REDIRECT if _is_login(answer.url, place) else Problem.MOVED
         raise HttpFault(problem, answer.url, detail=place, answer=answer)
+
+
+_LOGIN_WORDS = frozenset(
+    [
+        "login",
+        "signin",
+        "logon",
+        "auth",
+        "oauth",
+        "oauth2",
+        "openid",
+        "oidc",
+        "saml",
+        "saml2",
+        "sso",
+        "adfs",
+        "realms",
+        "authorize",
+        "accounts",
+        "idp",
+        "cas",
+        "securityrealm",
+    ]
+)
+
+
+def _is_login(asked: str, place: str) -> bool:
+    """Whether a redirect leads to a login: by a word that stands in it and not in what was asked."""
+    words = [
+        set(re.findall(r"[a-z0-9]+", re.sub(r"(sign|log)-(in|on)", r"\1\2", f"{parts.hostname} {parts.path}".lower())))
+        for parts in (urlsplit(asked), urlsplit(place))
+    ]
+    return any(word in _LOGIN_WORDS or word.endswith("login") for word in words[1] - words[0])
 
 
 def problem_of_body(answer: HttpAnswer) -> Problem:

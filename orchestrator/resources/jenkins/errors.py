@@ -113,4 +113,9 @@ def _moved(url: str, place: str) -> str:
     asked, target = urlsplit(url), urlsplit(place)
     if target.hostname == asked.hostname and target.scheme != asked.scheme:
         return f"{target.scheme}: set JENKINS_URL to the {target.scheme}:// address"
+    if target.hostname != asked.hostname:
+        return (
+            f"another host, {place}: if that asks for a login, let API tokens through the proxy in front of Jenkins; "
+            "if Jenkins has moved there, set JENKINS_URL to its new address"
+        )
     return f"{place}: set JENKINS_URL to the address (and path) that Jenkins really has"
