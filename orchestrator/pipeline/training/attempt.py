@@ -15,6 +15,7 @@ from orchestrator.pipeline.training import lease
 from orchestrator.pipeline.training.environment import training_environment, with_run_tags
 from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.mlflow_run import TrackedRun
+from orchestrator.pipeline.training.mlproject import require_runnable
 from orchestrator.pipeline.training.on_instance import GRACE, OnInstance
 from orchestrator.pipeline.training.plan import Plan
 from orchestrator.pipeline.training.run_history import Liveness
@@ -111,6 +112,7 @@ class Attempt:
         private_key(self._settings.ssh)
         require_known_hosts(self._settings.ssh)
         experiment = self._tracked.require_experiment()
+        require_runnable(self.plan)
         _log.info(
             f"Training build {self.plan.partition} of {self.plan.build.job}: {self.plan.project_uri} at "
             f"{self.plan.version}, into MLflow experiment {experiment!r}"

@@ -14,6 +14,7 @@ from orchestrator.errors import (
     InstanceLost,
     MlflowNotFound,
     MlflowUnavailable,
+    SettingsError,
     SshError,
     TrainingFailed,
     TrainingTimedOut,
@@ -368,3 +369,10 @@ def test_the_key_file_is_checked_before_anything_is_launched(world: World, tmp_p
     attempt = world.attempt(17, run=ThisRun("run-17"), settings={"KEY_PATH": str(tmp_path / "absent.pem")})
     with pytest.raises(Exception, match="KEY_PATH"):
         attempt.check()
+
+
+def test_an_entry_point_that_the_commit_lacks_is_named_before_anything_is_launched(world: World) -> None:
+    attempt = world.attempt(18, run=ThisRun("run-18"), settings={"MLPROJECT_ENTRY_POINT": "fit"})
+    with pytest.raises(SettingsError, match="has no entry point 'fit'"):
+        attempt.check()
+    assert world.ec2.find(pipeline="tiny", partition="18") is None
