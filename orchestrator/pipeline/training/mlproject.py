@@ -96,6 +96,10 @@ def require_runnable(plan: Plan) -> None:
         SettingsError: it can, but not as the settings or the launchpad say.
     """
     remote, _, folder = plan.project_uri.partition("#")
+    if "." in folder:
+        raise SettingsError(
+            f"MLPROJECT_URI names the folder {folder!r}, and MLflow takes none with a dot in it: rename it"
+        )
     try:
         with git.fetched(remote, plan.version) as commit:
             if commit:

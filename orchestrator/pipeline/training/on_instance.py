@@ -17,6 +17,7 @@ from orchestrator.errors import (
     SshUnreachable,
     TrainingTimedOut,
 )
+from orchestrator.pipeline.training.cause import READ_LINES
 from orchestrator.pipeline.training.command import mlflow_run_command
 from orchestrator.pipeline.training.environment import job_files, secrets_in
 from orchestrator.pipeline.training.failure import failure
@@ -144,7 +145,7 @@ class OnInstance:
 
     def _explain(self, remote: RemoteTraining, training_exit: TrainingExit, masker: Masker) -> OrchestratorError:
         try:
-            lines = remote.last_lines(20)
+            lines = remote.last_lines(READ_LINES)
         except SshError as error:
             lines = [f"(its last lines could not be fetched: {error})"]
         return failure(f"build {self.plan.partition}", training_exit, masker.mask("\n".join(lines)).splitlines())

@@ -10,7 +10,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from orchestrator.pipeline.training.failure import cause_of_failure
 from orchestrator.pipeline.training.finished import FinishedTraining, Registered
 from orchestrator.pipeline.training.metadata import logged_something, training_metadata
 from orchestrator.pipeline.training.model_run import choose
@@ -194,15 +193,3 @@ def test_a_model_is_found_where_mlflow_2_and_3_note_it(extra: dict[str, Any], ha
     info = {"run_id": "a", "experiment_id": "1", "status": "FINISHED"}
     [[found], _] = runs_page({"runs": [{"info": info, **extra}]})
     assert found.has_model is has
-
-
-def test_a_script_that_chooses_an_experiment_of_its_own_is_told_what_to_do_here() -> None:
-    lines = [
-        "  File train.py, line 3",
-        "mlflow.exceptions.MlflowException: Cannot start run with ID 1f because active experiment ID does not match "
-        "environment run ID. Make sure --experiment-name or --experiment-id matches experiment set with "
-        "set_experiment(), or just use command-line arguments",
-        "2026/11/26 ERROR mlflow.cli: === Run (ID '1f') failed ===",
-    ]
-    cause = cause_of_failure(lines) or ""
-    assert cause.startswith("the script chooses an experiment of its own: set MLFLOW_EXPERIMENT_ID to")
