@@ -47,11 +47,14 @@ class DagsterApi:
 
     Args:
         url: its address, such as http://127.0.0.1:3000.
+        token: what its door asks for; empty: it has none.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, token: str = "") -> None:
         self.url = url.rstrip("/")
         self._session = requests.Session()
+        if token:
+            self._session.headers["Authorization"] = f"Bearer {token}"
         self._session.trust_env = False  # a proxy has nothing to do with loopback
 
     def __enter__(self) -> Self:

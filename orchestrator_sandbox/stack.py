@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from typing import Self
 
 from orchestrator import names
 from orchestrator.errors import SandboxError
-from orchestrator.operate.serve import prepare_home, require_free
+from orchestrator.operate.home import prepare_home
+from orchestrator.operate.serve import require_free
 from orchestrator.operate.signals import undisturbed
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.ec2.server import Ec2Server
@@ -53,6 +55,7 @@ class Stack:
 
     Attributes:
         is_new: the folder was empty.
+        dagster_token: opens Dagster's UI.
 
     Raises:
         SandboxError: a part did not start, or another stack uses the folder.
@@ -64,6 +67,7 @@ class Stack:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.is_new = not (self.directory / "git").exists()
         self._settings = dict(settings or {})
+        self.dagster_token = secrets.token_urlsafe(32)
         self._exits = ExitStack()
         try:
             self._lock()
@@ -113,6 +117,7 @@ class Stack:
             "MLPROJECT_ENV_MANAGER": "local",
             "INSTANCE_HOURLY_USD": str(T3_MEDIUM_USD),
             "ORCHESTRATOR_DEPLOYMENT": "sandbox",
+            "UI_TOKEN": self.dagster_token,
             **self.jenkins.env(),
             **self.mlflow.env(),
             **self.ec2.env(),
@@ -126,8 +131,8 @@ class Stack:
             SandboxError: they did not start, or the definitions cannot be loaded.
         """
         child = self.dagster_process("-m", "orchestrator.cli", "serve", "--port", str(self.port))
-        child.await_http(f"{self.dagster_url}/server_info", seconds=120)
-        api = self._exits.enter_context(DagsterApi(self.dagster_url))
+        child.await_http(f"{self.dagster_url}/health/live", seconds=120)
+        api = self._exits.enter_context(DagsterApi(self.dagster_url, token=self.dagster_token))
         if error := api.location_error():
             raise SandboxError(f"Dagster cannot load the definitions: {error}; its log is {child.log}")
         return api

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
@@ -21,54 +22,18 @@ import tenacity
 
 from orchestrator import names
 from orchestrator.errors import DagsterDown, SettingsError
+from orchestrator.operate.home import dagster_home, keep_private, prepare_home, private_files, project_file
 from orchestrator.operate.signals import undisturbed
+from orchestrator.operate.web.door import Door
 from orchestrator.settings.groups import QueueSettings
 from orchestrator.settings.source import SettingsSource
-from orchestrator.settings.variables import lookup
 
+WEBSERVER = ("-m", "orchestrator.operate.web")
+"""What our Python runs as the webserver."""
+
+UI_TOKEN = "UI_TOKEN"  # noqa: S105 - the name of the setting
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
-
-PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def project_file(name: str) -> Path:
-    """A file of the project's root: of the folder we are in, else of our checkout, else the wheel's copy of ours.
-
-    Raises:
-        SettingsError: none of them holds it.
-    """
-    here = Path.cwd()
-    for folder in (here, PACKAGE.parent, PACKAGE):
-        if (folder / name).is_file():
-            return folder / name
-    raise SettingsError(f"there is no {name} in {here}; go to the project's folder first")
-
-
-def prepare_home(home: Path) -> Path:
-    """Make a DAGSTER_HOME whose configuration is the project's dagster.yaml, unless it has its own.
-
-    Args:
-        home: the folder, which need not exist.
-
-    Returns:
-        The dagster.yaml that rules.
-    """
-    home.mkdir(parents=True, exist_ok=True)
-    config = home / "dagster.yaml"
-    if not config.exists():
-        config.unlink(missing_ok=True)  # a link to a project that has moved
-        config.symlink_to(project_file("dagster.yaml"))
-    return config.resolve()
-
-
-def dagster_home() -> Path:
-    """DAGSTER_HOME of the environment or `.env`, else the folder .dagster right here.
-
-    Raises:
-        SettingsError: `.env` cannot be read.
-    """
-    return Path(lookup("DAGSTER_HOME") or ".dagster").expanduser().absolute()
 
 
 class Services:
@@ -79,33 +44,28 @@ class Services:
 
     Args:
         home: the DAGSTER_HOME.
-        host: address that the webserver listens on.
-        port: its port.
+        door: where the webserver listens, and whom it lets in.
 
     Raises:
         DagsterDown: entered, and one of them ends, or the UI does not answer in time.
     """
 
-    def __init__(self, *, home: Path, host: str, port: int) -> None:
+    def __init__(self, *, home: Path, door: Door) -> None:
         self._home = home
-        self._host = host
-        self._port = port
+        self._door = door
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.left_running: list[int] = []
-        address = f"[{host}]" if ":" in host else host
-        self.url = f"http://{address}:{port}"
 
     def __enter__(self) -> Self:
         workspace = str(project_file("workspace.yaml"))
-        common = ["--workspace", workspace, "--code-server-log-level", "warning"]
         is_new = not (self._home / "schedules").exists()
         try:
-            listen = ["--host", self._host, "--port", str(self._port)]
-            self._start("dagster-webserver", [*listen, *common])
+            self._start("dagster-webserver", [sys.executable, *WEBSERVER, workspace], tell=self._door.to_json())
             if is_new:
                 self._await_ui()  # two processes that make the same SQLite tables end each other
-            self._start("dagster-daemon", ["run", *common])
+            daemon = ["run", "--workspace", workspace, "--code-server-log-level", "warning"]
+            self._start("dagster-daemon", [script("dagster-daemon"), *daemon])
             self._await_ui()
         except BaseException:
             self.close()
@@ -118,11 +78,15 @@ class Services:
         self.close()
 
     def _await_ui(self) -> None:
+        session = requests.Session()
+        session.trust_env = False  # a proxy has nothing to do with ourselves
+        session.verify = False  # the certificate is for the name that others know us by
+
         def answers() -> bool:
             if not self._ended.empty():
                 self.await_end()
             try:
-                return requests.get(f"{self.local_url()}/server_info", timeout=5).ok
+                return session.get(f"{self._door.local_url}/health/live", timeout=5).ok
             except requests.RequestException:
                 return False
 
@@ -135,7 +99,7 @@ class Services:
             waiting(answers)
         except tenacity.RetryError as error:
             raise DagsterDown(
-                f"Dagster's UI did not answer on {self.url} within {START_SECONDS:g} s; its output above says why"
+                f"Dagster's UI did not answer on {self._door.url} within {START_SECONDS:g} s; its output above says why"
             ) from error
 
     def await_end(self) -> None:
@@ -165,57 +129,78 @@ class Services:
             _await_end([process for process in family if process not in busy], seconds=STOP_SECONDS)
             self.left_running = [worker.pid for worker in workers if _runs(worker)]
 
-    def _start(self, name: str, arguments: Sequence[str]) -> None:
+    def _start(self, name: str, command: Sequence[str], *, tell: str = "") -> None:
+        """Start a child.
+
+        Args:
+            name: what our messages call it.
+            command: its program and arguments, which other users of the machine can read.
+            tell: what it finds on its standard input.
+        """
+        # What starts trainings has no use for the token of the UI.
+        environment = {variable: text for variable, text in os.environ.items() if variable != UI_TOKEN}
         child = subprocess.Popen(
-            [script(name), *arguments],
-            env={**os.environ, "DAGSTER_HOME": str(self._home)},
-            stdin=subprocess.DEVNULL,
+            command,
+            env={**environment, "DAGSTER_HOME": str(self._home)},
+            stdin=subprocess.PIPE,
             stdout=sys.stderr,
             start_new_session=True,  # a Ctrl-C in the terminal must reach us alone, not the trainings
         )
         self._children[name] = child
         threading.Thread(target=self._watch, args=(name, child), daemon=True).start()
+        if child.stdin:
+            with contextlib.suppress(BrokenPipeError), child.stdin as pipe:  # it has ended, and is awaited as such
+                pipe.write(tell.encode())
 
     def _watch(self, name: str, child: subprocess.Popen[bytes]) -> None:
         child.wait()
         self._ended.put(name)
 
-    def local_url(self) -> str:
-        """Where we reach it ourselves, also when it listens on every address."""
-        anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - recognised, not bound
-        return f"http://{anywhere[self._host]}:{self._port}" if self._host in anywhere else self.url
 
-
-def serve(*, host: str, port: int, say: Callable[[str], None]) -> None:
+def serve(
+    *, host: str, port: int, say: Callable[[str], None], certificate: Path | None = None, key: Path | None = None
+) -> None:
     """Run the webserver and the daemon until a signal, or until one of them ends.
 
     Args:
-        host: address to listen on; the UI has no login.
+        host: address to listen on; others than loopback need UI_TOKEN, and TLS or UI_INSECURE.
         port: port to listen on.
         say: takes each line for the user.
+        certificate: PEM file for TLS.
+        key: its private key.
 
     Raises:
         DagsterDown: a child did not start, or ended.
-        SettingsError: not in a project's folder, or the port is taken.
+        SettingsError: not in a project's folder, the port is taken, or a setting is wrong.
     """
-    home = dagster_home()
-    config = prepare_home(home)
-    say(f"DAGSTER_HOME is {home}, configured by {config}")
-    if not is_loopback(host):
-        say(f"WARNING: the UI has no login; whoever reaches {host}:{port} can run and cancel trainings")
+    door = Door.read(host=host, port=port, certificate=certificate, key=key)
     limit = max_instances()
     require_free(host, port)
-    if limit:
-        limit_instances(home, limit)
-    services = Services(home=home, host=host, port=port)
-    try:
-        with services:
-            say(f"Dagster runs on {services.url}; Ctrl-C stops it")
-            services.await_end()
-    finally:
-        if services.left_running:
-            pids = ", ".join(map(str, services.left_running))
-            say(f"Dagster has stopped; trainings that ran go on to their end by themselves (processes {pids})")
+    home = dagster_home()
+    with private_files():
+        config = prepare_home(home)
+        keep_private(home)
+        say(f"DAGSTER_HOME is {home}, configured by {config}")
+        if limit:
+            limit_instances(home, limit)
+        services = Services(home=home, door=door)
+        try:
+            with services:
+                say(f"Dagster runs on {door.url_to_open}")
+                say(_about(door))
+                services.await_end()
+        finally:
+            if services.left_running:
+                pids = ", ".join(map(str, services.left_running))
+                say(f"Dagster has stopped; trainings that ran go on to their end by themselves (processes {pids})")
+
+
+def _about(door: Door) -> str:
+    if door.token is None:
+        return "It asks for no token (UI_LOGIN=off): every user of this machine can run trainings. Ctrl-C stops it"
+    if door.token_is_given:
+        return "It asks for UI_TOKEN. Ctrl-C stops it"
+    return "The address holds the token that lets you in, until the next start. Ctrl-C stops it"
 
 
 def max_instances() -> int | None:
@@ -246,11 +231,6 @@ def limit_instances(home: Path, limit: int) -> None:
             dagster_instance.set_pool_limit(instance, pool=names.INSTANCE_POOL, limit=limit)
     except dg.DagsterError as error:
         raise SettingsError(f"cannot use {home / 'dagster.yaml'}: {' '.join(str(error).split())}") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def script(name: str) -> str:

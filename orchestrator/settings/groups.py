@@ -14,6 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic.fields import FieldInfo
 
+from orchestrator.settings.hosts import HostPort, Origin
+
 
 def _words(value: object) -> object:
     """Turn `"a, b"` into `("a", "b")`."""
@@ -79,6 +81,43 @@ def _model_choice(text: str) -> str:
     return str(ModelChoice.parse(text.strip()))
 
 
+def _host_names(words: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_host_name(word) for word in words)
+
+
+def _host_name(word: str) -> str:
+    host = HostPort.parse(word) or HostPort.parse(f"[{word}]")
+    if host is None or host.port is not None:
+        raise ValueError(f"{word!r} is not a host name; write names only, without scheme, port or *")
+    return host.name
+
+
+def _frame_ancestors(words: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_frame_ancestor(word) for word in " ".join(words).split()))
+
+
+def _frame_ancestor(word: str) -> str:
+    if word.strip("'").lower() == "self":
+        return "'self'"
+    if not Origin.parse(word.replace("://*.", "://")):
+        raise ValueError(f"{word!r} is neither 'self' nor an origin such as https://huggingface.co")
+    return word.lower()
+
+
+SHORTEST_TOKEN = 32
+
+
+def _ui_token(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value()
+    if len(text) < SHORTEST_TOKEN:
+        raise ValueError(
+            f"it has fewer than {SHORTEST_TOKEN} characters; make one with `openssl rand -hex 32`, for instance"
+        )
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ValueError("it holds characters other than ASCII letters, digits and signs, which no header can carry")
+    return token
+
+
 MARKETS = ("spot", "on-demand")
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
@@ -86,6 +125,9 @@ SomeWords = Annotated[Words, AfterValidator(_not_empty)]
 Markets = Annotated[SomeWords, AfterValidator(_markets)]
 Parameters = Annotated[Mapping[str, str], BeforeValidator(_json_object)]
 ModelRun = Annotated[str, AfterValidator(_model_choice)]
+HostNames = Annotated[Words, AfterValidator(_host_names)]
+FrameAncestors = Annotated[Words, AfterValidator(_frame_ancestors)]
+UiToken = Annotated[SecretStr, AfterValidator(_ui_token)]
 
 PASSWORD_IN_ADDRESS = re.compile(r"""://[^/?#@:\s"']*:[^/?#\s"']*@""")
 """As in https://user:password@host."""
@@ -346,6 +388,37 @@ class JanitorSettings(SettingsGroup):
     dry_run: bool = setting("JANITOR_DRY_RUN", "true: the janitor says what it would do, and does nothing", False)
 
 
+class UiSettings(SettingsGroup):
+    """Who may open the UI of `orchestrator serve`."""
+
+    title = "UI"
+    per_pipeline = False
+    hosts: HostNames = setting(
+        "UI_HOSTS",
+        "names under which browsers reach the UI besides localhost and the address it listens on, a comma list "
+        "without ports, such as orchestrator.example.com; every other name is refused",
+        (),
+    )
+    login: Literal["token", "off"] = setting(
+        "UI_LOGIN", "token; or off, on a loopback address only: no token is asked for", "token"
+    )
+    token: UiToken | None = setting(
+        "UI_TOKEN",
+        "the token that opens the UI, 32 characters or more; needed on every address but loopback, where the "
+        "default is a random one, in the address that is printed",
+        None,
+    )
+    insecure: bool = setting(
+        "UI_INSECURE",
+        "true: listen on an address other than loopback without TLS, so that whoever reads the network reads the "
+        "token (in a container whose port is published on loopback, nobody does)",
+        False,
+    )
+    frame_ancestors: FrameAncestors = setting(
+        "UI_FRAME_ANCESTORS", "pages that may show the UI in a frame, a comma list of origins; default: none", ()
+    )
+
+
 class InstallationSettings(SettingsGroup):
     """Where this installation keeps things; read when a process starts."""
 
@@ -371,6 +444,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     ProjectSettings,
     QueueSettings,
     JanitorSettings,
+    UiSettings,
     InstallationSettings,
 )
 

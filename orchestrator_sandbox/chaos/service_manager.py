@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.operate.serve import project_file
+from orchestrator.operate.home import project_file
 from orchestrator_sandbox.processes.child import ChildProcess
 
 RESTART_SECONDS = 1.0

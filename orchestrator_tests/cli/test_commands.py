@@ -23,7 +23,7 @@ from orchestrator.operate.signals import ENDING
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.demo.__main__ import demo as sandbox_demo
 from orchestrator_sandbox.processes.child import free_port
-from orchestrator_tests.support.commands import all_gone, running
+from orchestrator_tests.support.commands import all_gone, running, token_in
 from orchestrator_tests.support.dockerfile import PROJECT
 from orchestrator_tests.support.waiting import until
 
@@ -174,11 +174,11 @@ def test_without_any_setting_the_ui_opens_and_the_sensor_says_what_is_missing(tm
     with running("serve", "--port", str(port), cwd=tmp_path) as command:
         command.await_output(f"Dagster runs on http://127.0.0.1:{port}")
         assert f"DAGSTER_HOME is {tmp_path / '.dagster'}, configured by {PROJECT / 'dagster.yaml'}" in command.output
-        assert "the UI has no login" not in command.output  # nobody but us reaches it
-        page = requests.get(f"http://127.0.0.1:{port}", timeout=10)
+        assert requests.get(f"http://127.0.0.1:{port}", timeout=10).status_code == 401
+        page = requests.get(f"http://127.0.0.1:{port}/?token={token_in(command.output)}", timeout=10)
         assert page.ok
         assert "Dagster" in page.text
-        with DagsterApi(f"http://127.0.0.1:{port}") as dagster:
+        with DagsterApi(f"http://127.0.0.1:{port}", token=token_in(command.output)) as dagster:
             assert dagster.location_error() is None
             complaint = until(lambda: dagster.failed_tick("training_jenkins_sensor") or "")
         assert "JENKINS_URL is not set" in complaint
@@ -194,7 +194,7 @@ def test_a_training_goes_on_to_its_end_when_serve_is_stopped(project: Path) -> N
     port = free_port()
     with running("serve", "--port", str(port), cwd=project) as command:
         command.await_output("Dagster runs on")
-        with DagsterApi(f"http://127.0.0.1:{port}") as dagster:
+        with DagsterApi(f"http://127.0.0.1:{port}", token=token_in(command.output)) as dagster:
             run_id = dagster.launch(asset=["patient"], partition="1")
         until(lambda: (project / "started").exists())
         family = command.family()

@@ -132,7 +132,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedStack]:
         commits = [_commit(name) for name in COMMITS]
         with redirect_stdout(printed):
             code = present(loop, Console(file=shown), commits=commits, once=True, as_json=True)
-        dagster = DagsterApi(stack.dagster_url)
+        dagster = DagsterApi(stack.dagster_url, token=stack.dagster_token)
         reader = OutcomeReader(stack.env(), dagster_url=stack.dagster_url)
         builds = dict(zip(["example", *COMMITS], reversed(reader.builds()), strict=True))
         partitions = {name: str(build.number) for name, build in builds.items()}

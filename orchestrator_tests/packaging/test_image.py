@@ -16,6 +16,8 @@ from orchestrator_tests.support.installation import Installation, uv
 
 pytestmark = pytest.mark.packaging
 
+TOKEN = "a-token-of-the-ui-for-the-tests-only"
+
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, orchestrator
 for module in pkgutil.walk_packages(orchestrator.__path__, "orchestrator."):
@@ -57,13 +59,13 @@ def test_what_the_container_starts_answers_loads_the_pipelines_and_stops(image: 
     url = f"http://127.0.0.1:{port}"
     program, command, *_ = exec_form("CMD")
     words = (command, "--host", "127.0.0.1", "--port", str(port))
-    environment = image.environment(ORCHESTRATOR_DEPLOYMENT="team-a", MAX_INSTANCES="3")
+    environment = image.environment(ORCHESTRATOR_DEPLOYMENT="team-a", MAX_INSTANCES="3", UI_TOKEN=TOKEN)
     with running(
         *words, cwd=image.directory, program=[image.program(program)], environment=environment
     ) as orchestrator:
         orchestrator.await_output(f"Dagster runs on {url}")
-        assert requests.get(f"{url}/server_info", timeout=30).ok
-        with DagsterApi(url) as dagster:
+        assert requests.get(f"{url}/health/live", timeout=30).ok
+        with DagsterApi(url, token=TOKEN) as dagster:
             assert dagster.location_error() is None
         family = orchestrator.family()
         assert len(family) >= 5  # ourselves, and webserver and daemon with a code server each

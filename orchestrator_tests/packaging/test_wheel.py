@@ -17,6 +17,8 @@ from orchestrator_tests.support.installation import Installation, uv
 
 pytestmark = pytest.mark.packaging
 
+TOKEN = "a-token-of-the-ui-for-the-tests-only"
+
 CHURN = """
 type: orchestrator.pipeline.component.TrainingPipeline
 attributes:
@@ -75,14 +77,15 @@ def test_a_folder_of_pipelines_elsewhere_is_served(installation: Installation, s
         str(port),
         cwd=installation.directory,
         program=[installation.program("orchestrator")],
-        environment=installation.environment(**settings),
+        environment=installation.environment(**settings, UI_TOKEN=TOKEN),
     ) as orchestrator:
         orchestrator.await_output(f"Dagster runs on {url}")
-        assert requests.get(f"{url}/server_info", timeout=30).ok
-        with DagsterApi(url) as dagster:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        assert requests.get(f"{url}/server_info", headers=headers, timeout=30).ok
+        with DagsterApi(url, token=TOKEN) as dagster:
             assert dagster.location_error() is None
         query = "{ assetNodes { assetKey { path } } }"
-        answer = requests.post(f"{url}/graphql", json={"query": query}, timeout=30).json()
+        answer = requests.post(f"{url}/graphql", json={"query": query}, headers=headers, timeout=30).json()
         assets = ["/".join(node["assetKey"]["path"]) for node in answer["data"]["assetNodes"]]
         assert {"churn/jenkins_build", "churn/trained_model"} <= set(assets)
         family = orchestrator.family()

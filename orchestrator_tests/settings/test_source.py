@@ -178,6 +178,7 @@ def test_a_secret_is_known_by_its_type_not_by_what_the_type_is_called() -> None:
         "KEY_PASSPHRASE",
         "MLFLOW_TRACKING_PASSWORD",
         "MLFLOW_TRACKING_TOKEN",
+        "UI_TOKEN",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -74,6 +75,13 @@ def running(
     finally:
         for process in command.family() if command.process.is_running() else ():
             process.kill()
+
+
+def token_in(output: str) -> str:
+    """The token in the address that `serve` has printed."""
+    found = re.search(r"Dagster runs on http\S+\?token=(\S+)", output)
+    assert found, output
+    return found[1]
 
 
 def all_gone(processes: Sequence[psutil.Process]) -> bool:

@@ -28,6 +28,7 @@ from orchestrator_tests.support.waiting import until
 MODEL = ("training", "trained_model")
 MLFLOW_ADDRESS = "127.0.0.9"
 EXPERIMENT_ID = "3"
+TOKEN = "the-token-of-the-ui-of-another-world"
 STEPS = 4
 LAUNCH_SECONDS = 180
 END_SECONDS = 180
@@ -99,6 +100,7 @@ class OtherWorld:
             "MLPROJECT_ENV_MANAGER": "local",
             "ORCHESTRATOR_DEPLOYMENT": "other systems",
             "TRAIN_BRANCHES": "main,feature/*",
+            "UI_TOKEN": TOKEN,
             **self.jenkins.env(),
             **self.ec2.env(),
         }
@@ -112,8 +114,8 @@ class OtherWorld:
             )
         )
         url = f"http://127.0.0.1:{port}"
-        serve.await_http(f"{url}/server_info", seconds=120)
-        self.dagster = self._exits.enter_context(DagsterApi(url))
+        serve.await_http(f"{url}/health/live", seconds=120)
+        self.dagster = self._exits.enter_context(DagsterApi(url, token=TOKEN))
         assert self.dagster.location_error() is None
 
     # ---- builds
