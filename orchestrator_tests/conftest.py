@@ -65,6 +65,7 @@ def aws_proxy(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyP
     """On the way to the world's AWS: here, and in what an attempt starts."""
     with FaultyProxy() as proxy:
         proxy.upstream = world.ec2_server.url
+        world.ec2_server.answer_for(proxy.url)
         monkeypatch.setitem(world.environment, "AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy

@@ -67,6 +67,7 @@ class FaultLab:
             self.jenkins.upstream = self.stack.jenkins.url.rstrip("/")
             self.mlflow.upstream = self.stack.mlflow.url
             self.aws.upstream = self.stack.ec2.url
+            self.stack.ec2.answer_for(self.aws.url)
             self.environment = self.stack.env()
             self._machines = self.stack.directory / "ec2"
             self._ec2 = self._ec2_client()

@@ -1,4 +1,4 @@
-"""The HTTP side of the sandbox's EC2 API: moto's server, and errors that AWS gives at times."""
+"""The HTTP side of the sandbox's EC2 API: moto's server behind a door, and errors that AWS gives at times."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from xml.sax.saxutils import escape
 
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
+from orchestrator_sandbox.door import Door, refuse
+from orchestrator_sandbox.ec2.signature import SandboxCredentials
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 HOST = "127.0.0.1"
 IDLE_SECONDS = 10
 REASONS = {400: "Bad Request", 403: "Forbidden", 500: "Internal Server Error", 503: "Service Unavailable"}
+MAX_BYTES = 2**20
+"""Of a request: AWS takes 16 KB of user-data, and little else."""
+
 log = logging.getLogger(__name__)
 
 
@@ -80,6 +86,45 @@ class AwsFaults:
         return None
 
 
+STRANGER = AwsFault(
+    "AuthFailure",
+    401,
+    "AWS was not able to validate the provided access credentials (the sandbox has its own, new at each start).",
+)
+
+
+@dataclass(frozen=True)
+class CredentialsMiddleware:
+    """WSGI middleware: takes only what is signed with this sandbox's credentials.
+
+    Attributes:
+        app: what answers that.
+        credentials: those.
+    """
+
+    app: WSGIApplication
+    credentials: SandboxCredentials
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one call."""
+        if not self.credentials.knows(environ):
+            return self._refuse(start_response)
+        length = environ.get("CONTENT_LENGTH") or "0"
+        if not length.isdecimal():
+            return refuse(start_response, "400 Bad Request", "Content-Length is no number.\n")
+        if int(length) > MAX_BYTES:
+            return refuse(start_response, "413 Content Too Large", f"The sandbox takes {MAX_BYTES} bytes.\n")
+        body = environ["wsgi.input"].read(int(length))
+        if not self.credentials.signed(environ, body):
+            return self._refuse(start_response)
+        environ["wsgi.input"] = io.BytesIO(body)
+        return self.app(environ, start_response)
+
+    @staticmethod
+    def _refuse(start_response: StartResponse) -> Iterable[bytes]:
+        return refuse(start_response, "401 Unauthorized", STRANGER.body(), content_type="text/xml")
+
+
 @dataclass(frozen=True)
 class AccountMiddleware:
     """WSGI middleware: one call at a time, in an AWS account of our own, with the faults asked for.
@@ -114,11 +159,20 @@ class ApiServer:
 
     Args:
         app: what answers.
+        credentials: what a request must be signed with.
         port: 0 for any.
     """
 
-    def __init__(self, app: WSGIApplication, *, port: int, handler: type[WSGIRequestHandler]) -> None:
-        self._server = ThreadedWSGIServer(HOST, port, app, _quiet(handler))
+    def __init__(
+        self,
+        app: WSGIApplication,
+        credentials: SandboxCredentials,
+        *,
+        port: int,
+        handler: type[WSGIRequestHandler],
+    ) -> None:
+        guarded = Door(CredentialsMiddleware(app, credentials))
+        self._server = ThreadedWSGIServer(HOST, port, guarded, _quiet(handler))
         self._server.daemon_threads = False  # so that closing waits for the calls under way
         self._thread = threading.Thread(target=self._server.serve_forever, name="EC2 API", daemon=True)
         self._thread.start()

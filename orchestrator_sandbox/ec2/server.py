@@ -7,9 +7,11 @@ import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
 
 from orchestrator.errors import SandboxError
 from orchestrator_sandbox.ec2.api import AccountMiddleware, ApiServer, AwsFaults
+from orchestrator_sandbox.ec2.signature import SandboxCredentials
 from orchestrator_sandbox.processes.child import free_port
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ class Ec2Server:
     """An EC2 API with real machines; ready when constructed, and with nothing left when closed.
 
     An instance is `pending` until its SSH server answers, `running` with its address then, and what its
-    user-data says really happens. It needs Linux, where any 127.x.y.z is a loopback address.
+    user-data says really happens: as the user who runs the sandbox, so its credentials are random and new at
+    each start. It needs Linux, where any 127.x.y.z is a loopback address.
 
     Args:
         directory: for the key of the login, and for one directory per machine.
@@ -53,11 +56,7 @@ class Ec2Server:
     ) -> None:
         # These imports take seconds, which only a sandbox that starts has to pay.
         from moto.ec2.models import ec2_backends
-        from moto.moto_server.werkzeug_app import (
-            DomainDispatcherApplication,
-            MotoRequestHandler,
-            create_backend_app,
-        )
+        from moto.moto_server import werkzeug_app as moto_server
 
         from orchestrator_sandbox.ec2.instances import FIRST_ADDRESS, Datacenter
 
@@ -71,9 +70,12 @@ class Ec2Server:
         self._datacenter.open(self._backend)
         directory.mkdir(parents=True, exist_ok=True)
         self._furnish()
-        moto = DomainDispatcherApplication(create_backend_app)
+        # MOTO_DISABLE_GLOBAL_CORS does the same, where moto is not imported yet.
+        moto_server.DISABLE_GLOBAL_CORS = True  # type: ignore[attr-defined]
+        moto = moto_server.DomainDispatcherApplication(moto_server.create_backend_app)
         app = AccountMiddleware(moto, account, self._datacenter.lock, self.faults)
-        self._api = ApiServer(app, port=port, handler=MotoRequestHandler)
+        self._credentials = SandboxCredentials()
+        self._api = ApiServer(app, self._credentials, port=port, handler=moto_server.MotoRequestHandler)
         self.url = self._api.url
 
     def __enter__(self) -> Self:
@@ -87,8 +89,8 @@ class Ec2Server:
     def env(self) -> dict[str, str]:
         """The settings that lead here."""
         return {
-            "AWS_ACCESS_KEY_ID": "sandbox",
-            "AWS_SECRET_ACCESS_KEY": "sandbox",
+            "AWS_ACCESS_KEY_ID": self._credentials.key_id,
+            "AWS_SECRET_ACCESS_KEY": self._credentials.secret,
             "AWS_DEFAULT_REGION": REGION,
             "AWS_ENDPOINT_URL": self.url,
             "AMI_ID": self._ami,
@@ -99,6 +101,15 @@ class Ec2Server:
             "SSH_USER": LOGIN,
             "SSH_PORT": str(self.ssh_port),
         }
+
+    def answer_for(self, url: str) -> None:
+        """Also take what was signed for this address: a proxy's, on the way here."""
+        self._credentials.signed_hosts.add(urlsplit(url).netloc)
+
+    def instance_ids(self) -> list[str]:
+        """Every instance there ever was."""
+        with self._datacenter.lock:
+            return [instance.id for instance in self._backend.all_instances()]
 
     def terminate_from_outside(self, instance_id: str, *, code: str = "Server.SpotInstanceTermination") -> None:
         """Take an instance away as AWS, or a person at the console, does.

@@ -6,7 +6,6 @@ import itertools
 import os
 import stat
 import threading
-import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ import boto3
 import paramiko
 import psutil
 import pytest
+import requests
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 
@@ -268,7 +268,7 @@ def test_closing_leaves_no_process_no_port_and_no_thread(tmp_path: Path) -> None
         launch(ec2, other)
         wait_for(ec2, launch(ec2, other), "running")
         assert len(instances(ec2)) == 2
-        urllib.request.urlopen(other.url).close()
+        assert requests.get(other.url, timeout=30).status_code == 401
     assert {process.pid for process in me.children(recursive=True)} <= before
     assert not set(threading.enumerate()) - threads
     with pytest.raises(EndpointConnectionError):
