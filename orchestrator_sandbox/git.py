@@ -1,6 +1,9 @@
-"""A Git remote on loopback: a bare repository of the sample project, served by `git daemon`.
+"""A Git remote on loopback: a bare repository of the sample project, served by `git daemon` to whoever wants to read.
 
-It needs a protocol, because `mlflow run file:///… -v SHA` does not clone: it fetches inside the source folder.
+Jenkins runs what is pushed, so pushing needs a right: the one that the file system gives to the owner of a folder.
+No password has to be kept, typed, or hidden from the list of processes.
+
+Reading needs a protocol, because `mlflow run file:///… -v SHA` does not clone: it fetches inside the source folder.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.errors import SandboxError
+from orchestrator_sandbox.folders import private_folder
 from orchestrator_sandbox.processes.child import ChildProcess, kept_port
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
@@ -66,19 +70,23 @@ def git(*arguments: str, cwd: Path) -> str:
 
 
 class GitRemote:
-    """A repository that is cloned from and pushed to at `url`.
+    """A repository that anybody clones from `url`, and its owner pushes to at `push_url`.
 
     Args:
         directory: where it is kept; one that was used before keeps its history, and its port if it is free.
         source: the folder that the first commit is made of.
         port: TCP port on loopback; 0: any free one.
 
+    Attributes:
+        url: where the repository is read.
+        push_url: where it is read and written, by the user who runs the sandbox.
+
     Raises:
         SandboxError: Git or its daemon is not installed, or did not start.
     """
 
     def __init__(self, directory: Path, source: Path = EXAMPLE, *, port: int = 0) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = private_folder(directory)
         daemon = Path(git("--exec-path", cwd=directory)) / "git-daemon"
         if not daemon.exists():
             raise SandboxError(
@@ -87,6 +95,7 @@ class GitRemote:
             )
         served = directory / "served"
         self.repository = served / f"{source.name}.git"
+        self.push_url = str(self.repository.absolute())
         self._clone = directory / "clone"
         self._lock = threading.Lock()
         if not self.repository.exists():
@@ -102,7 +111,8 @@ class GitRemote:
                 str(daemon),
                 f"--base-path={served}",
                 "--export-all",
-                "--enable=receive-pack",
+                "--disable=receive-pack",
+                "--forbid-override=receive-pack",
                 "--reuseaddr",
                 "--listen=127.0.0.1",
                 f"--port={port}",

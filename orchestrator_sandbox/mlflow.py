@@ -8,10 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import requests
 
 from orchestrator.errors import SandboxError
+from orchestrator_sandbox.folders import private_folder
 from orchestrator_sandbox.processes.child import ChildProcess, free_port
 
 EXPERIMENT = "sandbox"
@@ -70,11 +72,13 @@ class MlflowServer:
         return {"MLFLOW_TRACKING_URI": self.url, "MLFLOW_EXPERIMENT_ID": self.experiment(EXPERIMENT)}
 
     def _start(self) -> ChildProcess:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        private_folder(self.directory)
         return ChildProcess(
             [
                 *(sys.executable, "-m", "mlflow", "server"),
                 *("--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"),
+                *("--allowed-hosts", urlsplit(self.url).netloc, "--cors-allowed-origins", self.url),
+                *("--x-frame-options", "SAMEORIGIN"),
                 *("--backend-store-uri", f"sqlite:///{self.directory / 'mlflow.db'}"),
                 *("--serve-artifacts", "--artifacts-destination", str(self.directory / "artifacts")),
             ],

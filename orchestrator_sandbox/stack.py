@@ -20,6 +20,7 @@ from orchestrator.operate.serve import require_free
 from orchestrator.operate.signals import undisturbed
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.ec2.server import Ec2Server
+from orchestrator_sandbox.folders import private_folder
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.jenkins.home import JobConfig
 from orchestrator_sandbox.jenkins.server import JenkinsServer
@@ -64,8 +65,9 @@ class Stack:
 
     def __init__(self, directory: Path, *, port: int = 0, settings: Mapping[str, str] | None = None) -> None:
         self.directory = directory.absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
         self.is_new = not (self.directory / "git").exists()
+        if not self.is_new or not self.directory.exists() or not any(self.directory.iterdir()):
+            private_folder(self.directory)  # else it is a folder of the user's own, in which we make ours
         self._settings = dict(settings or {})
         self.dagster_token = secrets.token_urlsafe(32)
         self._exits = ExitStack()
@@ -166,9 +168,7 @@ class Stack:
             self._exits.close()
 
     def _folder(self, name: str) -> Path:
-        folder = self.directory / name
-        folder.mkdir(exist_ok=True)
-        return folder
+        return private_folder(self.directory / name)
 
     def _start_ec2(self) -> Ec2Server:
         folder = self._folder("ec2")

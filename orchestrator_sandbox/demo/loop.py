@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 import time
 from collections import deque
@@ -45,6 +47,8 @@ def demo(*, directory: Path, port: int, once: bool, as_json: bool) -> int:
     started = time.monotonic()
     console = Console(stderr=as_json, highlight=False)
     console.print(f"Starting Git, Jenkins, EC2 and MLflow in {directory.absolute()}", soft_wrap=True)
+    if os.geteuid() == 0:
+        console.print("Warning: as root: what is pushed, built and trained here runs as root, too", soft_wrap=True)
     with Stack(directory, port=port) as stack:
         loop = DemoLoop(stack, started=started)
         return present(loop, console, commits=loop.commits(past=not once), once=once, as_json=as_json)
@@ -213,8 +217,8 @@ class DemoLoop:
 
     def _hints(self) -> tuple[str, ...]:
         asset = "/".join(TRAINED_MODEL)
-        git = self._stack.git.url
-        folder = git.rpartition("/")[2].removesuffix(".git")
+        git = shlex.quote(self._stack.git.push_url)
+        folder = self._stack.git.repository.stem
         return (
             "Push another commit, and see it trained:\n"
             f"  git clone {git} && cd {folder}\n"

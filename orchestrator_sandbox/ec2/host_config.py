@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from orchestrator_sandbox.folders import write_secret
 
 ENDED_BY_ITSELF = 0
 REBOOT = 100
@@ -47,10 +48,7 @@ class HostConfig:
         """Write it, with the private host key that the user-data may hold, to a file of mode 0600."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "host.json"
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(dataclasses.asdict(self), file, default=str)
+        write_secret(path, json.dumps(dataclasses.asdict(self), default=str))
         return path
 
     @classmethod

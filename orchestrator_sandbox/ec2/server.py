@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 from orchestrator.errors import SandboxError
 from orchestrator_sandbox.ec2.api import AccountMiddleware, ApiServer, AwsFaults
 from orchestrator_sandbox.ec2.signature import SandboxCredentials
+from orchestrator_sandbox.folders import private_folder, write_secret
 from orchestrator_sandbox.processes.child import free_port
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Ec2Server:
 
         from orchestrator_sandbox.ec2.instances import FIRST_ADDRESS, Datacenter
 
+        private_folder(directory)
         self.instance_type = instance_type
         self.ssh_port = ssh_port or free_port(str(FIRST_ADDRESS))
         self.key_path = directory / "key.pem"
@@ -68,7 +69,6 @@ class Ec2Server:
         self._backend: EC2Backend = ec2_backends[account][REGION]
         self._datacenter = Datacenter(directory, self.ssh_port, status_check_seconds)
         self._datacenter.open(self._backend)
-        directory.mkdir(parents=True, exist_ok=True)
         self._furnish()
         # MOTO_DISABLE_GLOBAL_CORS does the same, where moto is not imported yet.
         moto_server.DISABLE_GLOBAL_CORS = True  # type: ignore[attr-defined]
@@ -158,10 +158,7 @@ class Ec2Server:
             group.id, "tcp", str(self.ssh_port), str(self.ssh_port), [{"CidrIp": "127.0.0.0/8"}]
         )
         pair = backend.create_key_pair(KEY_PAIR, "rsa", {})
-        self.key_path.unlink(missing_ok=True)
-        descriptor = os.open(self.key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pair.material)
+        write_secret(self.key_path, pair.material.decode() if isinstance(pair.material, bytes) else pair.material)
 
     def _instance(self, instance_id: str) -> MachineInstance:
         from orchestrator_sandbox.ec2.instances import MachineInstance

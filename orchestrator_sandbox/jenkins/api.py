@@ -183,6 +183,7 @@ class JenkinsApi:
         answer.headers["X-Jenkins"] = VERSION
         answer.headers["X-Hudson"] = "1.395"
         answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["X-Frame-Options"] = "sameorigin"
         return answer
 
 

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
 
+from orchestrator_sandbox.door import Door
+from orchestrator_sandbox.folders import private_folder
 from orchestrator_sandbox.jenkins.access import Access
 from orchestrator_sandbox.jenkins.api import JenkinsApi
 from orchestrator_sandbox.jenkins.beans import Exporter
@@ -50,7 +52,7 @@ class JenkinsServer:
         executors: int = 2,
         poll_seconds: float = 10,
     ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        private_folder(directory)
         self.port = port or kept_port(directory / "port")
         self.url = f"http://127.0.0.1:{self.port}/"
         self.access = Access(
@@ -73,7 +75,7 @@ class JenkinsServer:
                 notified=lambda repository: self._poller.poll(),
                 delete_job=self.delete_job,
             )
-            self._web = WebServer(api.app, port=self.port)
+            self._web = WebServer(Door(api.app), port=self.port)
         except BaseException:
             self._stop_building()
             raise

@@ -17,6 +17,7 @@ import requests
 import tenacity
 
 from orchestrator.errors import SandboxError
+from orchestrator_sandbox.folders import append_only
 from orchestrator_sandbox.processes import guardian
 
 LAST_LINES = 15
@@ -57,7 +58,7 @@ class ChildProcess:
     Args:
         argv: the program and its arguments; never a secret.
         name: what it is called in messages, such as "the MLflow server".
-        log: file that its output is appended to.
+        log: file that its output is appended to; its owner's alone when it is new.
         env: its whole environment; default: that of this process.
         cwd: its working directory; default: that of this process.
         grace_seconds: what its processes get to end by themselves before they are killed.
@@ -77,7 +78,7 @@ class ChildProcess:
         self.log = log
         self._grace_seconds = grace_seconds
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        with open(log, "ab", opener=append_only) as output:
             self._guardian = subprocess.Popen(
                 [sys.executable, "-I", guardian.__file__, str(grace_seconds), *argv],
                 stdin=subprocess.PIPE,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from orchestrator.errors import SandboxError
-from orchestrator_sandbox.git import GitRemote, git
+from orchestrator_sandbox.git import GitRemote, git, git_environment
 from orchestrator_sandbox.web import WebServer
 
 
@@ -73,13 +78,78 @@ def test_a_users_push_arrives_and_is_announced(remote: GitRemote, tmp_path: Path
 
     server = WebServer(application)
     remote.notify(f"http://127.0.0.1:{server.port}/git/notifyCommit?url=x&token=y")
-    git("clone", "--quiet", remote.url, "clone", cwd=tmp_path)
+    git("clone", "--quiet", remote.push_url, "clone", cwd=tmp_path)
     git("commit", "--quiet", "--allow-empty", "-m", "Mine", cwd=tmp_path / "clone")
     git("push", "--quiet", "origin", "main", cwd=tmp_path / "clone")
     server.close()
     assert git("rev-parse", "HEAD", cwd=tmp_path / "clone") == remote.head()
     assert asked == ["/git/notifyCommit?url=x&token=y"]
     remote.commit("Pushed while nobody listens", {})
+
+
+@pytest.mark.parametrize("allowed", ["", "daemon.receivepack", "http.receivepack"])
+def test_nobody_pushes_over_the_network(remote: GitRemote, tmp_path: Path, allowed: str) -> None:
+    """Jenkins runs what is pushed, and any user of the computer, and any page in its browsers, reaches the port."""
+    if allowed:
+        git("config", allowed, "true", cwd=remote.repository)
+    head = remote.head()
+    git("clone", "--quiet", remote.url, "clone", cwd=tmp_path)
+    git("commit", "--quiet", "--allow-empty", "-m", "Not mine to push", cwd=tmp_path / "clone")
+    for reference in ("main", "main:refs/heads/other", "main:refs/tags/v1", ":main"):
+        with pytest.raises(SandboxError, match=r"Could not read from remote repository|access denied"):
+            git("push", "--force", "origin", reference, cwd=tmp_path / "clone")
+    assert remote.head() == head
+    assert remote.branches() == ["main"]
+
+
+def test_another_user_of_the_computer_can_read_but_not_push(source: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder, GitRemote(Path(folder) / "git", source) as remote:
+        Path(folder).chmod(0o755)
+        assert stat.S_IMODE(remote.directory.stat().st_mode) == 0o700
+        if os.geteuid() == 0:  # else nobody here can become another user
+            assert git_as_nobody("ls-remote", remote.url) == 0
+            assert git_as_nobody("ls-remote", remote.push_url) != 0
+
+
+def git_as_nobody(*words: str) -> int:
+    return subprocess.run(
+        ["git", "-c", "safe.directory=*", *words],
+        cwd="/",
+        env=git_environment() | {"HOME": "/"},
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        timeout=60,
+        check=False,
+    ).returncode
+
+
+def test_a_folder_that_was_open_is_closed(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "git").mkdir(mode=0o755)
+    with GitRemote(tmp_path / "git", source) as remote:
+        assert stat.S_IMODE(remote.directory.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        "POST /project.git/git-receive-pack HTTP/1.1",
+        "GET /project.git/info/refs?service=git-receive-pack HTTP/1.1",
+        "OPTIONS * HTTP/1.1",
+        "0038git-receive-pack /project.git\0host=127.0.0.1\0",
+    ],
+)
+def test_a_browser_gets_nothing_from_its_port(remote: GitRemote, request_line: str) -> None:
+    port = urlsplit(remote.url).port
+    with socket.create_connection(("127.0.0.1", port or 0), timeout=30) as raw:
+        body = "0032git-receive-pack /project.git\0host=127.0.0.1\0"
+        raw.sendall(f"{request_line}\r\nHost: evil.example\r\nOrigin: https://evil.example\r\n\r\n{body}".encode())
+        raw.shutdown(socket.SHUT_WR)
+        try:
+            answer = raw.makefile("rb").read()
+        except ConnectionResetError:
+            answer = b""
+    assert remote.head().encode() not in answer
 
 
 def test_it_is_taken_up_again_with_its_history_and_address(remote: GitRemote, tmp_path: Path, source: Path) -> None:

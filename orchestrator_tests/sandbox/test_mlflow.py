@@ -79,3 +79,43 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log_and_leaves_no_proce
     with pytest.raises(SandboxError, match=r"(?s)the MLflow server ended .* file is not a database"):
         MlflowServer(tmp_path).__enter__()
     assert descendants() == before
+
+
+@pytest.mark.parametrize("path", ["ajax-api/2.0/mlflow/experiments/create", "api/2.0/mlflow/experiments/create"])
+@pytest.mark.parametrize("kind", ["text/plain", "application/json", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://evil.example:{port}", "http://192.168.1.9"])
+def test_no_foreign_page_changes_anything(mlflow_server: MlflowServer, path: str, kind: str, origin: str) -> None:
+    headers = {"Content-Type": kind, "Origin": origin.format(port=mlflow_server.port)}
+    body = '{"name": "planted"}'
+    answer = requests.post(f"{mlflow_server.url}/{path}", data=body, headers=headers, timeout=30)
+    assert answer.status_code == 403
+    assert "access-control-allow-origin" not in answer.headers
+    found = requests.get(
+        f"{mlflow_server.url}/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": "planted"}, timeout=30
+    )
+    assert found.status_code == 404
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:{port}",
+        "localhost:{port}",
+        "127.0.0.1",
+        "127.0.0.1:1",
+        "192.168.1.9",
+        "10.evil.example",
+    ],
+)
+def test_another_name_leads_nowhere(mlflow_server: MlflowServer, host: str) -> None:
+    """A page whose name was made to lead here (DNS rebinding) would read and write everything."""
+    name = host.format(port=mlflow_server.port)
+    for path in ("", "/api/2.0/mlflow/experiments/get?experiment_id=0", "/graphql"):
+        assert requests.get(f"{mlflow_server.url}{path}", headers={"Host": name}, timeout=30).status_code == 403
+
+
+def test_no_page_frames_it_or_reads_it(mlflow_server: MlflowServer) -> None:
+    page = requests.get(mlflow_server.url, headers={"Origin": "https://evil.example"}, timeout=30)
+    assert page.headers["x-frame-options"] == "SAMEORIGIN"
+    assert "access-control-allow-origin" not in page.headers
