@@ -28,6 +28,12 @@ def _not_empty(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
+def _git_hosts(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    if bad := [pattern for pattern in patterns if not re.fullmatch(r"[\w.*?\[\]!:-]+", pattern) or "://" in pattern]:
+        raise ValueError(f"{bad[0]!r} is no name of a host; write for example github.com,*.example.com")
+    return tuple(pattern.lower().rstrip(".") for pattern in patterns)
+
+
 def _markets(names: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in MARKETS]:
         raise ValueError(f"{unknown[0]!r} is neither spot nor on-demand")
@@ -123,6 +129,7 @@ MARKETS = ("spot", "on-demand")
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 SomeWords = Annotated[Words, AfterValidator(_not_empty)]
 Markets = Annotated[SomeWords, AfterValidator(_markets)]
+GitHosts = Annotated[Words, AfterValidator(_git_hosts)]
 Parameters = Annotated[Mapping[str, str], BeforeValidator(_json_object)]
 ModelRun = Annotated[str, AfterValidator(_model_choice)]
 HostNames = Annotated[Words, AfterValidator(_host_names)]
@@ -191,6 +198,19 @@ class JenkinsSettings(SettingsGroup):
         "too); default: of a multibranch project the primary branch, of a plain job all builds. A change request needs "
         "a pattern with all that stands before its number (PR-*), a mere * leaves it out; what is left out can be "
         "launched by hand",
+        (),
+    )
+    build_parameters: Words = setting(
+        "BUILD_PARAMETERS",
+        "parameters of a Jenkins build to keep in its record, a comma list of names and patterns such as EPOCHS,DATA_*"
+        "; default: none, because a record is shown to everybody and a token may be a plain parameter",
+        (),
+    )
+    hosts: GitHosts = setting(
+        "MLPROJECT_HOSTS",
+        "Git hosts that a build's own remote may be on, a comma list of names and patterns such as "
+        "github.com,*.example.com; default: the host of the primary branch's newest success when this pipeline first "
+        "saw one. What MLPROJECT_URI names is always allowed",
         (),
     )
     train_unstable: bool = setting("TRAIN_UNSTABLE", "true: UNSTABLE builds are trained too, not just SUCCESS", False)

@@ -74,7 +74,7 @@ class Model:
         self.now += after_ms
         of = self.jobs.setdefault(name, Job())
         url = f"http://jenkins.example.com/job/{name.replace('/', '/job/')}/{of.next_number}/"
-        build = Build(of.next_number, self.now, None, name, 0, url, COMMIT, "main", REMOTE, {"alpha": "0.5"})
+        build = Build(of.next_number, self.now, None, name, 0, url, COMMIT, "main", REMOTE)
         of.builds[build.number] = build
         of.next_number += 1
         return build

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import dagster as dg
 
 from orchestrator.names import LOGGED_SOMETHING, MlflowTag
 from orchestrator.pipeline.training.curves import SYSTEM, Curves, as_markdown, learning_curves
 from orchestrator.pipeline.training.model_run import best_by, has_logged
+from orchestrator.resources.jenkins import commit_url
 
 if TYPE_CHECKING:
     from orchestrator.pipeline.training.finished import FinishedTraining
@@ -81,39 +80,6 @@ def logged_something(finished: FinishedTraining, asset: dg.AssetKey) -> dg.Asset
         description=None if passed else missing,
         metadata={"metrics": len(run.latest), "runs": 1 + len(finished.others)},
     )
-
-
-def commit_url(repository: str, commit: str) -> str | None:
-    """The web page of a commit.
-
-    Args:
-        repository: a Git remote: https, ssh, git, or `git@host:path`.
-        commit: its full or abbreviated hash.
-
-    Returns:
-        None unless it is hosted by GitHub, GitLab or Bitbucket, or by a host called after one of the first two.
-    """
-    scp_like = re.fullmatch(r"(?:[^@/]+@)?([^:/@]+):(?!//)/?(.+)", repository)
-    address = f"ssh://{scp_like[1]}/{scp_like[2]}" if scp_like else repository
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return None
-    path = parts.path.strip("/").removesuffix(".git")
-    pages = next((pages for forge, pages in _COMMIT_PAGES.items() if re.fullmatch(forge, host)), None)
-    if pages is None or not path or not re.fullmatch(r"[0-9a-fA-F]{7,64}", commit):
-        return None
-    scheme = "http" if parts.scheme == "http" else "https"
-    web_host = f"{host}:{port}" if port and parts.scheme in ("http", "https") else host
-    return f"{scheme}://{web_host}/{path}/{pages}/{commit}"
-
-
-_COMMIT_PAGES = {
-    r"(.*\.)?github\..+": "commit",
-    r"(.*\.)?gitlab\..+": "-/commit",
-    r"bitbucket\.org": "commits",
-}
 
 
 def _code(run: Run, build: Build) -> Mapping[str, dg.MetadataValue | None]:

@@ -9,19 +9,23 @@ from orchestrator.resources.jenkins.answers import (
     JobSummary,
     UnreadableBuild,
 )
-from orchestrator.resources.jenkins.checkout import without_credentials
+from orchestrator.resources.jenkins.checkout import is_address
 from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource, job_name
+from orchestrator.resources.jenkins.remotes import GitRemote, commit_url, without_credentials
 
 __all__ = [
     "Build",
     "BuildPage",
     "BuildSummary",
+    "GitRemote",
     "Jenkins",
     "JenkinsResource",
     "JobKind",
     "JobOverview",
     "JobSummary",
     "UnreadableBuild",
+    "commit_url",
+    "is_address",
     "job_name",
     "without_credentials",
 ]

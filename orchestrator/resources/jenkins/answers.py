@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeGuard, TypeVar
+from urllib.parse import unquote
 
 from pydantic import TypeAdapter
 
 from orchestrator.errors import JenkinsBadAnswer
 from orchestrator.resources.jenkins.checkout import Checkout, own_checkout
+from orchestrator.resources.jenkins.parameters import kept_parameters, parameters_of
 
 BUILD_SUMMARY_FIELDS = "number,timestamp,building,result"
 """What tells a new build from a known one, and a finished one from a running one."""
@@ -37,6 +39,9 @@ LARGEST_NUMBER = 2**31 - 1
 
 LATEST_TIMESTAMP = 253_402_300_799_000
 """The end of the year 9999, in milliseconds: no later moment can be written down."""
+
+_LONGEST_RESULT = 50
+_LONGEST_ADDRESS = 2000
 
 T = TypeVar("T", bound="BuildSummary")
 
@@ -88,7 +93,7 @@ class Build(BuildSummary):
         commit: the commit that was checked out; None when the build does not prove which one.
         branch: `main`, without remote or `refs/`.
         repository: the Git remote, without credentials.
-        parameters: the build parameters; those that Jenkins hides are left out.
+        parameters: the build parameters that BUILD_PARAMETERS names; those that Jenkins hides are left out.
         change_request: it is of a pull or merge request, so that anybody may have written it.
         doubt: why there is no commit, or no repository that others can use: one sentence for people.
     """
@@ -190,7 +195,7 @@ def build_summary_of(data: object, *, where: str) -> BuildSummary:
     """
     fields = _object(data, where)
     result = fields.get("result")
-    if result is not None and not isinstance(result, str):
+    if result is not None and not (isinstance(result, str) and result.isprintable() and len(result) < _LONGEST_RESULT):
         raise _wrong(where, f"a build whose result is {_short(result)}")
     running = fields.get("building") is True or result is None
     return BuildSummary(
@@ -200,7 +205,7 @@ def build_summary_of(data: object, *, where: str) -> BuildSummary:
     )
 
 
-def build_of(data: object, *, job: str, url: str, project: str | None, where: str) -> Build:
+def build_of(data: object, *, job: str, url: str, project: str | None, where: str, keep: Sequence[str] = ()) -> Build:
     """Read the fields of `BUILD_FIELDS`.
 
     Args:
@@ -209,6 +214,7 @@ def build_of(data: object, *, job: str, url: str, project: str | None, where: st
         url: the build's page, should Jenkins not name it.
         project: MLPROJECT_URI, if set, to tell the project's own checkout from other ones.
         where: the address that was asked, for errors.
+        keep: BUILD_PARAMETERS.
 
     Raises:
         JenkinsBadAnswer: it is no build.
@@ -219,7 +225,7 @@ def build_of(data: object, *, job: str, url: str, project: str | None, where: st
     reported_actions = fields.get("actions")
     actions = reported_actions if isinstance(reported_actions, list) else []
     actions = [action for action in actions if isinstance(action, dict)]
-    parameters = dict(_parameters(actions))
+    parameters = dict(parameters_of(actions))
     checkout = own_checkout(actions, job=job, project=project, parameters=parameters) or Checkout()
     return Build(
         number=summary.number,
@@ -227,11 +233,11 @@ def build_of(data: object, *, job: str, url: str, project: str | None, where: st
         result=summary.result,
         job=job,
         duration_ms=_whole_number(fields.get("duration"), largest=LATEST_TIMESTAMP) or 0,
-        url=reported if isinstance(reported, str) and reported.startswith(("http://", "https://")) else url,
+        url=reported if _is_web_address(reported) else url,
         commit=checkout.commit,
         branch=checkout.branch,
         repository=checkout.remote,
-        parameters=parameters,
+        parameters=kept_parameters(parameters, named=keep),
         change_request=checkout.change_request,
         doubt=checkout.doubt,
     )
@@ -294,11 +300,19 @@ def overview_of(answer: Mapping[str, Any], *, job: str, newest: int, per_branch:
     for name, child in children.items():
         if "allBuilds" not in child:
             continue
+        if not can_be_job(name):
+            faults.append(f"branch {ascii(name)[:100]}: its name cannot be printed, or leads elsewhere in an address")
+            continue
         try:
             summaries.append(job_summary_of(child, job=f"{job}/{name}", asked=per_branch, where=where))
         except JenkinsBadAnswer as error:
             faults.append(f"branch {name}: {error}")
     return JobOverview(JobKind.MULTIBRANCH, tuple(summaries), _object_url(answer.get("actions")), tuple(faults))
+
+
+def can_be_job(name: str) -> bool:
+    """Whether a job of this name, as Jenkins stores it or as people read it, can be shown and asked for."""
+    return name.isprintable() and unquote(name).isprintable() and name not in (".", "..")
 
 
 def _folder(job: str, own_class: object, children: Mapping[str, Mapping[str, Any]], where: str) -> str:
@@ -366,7 +380,16 @@ def _object_url(actions: object) -> str | None:
     urls = [
         action.get("objectUrl") for action in (actions if isinstance(actions, list) else []) if isinstance(action, dict)
     ]
-    return next((url for url in urls if isinstance(url, str) and url.startswith(("http://", "https://"))), None)
+    return next((url for url in urls if _is_web_address(url)), None)
+
+
+def _is_web_address(value: object) -> TypeGuard[str]:
+    return (
+        isinstance(value, str)
+        and value.startswith(("http://", "https://"))
+        and value.isprintable()
+        and len(value) <= _LONGEST_ADDRESS
+    )
 
 
 def listed(fields: Mapping[str, Any], key: str, where: str) -> list[Any]:
@@ -379,18 +402,6 @@ def listed(fields: Mapping[str, Any], key: str, where: str) -> list[Any]:
     if not isinstance(items, list):
         raise _wrong(where, f"JSON without the list {key}")
     return items
-
-
-def _parameters(actions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    for action in actions:
-        parameters = action.get("parameters")
-        for parameter in parameters if isinstance(parameters, list) else []:
-            if isinstance(parameter, dict) and isinstance(name := parameter.get("name"), str):
-                value = parameter.get("value")
-                if isinstance(value, bool):
-                    yield name, str(value).lower()
-                elif isinstance(value, str | int | float):
-                    yield name, str(value)
 
 
 def _object(data: object, where: str) -> dict[str, Any]:

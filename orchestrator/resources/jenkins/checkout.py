@@ -9,7 +9,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
+
+from orchestrator.resources.jenkins.remotes import LONGEST_REMOTE, GitRemote, repository_key, without_credentials
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class _Candidate:
 
     Attributes:
         heads: the hashes of the branches that it is of; none when Jenkins does not tell.
-        remotes: all its remotes, expanded and without credentials, in Jenkins' order (which means nothing).
+        remotes: all its remotes, expanded, in Jenkins' order (which means nothing); not to be shown as they are.
         named: the job's author gave this SCM a name, which few do for a project's only one.
     """
 
@@ -55,6 +57,10 @@ class _Candidate:
     def names(self) -> frozenset[str]:
         return frozenset(key.rpartition("/")[2] for key in self.keys)
 
+    def usable(self) -> Iterator[str]:
+        """Those of its remotes that others can use, without credentials."""
+        return (str(GitRemote.parse(remote)) for remote in self.remotes if _fault(remote) is None)
+
     @property
     def merged_by_jenkins(self) -> bool:
         """Whether Jenkins merged it in its own workspace: then it is nobody's head, and nobody else has it."""
@@ -65,7 +71,8 @@ class _Candidate:
         return not {self.commit, *self.heads}.isdisjoint(revision.hashes)
 
     def __str__(self) -> str:
-        return f"{' or '.join(self.remotes) or 'a remote without a name'} at {self.commit[:12]}"
+        shown = " or ".join(map(without_credentials, self.remotes))
+        return f"{shown or 'a remote without a name'} at {self.commit[:12]}"
 
 
 @dataclass(frozen=True)
@@ -160,19 +167,19 @@ def _checkout(candidate: _Candidate, revision: _ScmRevision | None, *, wanted: s
         heads = ", ".join(sorted(candidate.heads))
         return Checkout(
             branch=candidate.branch,
-            remote=next(iter(candidate.remotes), None),
+            remote=next(candidate.usable(), None),
             change_request=change_request,
             doubt=f"Jenkins tested {candidate.commit}, a merge that exists in its own workspace only (of {heads}): "
             "have the branch source build the change request itself instead of its merge, or give `version` in the "
             "launchpad",
         )
-    usable = [remote for remote in candidate.remotes if not _only_jenkins_can_use(remote)]
+    usable = list(candidate.usable())
     named = [remote for remote in usable if wanted and repository_key(remote) == wanted]
     remote = next(iter([*named, *usable]), None)
     doubt = None
     if remote is None and candidate.remotes and not is_address(project):
         doubt = (
-            f"Jenkins checked out {candidate.remotes[0]}, which only Jenkins itself can use: "
+            f"Jenkins checked out {without_credentials(candidate.remotes[0])}, {_fault(candidate.remotes[0])}: "
             "set MLPROJECT_URI to the repository"
         )
     return Checkout(candidate.commit, candidate.branch, remote, change_request=change_request, doubt=doubt)
@@ -183,13 +190,16 @@ def is_address(project: str | None) -> bool:
     return bool(project) and not str(project).startswith("#")
 
 
-def _only_jenkins_can_use(remote: str) -> bool:
-    """Whether a remote is a path, or holds a variable that nobody else has."""
-    return (
-        "$" in remote
-        or remote.lower().startswith("file:")
-        or not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|[^/\\:]{2,}:", remote)
-    )
+def _fault(remote: str) -> str | None:
+    """What stands against a remote, as it follows its name in a sentence; None: others can use it."""
+    windows_path = re.match(r"[A-Za-z]:[\\/]", remote)
+    if "$" in remote or windows_path or ":" not in remote or remote.lower().startswith("file:"):
+        return "which only Jenkins itself can use"
+    try:
+        GitRemote.parse(remote)
+    except ValueError as error:
+        return f"which is refused because {error}"
+    return None
 
 
 def _listed(candidates: Sequence[_Candidate]) -> str:
@@ -216,7 +226,7 @@ def _candidate(action: Mapping[str, Any], parameters: Mapping[str, str]) -> _Can
         commit=commit,
         branch=next((branch for item in branches if (branch := branch_name(item.get("name")))), None),
         heads=frozenset(head for item in branches if (head := _hash(item.get("SHA1")))),
-        remotes=tuple(without_credentials(_expanded(remote, parameters)) for remote in remotes),
+        remotes=tuple(_expanded(remote, parameters) for remote in remotes),
         named=bool(action.get("scmName")),
     )
 
@@ -245,13 +255,10 @@ def _expanded(remote: str, parameters: Mapping[str, str]) -> str:
     """A remote with the build's own parameters in it; what is no parameter stays as it is."""
     for _ in range(_EXPANSIONS):
         expanded = _VARIABLE.sub(lambda found: parameters.get(found[1] or found[2], found[0]), remote)
-        if expanded == remote or len(expanded) > _LONGEST_REMOTE:
+        if expanded == remote or len(expanded) > LONGEST_REMOTE:
             break
         remote = expanded
     return remote
-
-
-_LONGEST_REMOTE = 2000
 
 
 def branch_name(name: object) -> str | None:
@@ -262,31 +269,12 @@ def branch_name(name: object) -> str | None:
     if plain.startswith("remotes/"):
         plain = plain.removeprefix("remotes/").partition("/")[2]
     plain = plain.removeprefix("heads/").removeprefix("origin/")
-    return None if plain in ("", "HEAD") else plain
+    return None if plain in ("", "HEAD") or not can_be_branch(plain) else plain
 
 
-def without_credentials(remote: str) -> str:
-    """A Git remote without a password, and without the user, too, where HTTP would carry it.
-
-    To the last @ of the authority: people forget to quote one in a password.
-    """
-    plain = re.sub(r"(?i)^(https?://)[^/?#]*@", r"\1", remote)
-    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://[^/?#@:]*):[^/?#]*@", r"\1@", plain)
+LONGEST_BRANCH = 500
 
 
-def repository_key(remote: str) -> str:
-    """What two spellings of one Git remote share: `host/path`, in lower case; "" for what is no address.
-
-    Args:
-        remote: a URL, `git@host:path` or an MLflow project URI with `#subdir`.
-    """
-    plain = remote.partition("#")[0].strip()
-    if "://" in plain:
-        try:
-            parts = urlsplit(plain)
-        except ValueError:
-            return ""
-        plain = f"{parts.netloc.rpartition('@')[2].partition(':')[0]}/{parts.path.strip('/')}"
-    elif re.match(r"[^/]+:", plain):
-        plain = plain.rpartition("@")[2].replace(":", "/", 1)
-    return plain.rstrip("/").removesuffix(".git").replace("//", "/").lower()
+def can_be_branch(name: str) -> bool:
+    """Whether a branch of this name goes on from here: no option of a program, and nothing that cannot be printed."""
+    return name.isprintable() and len(name) <= LONGEST_BRANCH and not name.startswith("-")

@@ -35,6 +35,7 @@ from orchestrator.resources.jenkins.answers import (
     UnreadableBuild,
     build_of,
     build_summary_of,
+    can_be_job,
     each_build,
     listed,
     overview_of,
@@ -56,6 +57,11 @@ class Jenkins:
 
     Follows https://www.jenkins.io/doc/book/using/remote-access-api/. Addresses are made from JENKINS_URL
     alone: those that Jenkins reports are for people, and often lead nowhere from here.
+
+    Attributes:
+        url: Jenkins' address, with a slash at its end.
+        job: full name of the job that the settings name.
+        project: MLPROJECT_URI; None where it is not set.
     """
 
     def __init__(
@@ -81,7 +87,8 @@ class Jenkins:
             ca_setting="JENKINS_CA_BUNDLE",
         )
         self._http = HttpClient(server, policy=policy, explain=functools.partial(explain, user=settings.user))
-        self._project = project
+        self.project = project
+        self._keep = settings.build_parameters
         self.url = f"{self._http.uri}/"
         self.job = job_name(settings.job)
 
@@ -120,7 +127,7 @@ class Jenkins:
 
         def read(answer: JsonObject) -> JobOverview:
             overview = overview_of(answer, job=job, newest=newest, per_branch=per_branch, where=where)
-            return replace(overview, remote=self._project) if is_address(self._project) else overview
+            return replace(overview, remote=self.project) if is_address(self.project) else overview
 
         branch = f"name,{BRANCH_FIELDS},{fields}{{0,{per_branch}}}"
         return self._ask(path, f"{fields}{{0,{newest}}},actions[objectUrl],jobs[{branch}]", read)
@@ -250,7 +257,7 @@ class Jenkins:
     def _build(self, data: object, *, job: str) -> Build:
         where = self.url + _job_path(job)
         number = data.get("number") if isinstance(data, dict) else None
-        return build_of(data, job=job, url=f"{where}{number}/", project=self._project, where=where)
+        return build_of(data, job=job, url=f"{where}{number}/", project=self.project, where=where, keep=self._keep)
 
     def _ask(self, path: str, tree: str, read: Callable[[JsonObject], T], *, largest_bytes: int = LARGEST_ANSWER) -> T:
         request = HttpRequest(path=f"{path}api/json", query={"tree": tree}, largest_bytes=largest_bytes)
@@ -294,6 +301,10 @@ def job_name(text: str) -> str:
         segments = [unquote(segment) for segment in segments[1::2]]
     if not segments:
         raise SettingsError(f"JENKINS_JOB_NAME={text!r} names no job: write it as in team/project")
+    if not all(map(can_be_job, segments)):
+        raise SettingsError(
+            f"JENKINS_JOB_NAME={text!r} cannot be a job: it holds characters that cannot be printed, or .."
+        )
     return "/".join(segments)
 
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 
-from orchestrator.resources.jenkins.checkout import without_credentials
+from orchestrator.resources.jenkins.remotes import without_credentials
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,8 @@ from orchestrator.resources.jenkins.checkout import (
     Checkout,
     branch_name,
     own_checkout,
-    repository_key,
-    without_credentials,
 )
+from orchestrator.resources.jenkins.remotes import repository_key
 
 SHA, HEAD, OTHER, THIRD = ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
 
@@ -218,18 +217,35 @@ def test_a_change_request_is_known_by_its_revision(revision: dict[str, Any], cha
 
 
 @pytest.mark.parametrize(
-    ("remote", "shown"),
+    "remote",
     [
-        ("https://user:p@ss@host/x.git", "https://host/x.git"),
-        ("https://token@host/x.git", "https://host/x.git"),
-        ("ssh://git:pw@host/x", "ssh://git@host/x"),
-        ("ssh://git@host:22/x", "ssh://git@host:22/x"),
-        ("https://host/@scope/x", "https://host/@scope/x"),
-        ("git@host:x", "git@host:x"),
+        "ext::sh -c id",
+        "ssh://-oProxyCommand=id/x",
+        "https://[x",
+        "https://user:p/Zq@host/x",
+        "\x1b]0;Zq\x07https://host/x",
+        "https://host/x\nZq",
+        "https://host/\u202eZq",
+        "ftp://u:Zq@host/x",
     ],
 )
-def test_no_password_in_a_remote_is_kept(remote: str, shown: str) -> None:
-    assert without_credentials(remote) == shown
+def test_a_remote_that_is_no_plain_address_is_refused_in_words_that_do_not_show_it(remote: str) -> None:
+    checkout = found(data(SHA, remote))
+    assert (checkout.commit, checkout.remote) == (SHA, None)
+    assert "set MLPROJECT_URI" in str(checkout.doubt)
+    assert "Zq" not in str(checkout.doubt)
+    assert str(checkout.doubt).isprintable()
+    assert found(data(SHA, remote), project="https://x/r").doubt is None
+    assert found(data(SHA, remote, "https://host/x")).remote == "https://host/x"
+    merged = found(data(SHA, remote, head=HEAD))
+    assert merged.remote is None
+    assert "Zq" not in f"{merged.doubt}{found(data(SHA, remote), OWN).doubt}"
+
+
+@pytest.mark.parametrize("branch", ["\x1b[2J", "a\nb", "--upload-pack=id", "\u202ex", "\ud800", "x" * 1000])
+def test_a_branch_that_cannot_be_printed_or_is_an_option_costs_the_branch(branch: str) -> None:
+    checkout = found(data(SHA, "https://host/x", branch=f"refs/remotes/origin/{branch}"))
+    assert (checkout.commit, checkout.remote, checkout.branch) == (SHA, "https://host/x", None)
 
 
 @pytest.mark.parametrize(

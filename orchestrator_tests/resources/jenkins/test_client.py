@@ -10,7 +10,7 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
@@ -47,7 +47,8 @@ from orchestrator.resources.jenkins import (
     job_name,
 )
 from orchestrator.resources.jenkins.answers import build_of, build_summary_of, job_summary_of, overview_of
-from orchestrator.resources.jenkins.checkout import branch_name, repository_key, without_credentials
+from orchestrator.resources.jenkins.checkout import branch_name
+from orchestrator.resources.jenkins.remotes import repository_key, without_credentials
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import SettingsSource
@@ -170,8 +171,8 @@ def git(sha: str, remote: str, branch: str = "refs/remotes/origin/main", name: s
     }
 
 
-def read(data: object, *, job: str = "team/churn", project: str | None = None) -> Build:
-    return build_of(data, job=job, url="http://j/7/", project=project, where="http://j/")
+def read(data: object, *, job: str = "team/churn", project: str | None = None, keep: Sequence[str] = ()) -> Build:
+    return build_of(data, job=job, url="http://j/7/", project=project, where="http://j/", keep=keep)
 
 
 # --- asking ---------------------------------------------------------------------------------------------
@@ -560,8 +561,30 @@ def test_parameters_are_text_and_hidden_ones_left_out() -> None:
         {"name": "credentials", "value": None},
         "odd",
     ]
-    build = read(a_build({"parameters": parameters}))
+    build = read(a_build({"parameters": parameters}), keep=["*"])
     assert build.parameters == {"fast": "true", "alpha": "0.5", "text": "a b"}
+
+
+def test_only_parameters_that_a_setting_names_are_kept() -> None:
+    values = {"DEPLOY_TOKEN": "s3cret", "EPOCHS": "3", "DATA_DAY": "1", "DATA_LONG": "x" * 5000, "DATA_ESC": "\x1b[2J"}
+    action = {"parameters": [{"name": name, "value": value} for name, value in values.items()]}
+    assert read(a_build(action)).parameters == {}
+    assert read(a_build(action), keep=["EPOCHS", "DATA_*"]).parameters == {"EPOCHS": "3", "DATA_DAY": "1"}
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "a\nb", "%1B%5B2J", "\u202ex", "..", "."])
+def test_a_branch_job_whose_name_cannot_be_printed_costs_that_branch(name: str) -> None:
+    branch = {"nextBuildNumber": 9, "allBuilds": [a_build()]}
+    found = overview({"jobs": [{"name": name, **branch}, {"name": "main", **branch}]})
+    assert [job.job for job in found.jobs] == ["team/churn/main"]
+    assert len(found.faults) == 1
+    assert found.faults[0].isprintable()
+
+
+@pytest.mark.parametrize("name", ["team/\x1b[2J", "team/../x", "team/%0a/job", "job/team/job/..", "a\u202eb"])
+def test_a_job_name_that_cannot_be_printed_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="JENKINS_JOB_NAME"):
+        job_name(name)
 
 
 def test_a_result_that_may_still_change_counts_as_running() -> None:
@@ -651,19 +674,20 @@ def test_a_page_that_cannot_be_read_is_read_in_halves(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("text", "kept"),
     [
-        (b'"\x1b[2J\x00"', "\x1b[2J\x00"),
-        (b'"\xff\xfe"', "\ufffd\ufffd"),
-        (b"1" * 5000, "inf"),
-        (b"NaN", "nan"),
-        (b'"\\ud800"', "\ud800"),
+        (b'"\x1b[2J\x00"', {}),
+        (b'"\xff\xfe"', {"a": "\ufffd\ufffd"}),
+        (b"1" * 5000, {"a": "inf"}),
+        (b"NaN", {"a": "nan"}),
+        (b'"\\ud800"', {}),
     ],
 )
-def test_odd_text_in_one_parameter_costs_nothing(stub: Stub, jenkins: Jenkins, text: bytes, value: str) -> None:
+def test_odd_text_in_one_parameter_costs_that_parameter(stub: Stub, text: bytes, kept: dict[str, str]) -> None:
     body = json.dumps(a_build({"parameters": [{"name": "a", "value": "VALUE"}]})).encode()
     stub.say(Reply(body=body.replace(b'"VALUE"', text)))
-    assert jenkins.build("team/churn", 7).parameters == {"a": value}
+    with Jenkins(of(f"{stub.url}/ci", build_parameters="a"), policy=SHORT) as jenkins:
+        assert jenkins.build("team/churn", 7).parameters == kept
     assert len(stub.asked) == 1
 
 
