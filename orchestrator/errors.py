@@ -34,13 +34,18 @@ OrchestratorError
 
 from __future__ import annotations
 
+from orchestrator.printable import printable
+
 
 class OrchestratorError(Exception):
     """Root of everything this project raises on purpose.
 
     The message is one plain sentence that a stranger understands: what happened, to what, and
-    what to do next. It never holds a secret.
+    what to do next. It never holds a secret, nor what would speak to a terminal: it quotes what others said.
     """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(printable(part) if isinstance(part, str) else part for part in arguments))
 
 
 class SettingsError(OrchestratorError):

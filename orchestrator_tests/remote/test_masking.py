@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+import base64
+import html
+import json
+import re
+import shlex
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,3 +73,77 @@ def test_a_secret_is_hidden_in_a_url_too() -> None:
 def test_empty_and_very_short_secrets_are_ignored() -> None:
     assert Masker(["", "a", "abc"]).mask("abc a") == "abc a"
     assert Masker([]).feed("anything") == "anything"
+
+
+SECRETS = ("s3cr3t-of/the+team=", 'with "quotes" and \\ and é', "hunter2hunter2", "it's\tmine")
+
+ENCODED = {
+    "json": json.dumps,
+    "json in json": lambda text: json.dumps(json.dumps({"key": text})),
+    "json of php": lambda text: json.dumps(text).replace("/", "\\/"),
+    "json, unescaped": lambda text: json.dumps(text, ensure_ascii=False),
+    "repr": repr,
+    "bytes": lambda text: repr(text.encode()),
+    "shell": shlex.quote,
+    "html": html.escape,
+    "percent": lambda text: quote(text, safe=""),
+    "percent, small": lambda text: re.sub("%..", lambda found: found[0].lower(), quote(text, safe="")),
+    "form": quote_plus,
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "base64 of a URL": lambda text: base64.urlsafe_b64encode(text.encode()).decode(),
+    "hexadecimal": lambda text: text.encode().hex().upper(),
+}
+
+
+@pytest.mark.parametrize("encode", ENCODED.values(), ids=ENCODED)
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_is_hidden_in_the_forms_that_programs_print(secret: str, encode: Callable[[str], str]) -> None:
+    encoded = encode(secret)
+    text = f"it is {encoded}, is it?"
+    masked = Masker([secret]).mask(text)
+    assert MASK in masked
+    assert len(masked) <= len("it is '****', is it?") + 20, "but for what is around it"
+    assert streamed(Masker([secret]), list(text)) == masked
+
+
+@pytest.mark.parametrize("user", ["", "u", "me", "bob", "ci-user"])
+@pytest.mark.parametrize("behind", ["", "\n", ":x", " and more"])
+def test_a_secret_is_hidden_within_what_was_encoded_in_base64(user: str, behind: str) -> None:
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        encoded = encode(f"{user}:hunter2hunter2{behind}".encode()).decode()
+        masked = Masker(["hunter2hunter2"]).mask(f"Authorization: Basic {encoded}")
+        assert MASK in masked
+        left = masked.removeprefix("Authorization: Basic ").replace(MASK, "")
+        assert len(left) < len(encoded) - 16
+
+
+def test_a_secret_is_hidden_in_base64_of_several_lines() -> None:
+    key = "-----BEGIN PRIVATE KEY-----" + "MIIEvQ7Zx+/k" * 40
+    for width in (64, 76):
+        encoded = base64.b64encode(key.encode()).decode()
+        lines = [encoded[first : first + width] for first in range(0, len(encoded), width)]
+        assert set(Masker([key]).mask("\n".join(lines)).splitlines()) == {MASK}
+
+
+def test_colours_within_a_secret_do_not_show_it() -> None:
+    text = "it is \x1b[1mhunt\x1b[31mer\x1b[0m22, \x1b[32mtruly"
+    masked = "it is \x1b[1m****\x1b[31m\x1b[0m, \x1b[32mtruly"
+    assert Masker(["hunter22"]).mask(text) == masked
+    masker = Masker(["hunter22"])
+    pieces = ["it is ", "\x1b[1m", "hu", "nt", "\x1b[31m", "er", "\x1b[0m", "2", "2, ", "\x1b[32m", "truly"]
+    assert streamed(masker, pieces) == masked
+
+
+@given(
+    secrets=secrets,
+    pieces=st.lists(st.sampled_from(["a", "b", "ab", "/", " ", "é", "\x1b[1m", "\x1b[0m"]), max_size=30),
+)
+def test_pieces_give_what_the_whole_gives_in_colours_too(secrets: list[str], pieces: list[str]) -> None:
+    masked = streamed(Masker(secrets), pieces)
+    assert masked == Masker(secrets).mask("".join(pieces))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "".join(pieces))
+    assert re.sub(r"\x1b\[[0-9;]*m", "", masked) == Masker(secrets).mask(plain)
+
+
+def test_a_secret_that_cannot_be_printed_as_it_is_is_hidden_as_it_is_printed() -> None:
+    assert Masker(["hunter\u200b22\x1b[2J!!"]).mask("it is hunter22!!") == f"it is {MASK}"
