@@ -24,10 +24,10 @@ _LONGEST_PARAMETERS = 256
 _LONGEST_COLOUR = 64
 
 _SEQUENCE = re.compile(
-    r"(?:\x1b\[|\x9b)(?P<parameters>[\x20-\x3f]{0,%d})(?P<final>[\x40-\x7e])?"
+    rf"(?:\x1b\[|\x9b)(?P<parameters>[\x20-\x3f]{{0,{_LONGEST_PARAMETERS}}})(?P<final>[\x40-\x7e])?"
     r"|(?P<string>\x1b[PX\]^_]|[\x90\x98\x9d-\x9f])"
     r"|\x1b[\x20-\x2f]{0,16}(?P<end>[\x30-\x7e])?"
-    r"|[\x80-\x9f]" % _LONGEST_PARAMETERS
+    r"|[\x80-\x9f]"
 )
 """ECMA-48: control sequences, control strings (titles, clipboard, links, images), and the rest, in 7 and 8 bits.
 
@@ -50,11 +50,11 @@ def printable(text: str) -> str:
 
 
 class PrintableStream:
-    """Makes a text that comes in pieces printable; how it is cut makes no difference to what comes out.
+    r"""Makes a text that comes in pieces printable; how it is cut makes no difference to what comes out.
 
-    What comes out holds printable characters, `\\n`, `\\t`, and complete colour sequences. All other control
+    What comes out holds printable characters, `\n`, `\t`, and complete colour sequences. All other control
     sequences, control characters and invisible characters (which turn the direction of writing, say) are left out.
-    Of the states of a progress bar, which overwrite each other with `\\r`, some and the last become lines.
+    Of the states of a progress bar, which overwrite each other with `\r`, some and the last become lines.
     Memory is bounded, and what is printed comes out at once.
     """
 
@@ -84,7 +84,7 @@ class PrintableStream:
 
 
 class _Sequences:
-    """Leaves out everything but printable characters, `\\n`, `\\r`, `\\t`, and colours."""
+    r"""Leaves out everything but printable characters, `\n`, `\r`, `\t`, and colours."""
 
     def __init__(self) -> None:
         self._begun = ""

@@ -320,6 +320,17 @@ class MlflowSettings(SettingsGroup):
         "the server's address as the instance sees it, where it differs",
         None,
     )
+    username_on_instance: str | None = setting(
+        "MLFLOW_TRACKING_USERNAME_ON_INSTANCE",
+        "user that the training gets instead of ours; best one that may edit this experiment and nothing else",
+        None,
+    )
+    password_on_instance: SecretStr | None = setting(
+        "MLFLOW_TRACKING_PASSWORD_ON_INSTANCE", "password of that user", None
+    )
+    token_on_instance: SecretStr | None = setting(
+        "MLFLOW_TRACKING_TOKEN_ON_INSTANCE", "bearer token that the training gets, instead of user and password", None
+    )
 
 
 class ProjectSettings(SettingsGroup):
@@ -351,6 +362,21 @@ class ProjectSettings(SettingsGroup):
         "names of variables to hand to the training, a comma list; NAME=SOURCE hands it the value of SOURCE as NAME, "
         "such as AWS_ACCESS_KEY_ID=TRAINING_KEY_ID (it always gets where MLflow is, and the AWS region)",
         (),
+    )
+    secret_env: Words = setting(
+        "SECRET_ENV",
+        "names of variables whose values are hidden in the training's output, a comma list; hidden anyway is what "
+        "looks like a secret in TRAINING_ENV",
+        (),
+    )
+    max_log_mb: float = setting(
+        "MAX_LOG_MB",
+        "MB of a training's output in its log here; of more, the beginning and the end stay, and the rest becomes an "
+        "artifact of the MLflow run",
+        100,
+        ge=1,
+        le=100_000,
+        allow_inf_nan=False,
     )
     max_minutes: float = setting(
         "MAX_TRAINING_MINUTES",

@@ -32,6 +32,19 @@ REGION = ("AWS_DEFAULT_REGION", "AWS_REGION")
 """boto3's own variables, which no setting of ours covers; a training works in the region of its instance."""
 
 
+OWN_SECRETS = (
+    *("JENKINS_TOKEN", "KEY_PASSPHRASE", "UI_TOKEN", "DAGSTER_POSTGRES_URL", "CELERY_BROKER_URL"),
+    *("CELERY_RESULT_BACKEND", "OIDC_CLIENT_SECRET"),
+)
+"""What is secret of the orchestrator itself; no training gets it."""
+
+HANDED_WITH_A_WARNING = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+)
+"""The orchestrator's own logins that projects ask for."""
+
+
 @dataclass(frozen=True)
 class SettingsSource:
     """One pipeline's settings: the environment, and what its defs.yaml says instead.
@@ -127,7 +140,8 @@ class PipelineSettings:
     """All that a run of one pipeline needs, read and checked.
 
     Attributes:
-        variables: what TRAINING_ENV takes its values from, and the AWS region; None: not set.
+        variables: what TRAINING_ENV takes its values from, what SECRET_ENV names, the AWS region, and what is secret
+            of the orchestrator itself; None: not set.
     """
 
     jenkins: JenkinsSettings
@@ -146,5 +160,12 @@ class PipelineSettings:
         """
         groups = (JenkinsSettings, MachineSettings, SshSettings, MlflowSettings, ProjectSettings)
         values = cls(*settings.read_all(*groups))  # type: ignore[arg-type]
-        sources = values.project.training_sources.values()
-        return replace(values, variables=settings.variables([*REGION, *sources]))
+        project = values.project
+        wanted = [
+            *REGION,
+            *OWN_SECRETS,
+            *HANDED_WITH_A_WARNING,
+            *project.secret_env,
+            *project.training_sources.values(),
+        ]
+        return replace(values, variables=settings.variables(list(dict.fromkeys(wanted))))

@@ -6,7 +6,9 @@ What is harmless stays readable: a log whose every `true` and `/home/ubuntu` rea
 from __future__ import annotations
 
 import itertools
+import json
 import re
+from collections.abc import Iterator
 from urllib.parse import unquote
 
 _SECRET_NAME = re.compile(
@@ -35,24 +37,77 @@ _NAMED = re.compile(
 )
 """`password=…` in the text of a connection, a query or a JSON object."""
 
+_HOST = re.compile(r"(?i)(localhost|([\w-]+\.)+[a-z]{2,}|\d{1,3}(\.\d{1,3}){3})(:\d{1,5})?")
+_PLAIN_KEYS = re.compile(
+    r"(?i)(^|_)(type|kind|name|user|username|login|email|host|hostname|port|region|zone|project|project_id|database|db|"
+    r"schema|scope|scopes|url|uri|endpoint|path|engine|driver|dialect|domain|environment|env|version)$"
+)
+"""Keys of a JSON object that say what a secret is for."""
+
 _PRIVATE_KEY = "PRIVATE KEY-----"
 _LONG = 16
+_LINE = 8
+"""Characters that a line of a secret has at least to be hidden by itself."""
+
+_DEEPEST = 20
 
 
-def secret_parts(name: str, value: str) -> list[str]:
+def secret_parts(name: str, value: str, *, declared: bool = False) -> list[str]:
     """The parts of a variable's value that must not be shown; the whole value, when in doubt.
 
     Args:
         name: of the variable.
         value: of the variable.
+        declared: somebody says that it is a secret: only a mere word, such as `true`, is none.
     """
     text = value.strip()
     parts = [*login_parts(value), *(found[1] for found in _HEADER.finditer(text)), *_named(text)]
-    if _is_secret(name.upper(), text):
-        # A log shows a text of several lines line by line.
-        lines = [line.strip() for line in text.splitlines()] if "\n" in text else []
-        parts += [value, text, *(line for line in lines if len(line) >= _LONG)]
+    secret = (declared and not _is_word(text)) or _is_secret(name.upper(), text)
+    for key, leaf in _leaves(text):
+        if (secret and not _is_harmless(key, leaf)) or _is_secret(key.upper(), leaf.strip()):
+            parts += [leaf, leaf.strip(), *_lines(leaf)]
+        parts += login_parts(leaf)
+    if secret:
+        parts += [value, text, *_lines(text)]
     return parts
+
+
+def _lines(text: str) -> Iterator[str]:
+    r"""The lines of a text, which a log shows one by one; also where `\n` stands for their ends."""
+    lines = [line.strip() for line in text.replace("\\r", "").replace("\\n", "\n").splitlines()]
+    if len(lines) > 1:
+        yield from (line for line in lines if len(line) >= _LINE and not _is_harmless("", line))
+
+
+def _is_harmless(key: str, text: str) -> bool:
+    """Whether a part of a secret is of a kind that stands everywhere."""
+    text = text.strip()
+    if _is_word(text) or _NUMBER.fullmatch(text) or _HOST.fullmatch(text):
+        return True
+    if _PATH.fullmatch(text) or _ADDRESS.fullmatch(text):
+        return not looks_random(text)
+    return bool(_PLAIN_KEYS.search(key)) and not looks_random(text)
+
+
+def _leaves(text: str) -> Iterator[tuple[str, str]]:
+    """The texts in a JSON document, and the key under which each stands."""
+    if not text.startswith(("{", "[")):
+        return
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    remaining = [("", document, 0)]
+    while remaining:
+        key, node, depth = remaining.pop()
+        if isinstance(node, str):
+            yield key, node
+        elif isinstance(node, int | float) and not isinstance(node, bool):
+            yield key, json.dumps(node)
+        elif depth < _DEEPEST and isinstance(node, dict):
+            remaining += [(str(name), value, depth + 1) for name, value in node.items()]
+        elif depth < _DEEPEST and isinstance(node, list):
+            remaining += [(key, value, depth + 1) for value in node]
 
 
 def login_parts(address: str) -> list[str]:

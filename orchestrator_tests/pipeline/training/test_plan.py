@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import re
 from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +29,7 @@ from orchestrator.pipeline.training.environment import (
 from orchestrator.pipeline.training.plan import Plan, make_plan
 from orchestrator.remote.job import job_file
 from orchestrator.remote.masking import Masker
+from orchestrator.remote.reserved import reserved
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.settings.groups import ModelChoice
 from orchestrator.settings.source import PipelineSettings, SettingsSource
@@ -163,7 +168,198 @@ def test_mlflows_own_credentials_are_masked_whatever_they_look_like() -> None:
     assert said == "it is ****"
 
 
+PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0\nBAQEFAASCBKcwgg==\n-----END PRIVATE KEY-----\n"
+SERVICE_ACCOUNT = {
+    "type": "service_account",
+    "project_id": "acme-churn",
+    "private_key": PEM,
+    "client_email": "train@acme.iam.example.com",
+    "pin": 482913,
+    "nested": [{"pw": "correct horse"}],
+}
+
+
+def test_a_value_with_a_line_end_is_masked_without_it() -> None:
+    assert shown("it is hunter22.", TRAINING_ENV="MY_TOKEN", MY_TOKEN="hunter22\n") == "it is ****."
+    assert shown("it is hunter22.", TRAINING_ENV="MY_TOKEN", MY_TOKEN="\r\n hunter22 ") == "it is ****."
+
+
+@pytest.mark.parametrize("prefix", ["", "  ", "> ", "2026-01-01 INFO "])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("value", [PEM, PEM.replace("\n", "\r\n"), PEM.strip().replace("\n", "\\n"), f"\n{PEM}\n"])
+def test_each_line_of_a_secret_of_several_lines_is_masked(value: str, end: str, prefix: str) -> None:
+    text = end.join(f"{prefix}{line}" for line in PEM.splitlines())
+    masked = shown(text, TRAINING_ENV="SIGNING_KEY", SIGNING_KEY=value)
+    assert "MII" not in masked
+    assert "BAQ" not in masked
+    assert masked.count("****") in (1, 4)
+
+
+@pytest.mark.parametrize("name", ["GOOGLE_CREDENTIALS", "CONFIG"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_of_a_secret_in_json_the_texts_within_are_masked_too(name: str, indent: int | None) -> None:
+    value = json.dumps(SERVICE_ACCOUNT, indent=indent)
+    for secret in (PEM, PEM.splitlines()[1], json.dumps(PEM), "482913"):
+        assert "****" in shown(f"it is {secret}", TRAINING_ENV=name, **{name: value})
+    for plain in ("service_account", "acme-churn is a project"):
+        assert shown(plain, TRAINING_ENV=name, **{name: value}) == plain
+
+
+def test_whatever_stands_in_a_secret_of_json_under_a_key_that_says_nothing_is_masked() -> None:
+    value = json.dumps(SERVICE_ACCOUNT)
+    assert shown("it is correct horse", TRAINING_ENV="MY_SECRET", MY_SECRET=value) == "it is ****"
+
+
+def test_what_secret_env_names_is_masked_whatever_it_looks_like() -> None:
+    given = {"TRAINING_ENV": "HOUSE,COLOUR=TINT,DEBUG", "HOUSE": "gryffindor", "TINT": "/blue", "DEBUG": "true"}
+    text = "gryffindor in /blue, true, elsewhere"
+    assert shown(text, **given) == text
+    assert shown(text, SECRET_ENV="HOUSE, COLOUR,DEBUG", **given) == "**** in ****, true, elsewhere"
+    assert shown(text, SECRET_ENV="TINT", **given) == "gryffindor in ****, true, elsewhere"
+    assert shown(text, SECRET_ENV="ELSE", ELSE="elsewhere", **given) == "gryffindor in /blue, true, ****"
+
+
+def test_secret_env_must_name_what_there_is() -> None:
+    with pytest.raises(SettingsError, match="SECRET_ENV names TYPO, which neither"):
+        environment(SECRET_ENV="TYPO")
+
+
+@pytest.mark.parametrize("password", ["1234", "hunter2hunter2"])
+def test_mlflows_login_is_masked_in_a_header(password: str) -> None:
+    header = base64.b64encode(f"me:{password}".encode()).decode()
+    text = shown(f"Basic {header}", MLFLOW_TRACKING_USERNAME="me", MLFLOW_TRACKING_PASSWORD=password)
+    assert text == "Basic ****"
+
+
+# ---- what the training does not get
+
+OWN = {"JENKINS_TOKEN": "jenkins-0wn-t0ken", "KEY_PASSPHRASE": "open sesame", "UI_TOKEN": "u" * 32}
+OWN |= {
+    "DAGSTER_POSTGRES_URL": "postgresql://dagster:pg-passw0rd@db/dagster",
+    "CELERY_BROKER_URL": "redis://:r3dis@q/0",
+}
+OWN |= {"ORCHESTRATOR_DEPLOYMENT": "prod", "DAGSTER_CLOUD_TOKEN": "x"}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("entry", ["{}", "X={}", "A=B,PATH={}"])
+def test_the_orchestrators_own_secrets_are_refused_by_name(name: str, entry: str) -> None:
+    with pytest.raises(SettingsError, match=f"TRAINING_ENV names .*{name}.* the orchestrator's own") as error:
+        environment(**{"TRAINING_ENV": entry.format(name), "B": "b", **OWN})
+    assert OWN[name] not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["JENKINS_TOKEN", "KEY_PASSPHRASE", "UI_TOKEN", "DAGSTER_POSTGRES_URL"])
+@pytest.mark.parametrize("copy", ["{}", " {}\n"])
+def test_the_orchestrators_own_secrets_are_refused_by_value(name: str, copy: str) -> None:
+    with pytest.raises(SettingsError, match=f"TRAINING_ENV names MINE, whose value holds .* own {name}") as error:
+        environment(**{"TRAINING_ENV": "MINE", "MINE": copy.format(OWN[name]), **OWN})
+    assert OWN[name] not in str(error.value)
+
+
+def test_copies_within_other_values_are_refused_too(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_text("-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0\n-----END PRIVATE KEY-----\n")
+    encoded = base64.b64encode(f"ci:{OWN['JENKINS_TOKEN']}".encode()).decode()
+    for value, origin in (
+        (f"https://ci:{OWN['JENKINS_TOKEN']}@jenkins", "JENKINS_TOKEN"),
+        (f"Basic {encoded}", "JENKINS_TOKEN"),
+        ("db=pg-passw0rd", "DAGSTER_POSTGRES_URL"),
+        (key.read_text().replace("\n", "\r\n"), "KEY_PATH"),
+    ):
+        with pytest.raises(SettingsError, match=f"TRAINING_ENV names X=MINE, whose value holds .* own {origin}"):
+            environment(**{"TRAINING_ENV": "X=MINE", **OWN, "MINE": value, "KEY_PATH": str(key)})
+
+
+def test_a_token_of_the_pipelines_own_is_refused_where_it_comes_from() -> None:
+    source = SettingsSource(
+        pipeline="iris",
+        from_env={"JENKINS_TOKEN": "IRIS_TOKEN"},
+        lookup={**ENVIRONMENT, "TRAINING_ENV": "IRIS_TOKEN", "IRIS_TOKEN": "iris-0wn-t0ken"}.get,
+    )
+    with pytest.raises(SettingsError, match="own JENKINS_TOKEN"):
+        training_environment(PipelineSettings.read(source))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "job",
+            "directory",
+            "status",
+            "UID",
+            "EUID",
+            "PPID",
+            "BASHOPTS",
+            "SHELLOPTS",
+            "BASH_ENV",
+            "BASH_VERSINFO",
+            "ENV",
+        ),
+        *(
+            "IFS",
+            "LD_PRELOAD",
+            "PYTHONHOME",
+            "MLFLOW_RUN_ID",
+            "MLFLOW_EXPERIMENT_NAME",
+            "ORCHESTRATOR_TRAINING",
+            "OPTIND",
+        ),
+    ],
+)
+@pytest.mark.parametrize("entry", ["{}", "{}=SOURCE"])
+def test_names_that_a_shell_or_we_go_by_are_refused(name: str, entry: str) -> None:
+    with pytest.raises(SettingsError, match=f"TRAINING_ENV names {name}, which no training can be given"):
+        environment(**{"TRAINING_ENV": entry.format(name), name: "1", "SOURCE": "1"})
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "no_proxy", "PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS"])
+def test_names_that_trainings_need_are_not(name: str) -> None:
+    assert environment(**{"TRAINING_ENV": f"{name}=SOURCE", "SOURCE": "1"})[name] == "1"
+
+
+def test_every_variable_that_the_supervisor_assigns_is_refused() -> None:
+    script = Path(str(resources.files("orchestrator.remote") / "supervisor.sh")).read_text()
+    assigned = set(re.findall(r"^\s*(?:export |local )?([a-z_]+)=", script, flags=re.MULTILINE))
+    assert len(assigned) > 10
+    assert [name for name in assigned if reserved(name) is None] == []
+
+
 # ---- what the training gets
+
+
+OURS = {"MLFLOW_TRACKING_USERNAME": "us", "MLFLOW_TRACKING_PASSWORD": "our-own", "AWS_SECRET_ACCESS_KEY": "aws-own"}
+
+
+@pytest.mark.parametrize("entry", ["AWS_SECRET_ACCESS_KEY", "KEY=AWS_SECRET_ACCESS_KEY", "COPY"])
+def test_our_aws_keys_pass_with_a_warning_that_names_a_better_way(entry: str, caplog: pytest.LogCaptureFixture) -> None:
+    environment(TRAINING_ENV=entry, AWS_SECRET_ACCESS_KEY="aws-own", COPY="aws-own")
+    (warning,) = caplog.messages
+    assert all(word in warning for word in ("AWS_SECRET_ACCESS_KEY", "INSTANCE_PROFILE"))
+    assert "aws-own" not in warning
+
+
+def test_our_login_at_mlflow_passes_with_one_warning_unless_there_is_another(caplog: pytest.LogCaptureFixture) -> None:
+    given = environment(TRAINING_ENV="MLFLOW_TRACKING_PASSWORD,AWS_SECRET_ACCESS_KEY", **OURS)
+    assert (given["MLFLOW_TRACKING_USERNAME"], given["MLFLOW_TRACKING_PASSWORD"]) == ("us", "our-own")
+    (warning,) = caplog.messages
+    assert all(word in warning for word in ("MLFLOW_TRACKING_PASSWORD_ON_INSTANCE", "INSTANCE_PROFILE"))
+    caplog.clear()
+    theirs = {"MLFLOW_TRACKING_USERNAME_ON_INSTANCE": "they", "MLFLOW_TRACKING_PASSWORD_ON_INSTANCE": "their-own"}
+    address = "https://us:our-own@mlflow.example.com/x"
+    given = environment(TRAINING_ENV="MLFLOW_TRACKING_PASSWORD", MLFLOW_TRACKING_URI=address, **OURS, **theirs)
+    assert (given["MLFLOW_TRACKING_USERNAME"], given["MLFLOW_TRACKING_PASSWORD"]) == ("they", "their-own")
+    assert given["MLFLOW_TRACKING_URI"] == "https://mlflow.example.com/x"
+    given = environment(MLFLOW_TRACKING_TOKEN_ON_INSTANCE="t0ken", **OURS)
+    assert given["MLFLOW_TRACKING_TOKEN"] == "t0ken"
+    assert "MLFLOW_TRACKING_PASSWORD" not in given
+    assert caplog.messages == []
+
+
+def test_what_the_instance_needs_prevails_over_what_training_env_repeats() -> None:
+    given = environment(TRAINING_ENV="MLFLOW_TRACKING_URI", MLFLOW_TRACKING_URI_ON_INSTANCE="http://10.0.0.7:5000")
+    assert given["MLFLOW_TRACKING_URI"] == "http://10.0.0.7:5000"
 
 
 def test_the_experiment_and_the_region_reach_the_training_without_being_asked_for() -> None:
