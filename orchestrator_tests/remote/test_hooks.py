@@ -7,18 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-import orchestrator.remote
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.mlflow import MlflowServer
+from orchestrator_tests.support.hooked import HOOKS, SCRIPTS, mlflow_run, mlproject
 from orchestrator_tests.support.mlflow_client import client
-
-HOOKS = Path(orchestrator.remote.__file__).parent / "hooks"
 
 FAILS = f"{sys.executable} -c 'raise SystemExit(3)'"
 
@@ -109,64 +105,6 @@ def test_what_the_command_starts_is_none_of_the_hook_s_business() -> None:
 
 
 # ---- the other half: `mlflow run` looks at what the script made of its run
-
-SCRIPTS = {
-    "swallows": """
-        try:
-            with mlflow.start_run():
-                raise ValueError("the data is not what it was")
-        except ValueError as error:
-            print("went on", error)
-        """,
-    "says so": """
-        mlflow.start_run()
-        mlflow.end_run("FAILED")
-        """,
-    "killed by its own hand": """
-        mlflow.start_run()
-        mlflow.end_run("KILLED")
-        """,
-    "leaves by a hook": """
-        sys.excepthook = lambda *_: os._exit(0)
-        with mlflow.start_run():
-            raise ValueError("the data is not what it was")
-        """,
-}
-
-
-def mlproject(directory: Path, script: str, command: str = "python train.py") -> Path:
-    (directory / "MLproject").write_text(f"name: p\nentry_points:\n  main:\n    command: {command!r}\n")
-    (directory / "train.py").write_text("import os, sys\nimport mlflow\n" + textwrap.dedent(script))
-    return directory
-
-
-def mlflow_run(
-    server: MlflowServer,
-    project: Path | str,
-    *,
-    home: Path,
-    program: str | None = None,
-    arguments: Sequence[str] = (),
-) -> tuple[int, str, str]:
-    """The exit status of `mlflow run` below our hooks, its output, and the status that MLflow then holds."""
-    mlflow = client(server.url)
-    run = mlflow.create_run("0", name="hooks", tags={})
-    (home / "run").mkdir()
-    command = program or str(Path(sys.executable).with_name("mlflow"))
-    environment = {
-        **os.environ,
-        **server.env(),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "ORCHESTRATOR_TRAINING": f"{home}/run/",
-        "ORCHESTRATOR_MLFLOW": command,
-        "PYTHONPATH": str(HOOKS),
-        "GIT_CONFIG_NOSYSTEM": "1",  # Debian's git-lfs installs itself there; not every image's does
-        "BASH_ENV": str(HOOKS / "pipes.bash"),
-    }
-    argv = [command, "run", str(project), "--env-manager", "local", "--run-id", run.id, "--experiment-id", "0"]
-    argv += arguments
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout + done.stderr, mlflow.run(run.id).status
 
 
 @pytest.mark.services
