@@ -104,6 +104,79 @@ def test_what_the_command_starts_is_none_of_the_hook_s_business() -> None:
     assert bash("env").stdout.count("BASH_ENV") == 0
 
 
+# What MLflow says of the run, asked by a program in mlflow's place.
+ENDED = {
+    name: f'{{"info": {{"status": "{name}"}}, "data": {{}}}}' for name in ("FAILED", "KILLED", "RUNNING", "FINISHED")
+}
+
+
+def bash_of_a_run(command: str, directory: Path, status: str) -> subprocess.CompletedProcess[str]:
+    """As `bash`, with a run that a first part of the command ended."""
+    mlflow = directory / "mlflow"
+    mlflow.write_text(f"#!/bin/sh\necho asked >>{directory}/asked\ncat <<'END'\n{ENDED[status]}\nEND\n")
+    mlflow.chmod(0o755)
+    (directory / "guarded").touch()
+    return bash(command, ORCHESTRATOR_TRAINING=f"{directory}/", ORCHESTRATOR_MLFLOW=str(mlflow))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{FAILS}; echo evaluated",
+        f"{FAILS}\necho evaluated",
+        f"cd / && {FAILS}; echo a && echo evaluated",
+        f"{FAILS} 2>&1 | tee /dev/null; echo evaluated",
+        f"echo a; {FAILS}; if true; then echo evaluated; fi",
+        f"{FAILS}; for fold in 1 2; do echo $fold; done; echo evaluated",
+    ],
+)
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_run_that_a_failing_part_ended_as_failed_is_not_made_good_by_the_next_part(
+    command: str, status: str, tmp_path: Path
+) -> None:
+    done = bash_of_a_run(command, tmp_path, status)
+    assert done.returncode == 3, done.stderr
+    assert "evaluated" in done.stdout
+    assert "ended with status 3 and left its MLflow run as FAILED or KILLED" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{FAILS} || echo on the CPU, then",
+        f"cd / && {FAILS} || true; echo evaluated",
+        f"if {FAILS}; then exit 9; else echo on the CPU, then; fi; echo evaluated",
+        f"if {FAILS}; then exit 9; fi; for fold in 1 2; do echo $fold; done",
+        f"until {FAILS} || true; do echo again; done; echo evaluated",
+        f"for device in gpu cpu; do test $device = cpu && break; {FAILS}; done; echo evaluated",
+        f"for device in gpu cpu; do {FAILS} && break; done; echo evaluated",
+        f"! {FAILS}; echo evaluated",
+        f"{FAILS} & wait; echo evaluated",
+        f"( {FAILS}; echo on the CPU, then ); echo evaluated",
+        f"try() {{ {FAILS}; echo on the CPU, then; }}; try; echo evaluated",
+        f"{FAILS} || echo again; {FAILS} || true; {FAILS} && true; echo evaluated",
+        f"{FAILS} || true; if false; then\n{FAILS}\nfi; echo evaluated",
+        "echo evaluated",
+    ],
+)
+def test_a_failure_that_the_command_reckons_with_stays_its_own_business(command: str, tmp_path: Path) -> None:
+    done = bash_of_a_run(command, tmp_path, "FAILED")
+    assert done.returncode == 0, done.stderr
+    assert "orchestrator:" not in done.stderr
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FINISHED"])
+def test_a_failing_part_that_left_the_run_alone_is_ignored_as_the_command_says(status: str, tmp_path: Path) -> None:
+    done = bash_of_a_run(f"{FAILS}; {FAILS} | cat; echo evaluated", tmp_path, status)
+    assert done.returncode == 0, done.stderr
+    assert "orchestrator:" not in done.stderr
+
+
+def test_mlflow_is_asked_only_where_a_part_failed(tmp_path: Path) -> None:
+    assert bash_of_a_run("true; true | true; [ 1 = 1 ]; echo trained", tmp_path, "FAILED").returncode == 0
+    assert not (tmp_path / "asked").exists()
+
+
 # ---- the other half: `mlflow run` looks at what the script made of its run
 
 
@@ -130,6 +203,18 @@ def test_a_first_part_that_failed_inside_its_run_is_not_made_good_by_a_second_on
     status, output, held = mlflow_run(mlflow_server, project, home=tmp_path)
     assert (status != 0, held) == (True, "FAILED")
     assert "evaluated" in output
+
+
+@pytest.mark.services
+def test_a_first_part_that_failed_inside_its_run_is_not_made_good_by_one_that_takes_the_run_up_again(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    script = "with mlflow.start_run():\n    mlflow.log_metric('a', 1)\n    raise ValueError('no')\n"
+    project = mlproject(tmp_path, script, "python train.py; python evaluate.py")
+    (project / "evaluate.py").write_text("import mlflow\nwith mlflow.start_run():\n    mlflow.log_metric('b', 1)\n")
+    status, output, _ = mlflow_run(mlflow_server, project, home=tmp_path)
+    assert status != 0
+    assert "left its MLflow run as FAILED or KILLED" in output
 
 
 def test_a_python_that_loads_no_hook_is_asked_for_by_the_other_one(mlflow_server: MlflowServer, tmp_path: Path) -> None:

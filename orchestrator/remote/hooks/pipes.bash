@@ -4,6 +4,8 @@
 # Not `set -o pipefail`: with it, the harmless SIGPIPE of `zcat data.gz | head -n 9 >some.csv && python train.py` would
 # skip the training. A hidden failure counts where pipefail would let it through to the end: in the last pipe that ran,
 # and in one before an `&&`. `nvidia-smi | head; python train.py` stays what it was on a machine without nvidia-smi.
+# So does `python train.py; python evaluate.py`, unless train.py failed and MLflow then holds the run as FAILED: evaluate.py
+# would take it up again, and end it well. What `||`, `if` or a loop reckons with is no failure.
 # Pipes inside ( ), functions, $( ) and scripts that the command calls are their own business.
 
 if [ -n "${ORCHESTRATOR_BASH_ENV-}" ] && [ -r "$ORCHESTRATOR_BASH_ENV" ]; then
@@ -39,11 +41,14 @@ $BASH_EXECUTION_STRING
     done
   }
 
-  __orchestrator_next() { # LAST_ARGUMENT NEXT_COMMAND STATUS...: before each command
-    __orchestrator_last=$1
-    local before=$__orchestrator_command
-    __orchestrator_command=$2
-    shift 2
+  __orchestrator_next() { # STATUS LAST_ARGUMENT NEXT_COMMAND STATUS...: before each command
+    __orchestrator_last=$2
+    local ended=$1 before=$__orchestrator_command
+    __orchestrator_command=$3
+    shift 3
+    [ -n "$before" ] || return 0
+    case "$ended $*" in *[1-9]*) ;; *) return 0 ;; esac
+    __orchestrator_ignored "$before" "$ended" "$@"
     [ $# -gt 1 ] || return 0
     local rest=$__orchestrator_program before_and='^[[:space:]]*(\}[[:space:]]*)*&& '
     while case $rest in *"$before"*) ;; *) false ;; esac do
@@ -55,12 +60,49 @@ $BASH_EXECUTION_STRING
     done
   }
 
-  __orchestrator_unguarded() { # whether the script ended its MLflow run as FAILED, and `mlflow run` will not look
+  __orchestrator_ignored() { # COMMAND STATUS STATUS...: of what ended, as for `_end`; counts what failed before a `;`
+    local before=$1 status failed=0
+    shift
+    [ "$__orchestrator_failed" = 0 ] || return 0
+    for status in "$@"; do
+      case $status in 0 | 141) ;; *) failed=$status ;; esac
+    done
+    case "$failed $before" in
+      "0 "* | *" for "* | *" case "* | *" select "* | *" (("* | *" [["*) return 0 ;; # no command, or one that stands for others
+    esac
+    # It has to stand in one place, so that no other meaning is taken for this one's, and on a line of its own.
+    local text= rest=$__orchestrator_program places=0 line= after=
+    local whole=$'^([;|&)]| [|&})]| [0-9]*[<>]|\n|$)'
+    while case $rest in *"$before"*) ;; *) false ;; esac do
+      text+=${rest%%"$before"*}
+      rest=${rest#*"$before"}
+      if [[ $rest =~ $whole ]]; then
+        places=$((places + 1)) line=${text##*$'\n'} after=$rest
+      fi
+      text+=$before
+    done
+    [ "$places" = 1 ] || return 0
+    case $after in $';\n'*) ;; *) return 0 ;; esac
+    case $line in
+      '    ' | '    '[!' ({!']*'&& ' | '    '[!' ({!']*' | ') ;;
+      *) return 0 ;;
+    esac
+    case $line in *'||'* | '    time '*) return 0 ;; esac
+    __orchestrator_run_failed || return 0
+    echo "orchestrator: $before ended with status $failed and left its MLflow run as FAILED or KILLED" >&2
+    __orchestrator_failed=$failed
+  }
+
+  __orchestrator_run_failed() { # whether MLflow holds the run as FAILED or KILLED
     [ -n "${ORCHESTRATOR_TRAINING-}" ] && [ -n "${ORCHESTRATOR_MLFLOW-}" ] || return 1
-    [ ! -e "${ORCHESTRATOR_TRAINING}guarded" ] || return 1 # see sitecustomize.py; `python -I` does not load it
     local described
-    described=$("$ORCHESTRATOR_MLFLOW" runs describe --run-id "$MLFLOW_RUN_ID") || return 1
+    described=$("$ORCHESTRATOR_MLFLOW" runs describe --run-id "$MLFLOW_RUN_ID" 2>/dev/null) || return 1
     case ${described%%'"data":'*} in *'"status": "FAILED"'* | *'"status": "KILLED"'*) ;; *) return 1 ;; esac
+  }
+
+  __orchestrator_unguarded() { # whether the script ended its MLflow run as FAILED, and `mlflow run` will not look
+    [ ! -e "${ORCHESTRATOR_TRAINING-}guarded" ] || return 1 # see sitecustomize.py; `python -I` does not load it
+    __orchestrator_run_failed || return 1
     echo "orchestrator: the command exited 0, but the script had ended its MLflow run as FAILED or KILLED" >&2
   }
 
@@ -76,5 +118,5 @@ $BASH_EXECUTION_STRING
   }
 
   trap '__orchestrator_end "$?" "${PIPESTATUS[@]}"' EXIT
-  trap '__orchestrator_next "$_" "$BASH_COMMAND" "${PIPESTATUS[@]}"; : "$__orchestrator_last"' DEBUG
+  trap '__orchestrator_next "$?" "$_" "$BASH_COMMAND" "${PIPESTATUS[@]}"; : "$__orchestrator_last"' DEBUG
 fi
