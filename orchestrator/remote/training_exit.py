@@ -33,14 +33,18 @@ class TrainingExit:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Read a state as the supervisor tells it; None when it is no end."""
-        kind, *numbers = text.split()
+        """Read a state as the supervisor tells it; None when it is no end.
+
+        An end that the supervisor cannot have written, because the training can reach the same files, proves nothing.
+        """
+        kind, *numbers = text.split() or [""]
         if kind not in get_args(ExitKind):
             return None
-        if kind == "lost":
+        try:
+            status, finished = (int(number) for number in numbers)
+            return cls(kind, status, datetime.fromtimestamp(finished, UTC))  # type: ignore[arg-type]
+        except (ValueError, OverflowError, OSError):
             return cls("lost")
-        status, finished = map(int, numbers)
-        return cls(kind, status, datetime.fromtimestamp(finished, UTC))  # type: ignore[arg-type]
 
     def describe(self) -> str:
         """One sentence for the user."""

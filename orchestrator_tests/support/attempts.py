@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig
+from orchestrator.pipeline.training.deadline import GRACE
+from orchestrator.pipeline.training.launch_record import LaunchRecord
 from orchestrator.pipeline.training.plan import make_plan
 from orchestrator.pipeline.training.run_history import Liveness
 from orchestrator.resources import retry
@@ -61,6 +64,9 @@ class ThisRun:
     unknown: set[str] = field(default_factory=set)
     trainings: list[str] = field(default_factory=list)
     over: bool = False
+    late: bool = False
+    launches: ClassVar[dict[str, LaunchRecord]] = {}
+    """As Dagster's database has them, by run."""
 
     def __post_init__(self) -> None:
         self.root_run_id = self.root_run_id or self.run_id
@@ -76,6 +82,20 @@ class ThisRun:
 
     def rival(self) -> str | None:
         return self.before_us
+
+    def launched(self, record: LaunchRecord) -> None:
+        self.launches[self.run_id] = record
+
+    def launched_before(self) -> list[LaunchRecord]:
+        return [self.launches[self.root_run_id]] if self.root_run_id in self.launches.keys() - {self.run_id} else []
+
+    def launch_of(self, instance: Instance) -> LaunchRecord | None:
+        runs = {self.run_id, self.root_run_id, instance.dagster_run} - self.unknown
+        kept = [self.launches.get(run) for run in runs]
+        return next((record for record in kept if record and record.agrees_with(instance)), None)
+
+    def ended_late(self) -> bool:
+        return self.late
 
 
 @dataclass
@@ -130,6 +150,7 @@ class World:
         settings: Mapping[str, str] | None = None,
         config: TrainingConfig | None = None,
         write: Callable[[str], Any] = lambda _: None,
+        grace: timedelta = GRACE,
     ) -> Attempt:
         source = SettingsSource(pipeline="tiny", lookup={**self.environment, **(settings or {})}.get)
         read = PipelineSettings.read(source)
@@ -152,6 +173,7 @@ class World:
             connect=connect,
             run=run,
             write=write,
+            grace=grace,
         )
 
     @property

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 from orchestrator.errors import BuildBusy, Ec2Error, InstanceLost, OrchestratorError
 from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training import lease
+from orchestrator.pipeline.training.deadline import GRACE, Deadline
 from orchestrator.pipeline.training.environment import training_environment, with_run_tags
+from orchestrator.pipeline.training.failure import timed_out
 from orchestrator.pipeline.training.finished import FinishedTraining, Usage
+from orchestrator.pipeline.training.launch_record import LaunchRecord
 from orchestrator.pipeline.training.mlflow_run import TrackedRun
 from orchestrator.pipeline.training.mlproject import require_runnable
-from orchestrator.pipeline.training.on_instance import GRACE, OnInstance
+from orchestrator.pipeline.training.on_instance import OnInstance
 from orchestrator.pipeline.training.plan import Plan
 from orchestrator.pipeline.training.run_history import Liveness
 from orchestrator.resources import retry
-from orchestrator.resources.ec2 import Ec2, Instance, Owner, timestamp
+from orchestrator.resources.ec2 import Ec2, Instance, Owner, fingerprint, timestamp
 from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.resources.ssh import Ssh, private_key, require_known_hosts
 from orchestrator.settings.source import PipelineSettings
@@ -46,6 +50,18 @@ class DagsterRun(Protocol):
     def trained(self, mlflow_run: str) -> None:
         """Keep, where an MLflow that is away does not matter, that the training process exited 0."""
 
+    def launched(self, record: LaunchRecord) -> None:
+        """Keep, out of reach of whoever may tag instances, what was launched or taken over."""
+
+    def launched_before(self) -> Collection[LaunchRecord]:
+        """What the runs that this one tries again have launched last."""
+
+    def launch_of(self, instance: Instance) -> LaunchRecord | None:
+        """What a run that trains this build has kept of this very instance; None: nothing that agrees with its tags."""
+
+    def ended_late(self) -> bool:
+        """Whether the janitor has ended this run's training, or the one that it was to take over, at its deadline."""
+
 
 class Attempt:
     """Trains one planned build. Renews its lease on the instance from its making to `close`.
@@ -58,6 +74,7 @@ class Attempt:
         connect: makes the SSH client of an instance.
         run: the Dagster run that this attempt is.
         write: takes the training's output as it comes, masked.
+        grace: how long after its deadline a training may be ended by its own machine, before we end that.
 
     Attributes:
         ending: it has begun to give back what it has, because something went wrong.
@@ -73,6 +90,7 @@ class Attempt:
         connect: Callable[[Instance], Ssh],
         run: DagsterRun,
         write: Callable[[str], None],
+        grace: timedelta = GRACE,
     ) -> None:
         self.plan = plan
         self.ending = False
@@ -82,6 +100,7 @@ class Attempt:
         self._connect = connect
         self._run = run
         self._write = write
+        self._grace = grace
         self._environment = training_environment(settings)
         self._tracked = TrackedRun(
             mlflow,
@@ -94,6 +113,8 @@ class Attempt:
             choice=settings.project.model_choice,
         )
         self._instance: Instance | None = None
+        self._record: LaunchRecord | None = None
+        self._deadline: Deadline | None = None
         self._usage: Usage | None = None
         self._ready = False
         self._trained = False
@@ -129,6 +150,7 @@ class Attempt:
 
         Raises:
             BuildBusy: another live attempt has it.
+            TrainingTimedOut: what this attempt was to take over has run past its deadline.
             Ec2Error: none can be had, or it does not become ready.
             MlflowError: the run cannot be created; then nothing was launched.
         """
@@ -137,6 +159,8 @@ class Attempt:
         if self._tracked.already_trained():
             self._trained = True
             return None
+        if self._run.ended_late():
+            raise timed_out(f"build {self.plan.partition}", self.plan.max_minutes)
         self._open = True
         try:
             return self._survive_losses(self._ready_instance)
@@ -147,27 +171,68 @@ class Attempt:
     def _ready_instance(self) -> Instance:
         if self._instance is None or not self._ready:
             instance = self._instance or self._adopt() or self._launch()
-            self._instance = self._ec2.wait_until_ready(instance)
+            key = instance.tags.get(Ec2Tag.HOST_KEY)
+            ready = self._ec2.wait_until_ready(instance)
+            # The key that we know: the tag may have been changed while we waited.
+            self._instance = ready if key is None else replace(ready, tags={**ready.tags, Ec2Tag.HOST_KEY: key})
             self._ready = True
         return self._instance
 
     def _adopt(self) -> Instance | None:
-        """Take over what an earlier attempt of this build left running."""
-        found = self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition)
-        if found is None:
+        """Take over what an earlier attempt of this build left running.
+
+        An instance's tags can be copied and changed: only one that its Dagster run has named is believed.
+        """
+        adopted: Instance | None = None
+        tagged = self._tagged()
+        self._end_disguised({instance.id for instance in tagged})
+        for found in reversed(tagged):
+            if self._is_anothers(found):
+                self._open = False
+                raise self._busy(found.dagster_run)
+            if self._run.liveness(found.dagster_run) is Liveness.UNKNOWN:
+                _log.warning(
+                    f"Leaving instance {found.id} to its deadline: Dagster knows no run "
+                    f"{found.dagster_run or '(it names none)'}, so only its own tags say whose it is"
+                )
+                continue
+            record = self._run.launch_of(found)
+            if adopted is None and record is not None and self._tracked.adopt(record.mlflow_run):
+                adopted, self._record = found, record
+            else:
+                _log.info(f"Terminating instance {found.id}, which is left from an attempt that is over")
+                self._ec2.terminate(found.id)
+        if adopted is None or self._record is None:
             return None
-        owner = found.dagster_run
-        if self._is_anothers(found):
-            self._open = False
-            raise self._busy(owner)
-        if not found.mlflow_run or not self._tracked.adopt(found.mlflow_run):
-            _log.info(f"Terminating instance {found.id}, which is left from an attempt that is over")
-            self._ec2.terminate(found.id)
-            return None
-        _log.info(f"Adopting instance {found.id} and MLflow run {found.mlflow_run} of run {owner}, which is over")
-        self._ec2.take_over(found.id, self._owner(found.mlflow_run, power_off_at=found.power_off_at))
-        self._instance = self._ec2.describe(found.id)
+        _log.info(
+            f"Adopting instance {adopted.id} and MLflow run {adopted.mlflow_run} of run {adopted.dagster_run}, "
+            "which is over"
+        )
+        self._keep(self._record)
+        self._ec2.take_over(adopted.id, self._owner(self._record.mlflow_run, power_off_at=self._record.expires_at))
+        described = self._ec2.describe(adopted.id)
+        self._instance = replace(described, tags={**described.tags, Ec2Tag.HOST_KEY: adopted.host_key or ""})
         return self._instance
+
+    def _end_disguised(self, known: Collection[str]) -> None:
+        """End what an earlier attempt of this run has launched, and what does not say so any more."""
+        for record in self._run.launched_before():
+            if record.instance_id in known:
+                continue
+            instance = self._ec2.look(record.instance_id)
+            if instance is not None and instance.alive:
+                _log.warning(f"Terminating instance {instance.id}, whose tags were changed: an earlier attempt has it")
+                self._ec2.terminate(instance.id)
+
+    def _tagged(self) -> list[Instance]:
+        """All instances that are alive and say that they are of this build, the oldest first."""
+        return self._ec2.of_build(pipeline=self.plan.pipeline, partition=self.plan.partition)
+
+    def _keep(self, record: LaunchRecord) -> None:
+        minutes = self.plan.max_minutes if record.max_minutes is None else record.max_minutes
+        self._deadline = Deadline.of(record.expires_at - self._grace, minutes=minutes, grace=self._grace)
+        self._record = record
+        self._run.launched(record)
 
     def _launch(self) -> Instance:
         if self._run.liveness(self._run.run_id) is not Liveness.ALIVE:
@@ -177,22 +242,36 @@ class Attempt:
             )
         mlflow_run = self._tracked.open()
         self._launches += 1
+        owner = self._owner(mlflow_run, power_off_at=datetime.now(UTC) + self._most_time)
         self._instance = self._ec2.launch(
-            self._owner(mlflow_run, power_off_at=None),
+            owner,
             attempt=f"{self._run.run_id}-{self._launches}",
             instance_type=self.plan.instance_type,
         )
         _log.info(f"Launched instance {self._instance.id} ({self._instance.type}, {self._instance.market})")
+        self._keep(
+            LaunchRecord(
+                instance_id=self._instance.id,
+                host_key=fingerprint(self._instance.host_key),
+                mlflow_run=mlflow_run,
+                expires_at=owner.power_off_at,
+                max_minutes=self.plan.max_minutes,
+            )
+        )
         self._tracked.launched(self._instance)
         return self._instance
 
-    def _owner(self, mlflow_run: str, *, power_off_at: datetime | None) -> Owner:
+    @property
+    def _most_time(self) -> timedelta:
+        return timedelta(minutes=self.plan.max_minutes) + self._grace
+
+    def _owner(self, mlflow_run: str, *, power_off_at: datetime) -> Owner:
         return Owner(
             pipeline=self.plan.pipeline,
             partition=self.plan.partition,
             dagster_run=self._run.run_id,
             mlflow_run=mlflow_run,
-            power_off_at=power_off_at or datetime.now(UTC) + timedelta(minutes=self.plan.max_minutes) + GRACE,
+            power_off_at=power_off_at,
         )
 
     def _is_anothers(self, instance: Instance) -> bool:
@@ -216,7 +295,8 @@ class Attempt:
         """Run the training to its end, following its output; return the MLflow run's ID.
 
         Raises:
-            TrainingError: it did not end well; the instance is terminated and the MLflow run closed.
+            TrainingError: it did not end well, or ran past its deadline; the instance is terminated and the MLflow
+                run closed.
             InstanceLost: the instance went away under us more often than INSTANCE_LOSSES.
         """
         if self._instance is None and self.provision() is None:
@@ -233,6 +313,9 @@ class Attempt:
             try:
                 return work()
             except InstanceLost as loss:
+                if (self._deadline is not None and self._deadline.passed) or self._run.ended_late():
+                    minutes = self._deadline.minutes if self._deadline else self.plan.max_minutes
+                    raise timed_out(f"build {self.plan.partition}", minutes) from loss
                 self._losses += 1
                 if self._losses > self._settings.project.instance_losses:
                     raise
@@ -240,16 +323,18 @@ class Attempt:
                 if self._instance is not None:
                     self._ec2.terminate(self._instance.id)  # one that was only stopped still costs money
                 self._tracked.drop(str(loss))
-                self._instance, self._ready = None, False
+                self._instance, self._record, self._deadline, self._ready = None, None, None, False
 
     def _train_on(self, instance: Instance) -> str:
         mlflow_run = self._tracked.open()
+        if self._deadline is None:
+            raise RuntimeError("an instance without a deadline is neither launched nor taken over")
         training = OnInstance(
             instance=instance,
             plan=self.plan,
             read=self._settings,
             mlflow_run=mlflow_run,
-            deadline=self._owner(mlflow_run, power_off_at=instance.power_off_at).power_off_at - GRACE,
+            deadline=self._deadline,
             environment=with_run_tags(self._environment, self._tracked.marks(instance)),
             ec2=self._ec2_once,
             write=self._write,
@@ -282,11 +367,11 @@ class Attempt:
         if self._instance is not None:
             instance = self._ec2.describe(self._instance.id)
         else:
-            found = self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition)
-            if found is None:
+            found = [instance for instance in self._tagged() if self._run.launch_of(instance)]
+            if not found:
                 self._open = False
                 return None
-            instance = found
+            instance = found[-1]
         if self._is_anothers(instance):
             raise self._busy(instance.dagster_run)
         self._instance, self._open = instance, True  # ours to end, also when we are cancelled
@@ -324,13 +409,20 @@ class Attempt:
             return
         self.ending = True
         try:
-            found = self._ec2.find(pipeline=self.plan.pipeline, partition=self.plan.partition) or self._instance
-            if found is not None and self._is_anothers(found):
-                _log.warning(f"Leaving instance {found.id} to run {found.dagster_run}, which it belongs to now")
+            found = {instance.id: instance for instance in self._tagged()}
+            if self._instance is not None:
+                found.setdefault(self._instance.id, self._instance)
+            others = [instance for instance in found.values() if self._is_anothers(instance)]
+            for instance in found.values():
+                if instance in others:
+                    _log.warning(
+                        f"Leaving instance {instance.id} to run {instance.dagster_run}, which it belongs to now"
+                    )
+                elif instance.id == (self._instance and self._instance.id) or self._may_end(instance):
+                    _log.info(f"Terminated instance {instance.id} ({self._ec2.terminate(instance.id) or 'gone'})")
+            if others:
                 self._open = False
                 return
-            if found is not None:
-                _log.info(f"Terminated instance {found.id} ({self._ec2.terminate(found.id) or 'gone'})")
         except Ec2Error as away:  # it must not hide what went wrong first
             _log.warning(f"Leaving what is left of this build's instance to the janitor: {away}")
         self._instance, self._open = None, False
@@ -339,6 +431,10 @@ class Attempt:
             return
         reason = str(error).partition("\n")[0] or "the Dagster run was cancelled"
         self._tracked.close("FAILED" if isinstance(error, OrchestratorError) else "KILLED", reason=reason)
+
+    def _may_end(self, instance: Instance) -> bool:
+        """Whether an instance of this build is left of this run, or of one that it tries again."""
+        return instance.dagster_run == self._run.run_id or self._run.launch_of(instance) is not None
 
     def close(self) -> None:
         """Last net, at the end of the Dagster run: nothing that this attempt opened stays."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.errors import TrainingError, TrainingFailed, TrainingLost, TrainingTimedOut
 from orchestrator.pipeline.training.cause import cause_of_failure, cleaned, shown
+from orchestrator.pipeline.training.deadline import describe
 from orchestrator.remote import TrainingExit
 
 
@@ -22,4 +23,17 @@ def failure(what: str, training_exit: TrainingExit, last_lines: Sequence[str]) -
     kinds = {"deadline": TrainingTimedOut, "lost": TrainingLost}
     return kinds.get(training_exit.kind, TrainingFailed)(
         f"{what}: {training_exit.describe()}{cause_of_failure(lines)}{tail}"
+    )
+
+
+def timed_out(what: str, minutes: float) -> TrainingTimedOut:
+    """The error for a training that was not ended by its own machine in time, so that its instance was.
+
+    Args:
+        what: the build.
+        minutes: what it was given.
+    """
+    return TrainingTimedOut(
+        f"{what}: the training {describe(minutes)}, and its instance was terminated; raise MAX_TRAINING_MINUTES if it "
+        "needs longer, and look at what it did to the supervisor that should have ended it"
     )

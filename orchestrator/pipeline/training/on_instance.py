@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 from orchestrator.errors import (
     Ec2Error,
@@ -19,19 +18,17 @@ from orchestrator.errors import (
 )
 from orchestrator.pipeline.training.cause import READ_LINES
 from orchestrator.pipeline.training.command import mlflow_run_command
+from orchestrator.pipeline.training.deadline import Deadline
 from orchestrator.pipeline.training.environment import job_files, secrets_in
-from orchestrator.pipeline.training.failure import failure
+from orchestrator.pipeline.training.failure import failure, timed_out
 from orchestrator.pipeline.training.plan import Plan
 from orchestrator.remote import Masker, RemoteTraining, TrainingExit
 from orchestrator.resources.ec2 import Ec2, Instance
-from orchestrator.resources.retry import REMOTE_STOP
+from orchestrator.resources.retry import EC2, REMOTE_STOP
 from orchestrator.resources.ssh import Ssh
 from orchestrator.settings.source import PipelineSettings
 
 _log = logging.getLogger(__name__)
-
-GRACE = timedelta(minutes=1)
-"""Between the training's deadline and the machine's own: the time to fetch the last output and say why."""
 
 STOP_GRACE_SECONDS = 2
 """What the processes of a training that was cancelled get to end by themselves."""
@@ -46,7 +43,7 @@ class OnInstance:
         plan: what to train.
         read: the settings.
         mlflow_run: what the training fills.
-        deadline: when it is ended.
+        deadline: when it is ended: on the instance first; and by us, if it is still there when the grace is over.
         environment: the variables that it gets.
         ec2: asked whether the instance is still there; with little patience, for we ask again.
         write: takes the training's output as it comes, masked.
@@ -56,7 +53,7 @@ class OnInstance:
     plan: Plan
     read: PipelineSettings
     mlflow_run: str
-    deadline: datetime
+    deadline: Deadline
     environment: Mapping[str, str]
     ec2: Ec2
     write: Callable[[str], None]
@@ -69,9 +66,14 @@ class OnInstance:
 
         Raises:
             TrainingError: it did not end well; says why.
+            TrainingTimedOut: it ran past its deadline, whatever it said or did; its instance is terminated.
             InstanceLost: the instance went away under it. No other failure is believed before EC2 was asked.
             SshError: the instance is there, and cannot be used.
         """
+        with self.deadline.kept(self._end_instance, let_go=ssh.close):
+            self._train(ssh)
+
+    def _train(self, ssh: Ssh) -> None:
         remote = RemoteTraining(ssh, self.mlflow_run)
         masker = Masker(secrets_in(self.environment, self.read))
         try:
@@ -90,6 +92,10 @@ class OnInstance:
             self.check()  # a machine that is taken away ends its processes first
             raise self._explain(remote, training_exit, masker)
 
+    def _end_instance(self) -> None:
+        _log.error(f"Terminating instance {self.instance.id}: its training {self.deadline}, and nothing else ended it")
+        self.ec2.with_policy(EC2).terminate(self.instance.id)
+
     def check(self) -> None:
         """Find out whether it makes sense to go on.
 
@@ -97,17 +103,19 @@ class OnInstance:
             InstanceLost: the instance is gone or going.
             TrainingTimedOut: whatever it does, its time is over.
         """
-        if datetime.now(UTC) > self.deadline + GRACE:
-            raise TrainingTimedOut(
-                f"build {self.plan.partition}: the instance did not answer until the training's deadline; "
-                "raise MAX_TRAINING_MINUTES if it needs longer"
-            )
+        if self.deadline.over:
+            raise self._late()
         try:
             self.ec2.require_alive(self.instance.id)
-        except InstanceLost:
+        except InstanceLost as loss:
+            if self.deadline.passed:  # one of the deadline's other keepers
+                raise self._late() from loss
             raise
         except Ec2Error as error:  # AWS does not answer either: that says nothing of the instance
             _log.warning(str(error))
+
+    def _late(self) -> TrainingTimedOut:
+        return timed_out(f"build {self.plan.partition}", self.deadline.minutes)
 
     def _start(self, ssh: Ssh, remote: RemoteTraining) -> None:
         """Start the training, or find it started; keep trying while the instance is there."""
@@ -119,7 +127,7 @@ class OnInstance:
                 if not ssh.connected:
                     ssh.connect()
                 if not remote.start(
-                    command, environment=self.environment, deadline=self.deadline, files=files, check=self.check
+                    command, environment=self.environment, deadline=self.deadline.at, files=files, check=self.check
                 ):
                     _log.info("Following the training, which is under way already")
                 return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 
 import dagster as dg
@@ -10,6 +10,8 @@ import tenacity
 
 from orchestrator import names
 from orchestrator.dagster_instance import add_run_tags
+from orchestrator.pipeline.training.launch_record import LaunchRecord
+from orchestrator.resources.ec2 import Instance
 
 PATIENCE_SECONDS = 75.0
 """How long Dagster's database may be away when a training ends."""
@@ -42,6 +44,9 @@ class RunHistory:
         self.run_id = context.run_id
         tried = list(self._tried(context.run))
         self.root_run_id = tried[-1].run_id
+        self._tried_runs = tried[1:]
+        parent = self._parent(context.run)
+        self._late_before = parent.tags.get(names.RunTag.LATE) if parent else None
         # Dagster copies a run's tags to the one that tries it again, so what a success before them has trained is in
         # the tags of all of these, unless one has trained itself. This run has just begun: its own tag is a copy.
         success = self._parent(tried[-1])
@@ -65,6 +70,14 @@ class RunHistory:
         while (parent := self._parent(run)) and parent.status != dg.DagsterRunStatus.SUCCESS:
             yield (run := parent)
 
+    def _relatives(self, owner: str) -> Iterator[dg.DagsterRun]:
+        """As they are now: this run and `owner`, those that it tries again, and the others that try the same one."""
+        for run_id in dict.fromkeys((self.run_id, owner, *(run.run_id for run in self._tried_runs))):
+            if run_id and (run := self._instance.get_run_by_id(run_id)):
+                yield run
+                if run_id == self.run_id:
+                    yield from self._siblings(run)
+
     def _parent(self, run: dg.DagsterRun) -> dg.DagsterRun | None:
         return self._instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
 
@@ -73,6 +86,36 @@ class RunHistory:
 
         It is the only proof of that once the instance is gone; so a database that is away for a while is waited for.
         """
+        self._keep({names.RunTag.TRAINED: mlflow_run})
+
+    def launched(self, record: LaunchRecord) -> None:
+        """Keep, out of reach of whoever may tag instances, what was launched or taken over."""
+        self._keep(record.tags())
+
+    def launched_before(self) -> Collection[LaunchRecord]:
+        """What the runs that this one tries again have launched last."""
+        records = [LaunchRecord.from_tags(run.tags) for run in self._tried_runs if self._trains_build(run)]
+        return {record for record in records if record}
+
+    def launch_of(self, instance: Instance) -> LaunchRecord | None:
+        """What a run that trains this build has kept of this very instance; None: nothing that agrees with its tags.
+
+        The runs that count: this one, those that it tries again, others that try the same one again, and the run that
+        the instance names.
+        """
+        for run in self._relatives(instance.dagster_run):
+            record = LaunchRecord.from_tags(run.tags) if self._trains_build(run) else None
+            if record and record.agrees_with(instance):
+                return record
+        return None
+
+    def ended_late(self) -> bool:
+        """Whether the janitor has ended this run's training, or the one that it was to take over, at its deadline."""
+        run = self._instance.get_run_by_id(self.run_id)
+        late = run.tags.get(names.RunTag.LATE) if run else None
+        return late not in (None, self._late_before)  # a re-execution by hand inherits the tag
+
+    def _keep(self, tags: Mapping[str, str]) -> None:
         for attempt in tenacity.Retrying(
             stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
             wait=tenacity.wait_exponential(multiplier=0.5, max=10),
@@ -80,7 +123,7 @@ class RunHistory:
             reraise=True,
         ):
             with attempt:
-                add_run_tags(self._instance, self.run_id, {names.RunTag.TRAINED: mlflow_run})
+                add_run_tags(self._instance, self.run_id, tags)
 
     def liveness(self, run_id: str) -> Liveness:
         """Whether this run is queued, starting or under way."""
@@ -103,6 +146,9 @@ class RunHistory:
         mine = began.pop(self.run_id, None)
         earlier = [run for run, start in began.items() if mine is None or start < mine]
         return min(earlier, key=began.__getitem__, default=None)
+
+    def _trains_build(self, run: dg.DagsterRun) -> bool:
+        return run.tags.get(names.DagsterTag.PARTITION) == self._partition and self._trains_it(run)
 
     def _trains_it(self, run: dg.DagsterRun) -> bool:
         # A run of the job has no selection of its own: it materialises all that the job does.

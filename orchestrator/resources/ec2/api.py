@@ -133,8 +133,12 @@ class Ec2Api:
 
     def find_once(self, *, pipeline: str, partition: str) -> Instance | None:
         """The instance that is alive for a build, the newest of several; to be used in what is handed to `call`."""
+        return next(reversed(self.of_build_once(pipeline=pipeline, partition=partition)), None)
+
+    def of_build_once(self, *, pipeline: str, partition: str) -> list[Instance]:
+        """All instances that are alive and tagged for a build, the oldest first; likewise."""
         tags = build_tags(deployment=self.settings.deployment, pipeline=pipeline, partition=partition)
-        return next(reversed(self.list_once(tags, states=ALIVE)), None)
+        return self.list_once(tags, states=ALIVE)
 
     def list_once(self, tags: Mapping[str, str], *, states: Collection[str]) -> list[Instance]:
         """All instances with these tags in these states, the oldest first; to be used in what is handed to `call`."""

@@ -47,6 +47,20 @@ class Ec2:
             lambda: self._api.find_once(pipeline=pipeline, partition=partition),
         )
 
+    def of_build(self, *, pipeline: str, partition: str) -> list[Instance]:
+        """All instances that are alive and tagged for this build, the oldest first.
+
+        Tags can be copied: which of them is to be believed, the caller must know from elsewhere.
+        """
+        return self._api.call(
+            f"look for the instances of {pipeline} {partition}",
+            lambda: self._api.of_build_once(pipeline=pipeline, partition=partition),
+        )
+
+    def look(self, instance_id: str) -> Instance | None:
+        """What AWS says of one instance, alive or not; None when it knows no such instance, or not any more."""
+        return self._api.look(instance_id)
+
     def find_all(self) -> list[Instance]:
         """Every instance of this deployment that still costs money, stopped ones too, the oldest first."""
         return self._api.call(

@@ -137,7 +137,8 @@ EXPLANATIONS = (
     ),
     Explanation(
         r"IdempotentParameterMismatch",
-        "this attempt launched an instance before, and it is gone: start the run again",
+        "an instance was launched before under this attempt's token, and nothing says that it was by us: start the run "
+        "again",
         InstanceLost,
     ),
     Explanation(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -139,6 +142,16 @@ class Instance:
             return moment.astimezone(UTC) if moment.tzinfo else None
         except (ValueError, OverflowError):  # the latter: the year 1 or 9999, in another zone
             return None
+
+
+def fingerprint(host_key: str | None) -> str:
+    """The fingerprint of a public key `ssh-ed25519 AAAA...`, as `ssh-keygen -l` shows it; empty when it is none."""
+    try:
+        _, encoded, *_ = (host_key or "").split()
+        digest = hashlib.sha256(base64.b64decode(encoded, validate=True)).digest()
+    except (ValueError, binascii.Error):
+        return ""
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def _why_ended(*, code: str, message: str) -> str:

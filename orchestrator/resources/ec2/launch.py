@@ -7,14 +7,11 @@ import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
-
-from botocore.exceptions import ClientError
 
 from orchestrator.errors import CapacityUnavailable, Ec2Error, LaunchRefused
 from orchestrator.resources.ec2.api import Ec2Api
-from orchestrator.resources.ec2.errors import error_code
 from orchestrator.resources.ec2.instance import Instance, Market
 from orchestrator.resources.ec2.tags import Owner, api_tags, build_tags, launch_tags
 from orchestrator.resources.ec2.user_data import HostKey, cloud_config
@@ -187,7 +184,8 @@ def launch(api: Ec2Api, owner: Owner, *, attempt: str, instance_type: str | None
             block_devices=block_devices,
         )
         try:
-            return _launch_once(api, owner, request, doing=f"launch {option}")
+            launched = _launch_once(api, owner, request, host_key=host_key.public, doing=f"launch {option}")
+            return replace(launched, tags={**launched.tags, **tags})  # not every API answers with its tags
         except CapacityUnavailable as error:
             _log.warning(f"No capacity, looking for another market, type or subnet: {error}")
             refusals.append(str(error))
@@ -196,24 +194,24 @@ def launch(api: Ec2Api, owner: Owner, *, attempt: str, instance_type: str | None
     )
 
 
-def _launch_once(api: Ec2Api, owner: Owner, request: RunInstancesRequestTypeDef, *, doing: str) -> Instance:
+def _launch_once(
+    api: Ec2Api, owner: Owner, request: RunInstancesRequestTypeDef, *, host_key: str, doing: str
+) -> Instance:
     tries = itertools.count()
 
     def find() -> Instance | None:
-        return api.find_once(pipeline=owner.pipeline, partition=owner.partition)
+        """The one that has our key: all other tags, others could have copied before we asked."""
+        found = api.of_build_once(pipeline=owner.pipeline, partition=owner.partition)
+        ours = [instance for instance in found if instance.host_key == host_key]
+        return ours[0] if len(ours) == 1 else None
 
     def send() -> Instance:
         # An earlier try whose answer was lost may have been heard.
         if next(tries) and (launched := find()):
             return launched
-        try:
-            answer = api.client.run_instances(**request)
-        except ClientError as error:
-            # The token was used before, with another host key: by this attempt, in a process that died.
-            if error_code(error) == "IdempotentParameterMismatch" and (launched := find()):
-                return launched
-            raise
-        return api.instance(answer["Instances"][0])
+        # A token that was used before with another key is refused (IdempotentParameterMismatch, so InstanceLost): what
+        # was launched under it has a key that we do not know.
+        return api.instance(api.client.run_instances(**request)["Instances"][0])
 
     return api.call(doing, send, refusal=LaunchRefused)
 

@@ -321,9 +321,11 @@ def test_an_instance_of_a_run_that_dagster_does_not_know_is_left_to_it_while_its
     assert world.ec2.describe(others.id).alive
 
     world.ec2.tag(others.id, {Ec2Tag.LEASE_UNTIL: timestamp(datetime.now(UTC) - timedelta(seconds=1))})
-    later = world.attempt(24, run=ThisRun("run-24c", "run-24a", unknown={"run-24a"}))
-    assert provisioned(later).id == others.id
+    later = world.attempt(24, run=ThisRun("run-24c", unknown={"run-24a"}))
+    assert provisioned(later).id != others.id, "nothing but its own tags says whose it is"
     later.close()
+    assert world.ec2.describe(others.id).alive, "it is left to its deadline"
+    world.ec2.terminate(others.id)
 
 
 def test_a_retry_waits_longer_for_mlflow_than_a_run_that_has_nothing_to_lose(world: World) -> None:

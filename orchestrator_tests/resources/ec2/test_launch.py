@@ -282,15 +282,23 @@ def test_a_launch_whose_answer_was_lost_is_found_not_repeated(account: Account) 
     assert len(account.asked("RunInstances")) == 1
 
 
-def test_a_token_that_was_used_before_leads_to_the_instance_of_then(account: Account) -> None:
+def test_a_copy_that_was_launched_before_the_lost_answer_is_not_taken_for_ours(account: Account) -> None:
+    former = account.ec2().launch(owner(), attempt="another's")
+    ec2 = account.ec2()
+    lose_answers(ec2, "RunInstances", ReadTimeoutError(endpoint_url="https://ec2"))
+    instance = ec2.launch(owner(), attempt="run-1")
+    assert instance.id != former.id
+    assert len(account.alive()) == 2, "ours, launched once, and the copy"
+
+
+def test_a_token_that_was_used_before_leads_to_no_instance_whose_host_key_is_not_ours(account: Account) -> None:
     former = account.ec2().launch(owner(), attempt="run-1")
     again = account.ec2()
-    inject(again, "RunInstances", aws_error("IdempotentParameterMismatch"))
-    assert again.launch(owner(), attempt="run-1").id == former.id
-    again.terminate(former.id)
-    inject(again, "RunInstances", aws_error("IdempotentParameterMismatch"))
-    with pytest.raises(InstanceLost, match="start the run again"):
-        again.launch(owner(), attempt="run-1")
+    for _ in "while it runs", "when it is gone":
+        inject(again, "RunInstances", aws_error("IdempotentParameterMismatch"))
+        with pytest.raises(InstanceLost, match="start the run again"):
+            again.launch(owner(), attempt="run-1")
+        again.terminate(former.id)
 
 
 def test_a_long_outage_ends_in_words(account: Account) -> None:
