@@ -171,7 +171,7 @@ class SettingsGroup(BaseModel):
         per_pipeline: whether a pipeline's defs.yaml may differ from the environment in them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
     title: ClassVar[str]
     per_pipeline: ClassVar[bool] = True
 

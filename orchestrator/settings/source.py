@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from orchestrator.errors import SettingsError
 from orchestrator.settings import variables
@@ -110,7 +111,7 @@ class SettingsSource:
         for group in groups:
             fields = group.model_fields
             texts = self._texts([env_name(info) for info in fields.values()])
-            given = {key: text for key, info in fields.items() if (text := texts[env_name(info)]) is not None}
+            given = {key: text for key, info in fields.items() if (text := _plain(info, texts[env_name(info)]))}
             try:
                 read.append(group.model_validate(given))
             except ValidationError as error:
@@ -133,6 +134,11 @@ class SettingsSource:
             return f"{name} is not set ({info.description})"
         value = "" if is_secret(info) else f"={fault['input']!r}"
         return f"{name}{value} is wrong: {str(fault['msg']).removeprefix('Value error, ')}"
+
+
+def _plain(info: FieldInfo, text: str | None) -> str | None:
+    """The text without the blanks and line ends around it, which files and copying leave; a secret's are its own."""
+    return text if text is None or is_secret(info) else text.strip()
 
 
 @dataclass(frozen=True)

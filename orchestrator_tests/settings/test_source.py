@@ -87,7 +87,7 @@ def test_comma_lists_and_json_objects_are_read_as_such() -> None:
         ("MAX_TRAINING_MINUTES", "0", "MAX_TRAINING_MINUTES='0' is wrong"),
         ("MLPROJECT_ENV_MANAGER", "poetry", "MLPROJECT_ENV_MANAGER='poetry' is wrong"),
         ("INSTANCE_TYPE", ",", "INSTANCE_TYPE=',' is wrong: it names nothing"),
-        ("INSTANCE_MARKET", " , ", "INSTANCE_MARKET=' , ' is wrong: it names nothing"),
+        ("INSTANCE_MARKET", ", ,", "INSTANCE_MARKET=', ,' is wrong: it names nothing"),
         ("MAX_TRAINING_MINUTES", "inf", "MAX_TRAINING_MINUTES='inf' is wrong: Input should be a finite number"),
         ("MAX_TRAINING_MINUTES", "nan", "MAX_TRAINING_MINUTES='nan' is wrong: Input should be a finite number"),
         ("MAX_TRAINING_MINUTES", "1e12", "less than or equal to 525600"),

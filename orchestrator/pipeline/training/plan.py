@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -128,8 +129,8 @@ def make_plan(
             "or an SSH key in the image (AMI_ID), or by GIT_CONFIG_COUNT, GIT_CONFIG_KEY_0 and GIT_CONFIG_VALUE_0, "
             "named in TRAINING_ENV"
         )
-    if bad := [name for name in (*project.parameters, *config.parameters) if not name or "=" in name]:
-        raise SettingsError(f"MLPROJECT_PARAMETERS: {bad[0]!r} cannot be a parameter's name; rename it in MLproject")
+    if config.version:
+        _require_version(config.version)
     plan = Plan(
         pipeline=pipeline,
         partition=partition,
@@ -143,7 +144,37 @@ def make_plan(
         build_image=project.build_image,
     )
     _require_texts(plan, settings)
+    if bad := [name for name in plan.parameters if not _is_parameter_name(name)]:
+        raise SettingsError(
+            f"MLPROJECT_PARAMETERS: {bad[0]!r} cannot be a parameter's name, for MLflow takes letters, digits, blanks "
+            "and / _ - . : only, and no way such as a//b; rename it in MLproject"
+        )
     return plan
+
+
+def _is_parameter_name(name: str) -> bool:
+    """Whether `mlflow run` and MLflow's server take it; source: `mlflow/utils/validation.py`, 2.x and 3.x."""
+    is_path = posixpath.normpath(name) == name and name != "." and not name.startswith(("..", "/"))
+    return is_path and bool(re.fullmatch(r"[/\w.\- :]{1,250}", name))
+
+
+def _require_version(version: str) -> None:
+    """Refuse what looks like a commit or branch, and is nothing that `mlflow run` can fetch from a remote.
+
+    Raises:
+        SettingsError: it is such a one.
+    """
+    if re.fullmatch(r"[0-9a-fA-F]{4,39}", version):
+        raise SettingsError(
+            f"The version {version} looks like a shortened commit, and a Git server does not find a commit by a part "
+            f"of its name; give the full SHA, which `git rev-parse {version}` prints"
+        )
+    prefix = next((prefix for prefix in ("refs/", "origin/", "remotes/") if version.startswith(prefix)), None)
+    if prefix:
+        raise SettingsError(
+            f"The version {version} is a name inside of a clone, which `mlflow run` does not check out; give the "
+            "branch's or tag's own name"
+        )
 
 
 def _require_texts(plan: Plan, settings: PipelineSettings) -> None:

@@ -538,3 +538,34 @@ def test_the_launchpads_deadline_is_bounded_like_the_setting(minutes: float) -> 
 def test_the_launchpads_deadline_replaces_the_setting() -> None:
     assert plan().max_minutes == 720
     assert plan(TrainingConfig(max_minutes=5)).max_minutes == 5
+
+
+SHA = "1f2e3d4c5b6a79880716253443526170fedcba98"
+
+
+@pytest.mark.parametrize("version", [SHA, SHA * 2 + "0" * 16, "main", "v1.2", "release/3", "bad", "feed-me", "2026x"])
+def test_a_commit_a_tag_and_a_branch_are_versions(version: str) -> None:
+    assert plan(TrainingConfig(version=version)).version == version
+
+
+@pytest.mark.parametrize("version", [SHA[:4], SHA[:8], SHA[:12].upper(), SHA[:39]])
+def test_a_shortened_commit_is_refused_with_the_command_that_prints_the_full_one(version: str) -> None:
+    with pytest.raises(SettingsError, match=f"`git rev-parse {version}`"):
+        plan(TrainingConfig(version=version))
+
+
+@pytest.mark.parametrize("version", ["refs/heads/main", "origin/main", "remotes/origin/main"])
+def test_a_name_that_only_a_clone_knows_is_refused(version: str) -> None:
+    with pytest.raises(SettingsError, match="give the branch's"):
+        plan(TrainingConfig(version=version))
+
+
+@pytest.mark.parametrize("name", ["alpha", "a/b", "a.b-c_d", "lr:0", "two words", "größe"])
+def test_a_name_that_mlflow_takes_is_a_parameters_name(name: str) -> None:
+    assert name in plan(TrainingConfig(parameters={name: "1"})).parameters
+
+
+@pytest.mark.parametrize("name", ["lr@1", "a//b", "/a", "../a", "a/", ".", "a=b", "", "x" * 251, "a\nb", "a$b"])
+def test_a_name_that_mlflow_refuses_is_refused_before_the_launch(name: str) -> None:
+    with pytest.raises(SettingsError, match="cannot be a parameter's name"):
+        plan(TrainingConfig(parameters={name: "1"}))
