@@ -22,6 +22,7 @@ from orchestrator.pipeline.training.mlflow_run import TrackedRun
 from orchestrator.pipeline.training.mlproject import require_runnable
 from orchestrator.pipeline.training.on_instance import OnInstance
 from orchestrator.pipeline.training.plan import Plan
+from orchestrator.pipeline.training.reach import require_mlflow_in_reach
 from orchestrator.pipeline.training.run_history import Liveness
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance, Owner, fingerprint, timestamp
@@ -132,6 +133,7 @@ class Attempt:
         """
         private_key(self._settings.ssh)
         require_known_hosts(self._settings.ssh)
+        require_mlflow_in_reach(self._environment["MLFLOW_TRACKING_URI"], ec2=self._ec2.address)
         experiment = self._tracked.require_experiment()
         require_runnable(self.plan)
         _log.info(

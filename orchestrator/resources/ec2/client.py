@@ -36,6 +36,15 @@ class Ec2:
         self._settings = settings
         self._api = Ec2Api(settings, policy=policy)
 
+    @property
+    def address(self) -> str:
+        """Where the API is that we ask: AWS's own, or that of AWS_ENDPOINT_URL and its like.
+
+        Raises:
+            Ec2Error: boto3 cannot tell.
+        """
+        return self._api.call("find the EC2 API", lambda: self._api.client.meta.endpoint_url)
+
     def with_policy(self, policy: Ec2Policy) -> Ec2:
         """The same, with another patience and a connection of its own."""
         return Ec2(self._settings, policy=policy)
