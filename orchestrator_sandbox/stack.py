@@ -103,6 +103,10 @@ class Stack:
         """Where Dagster's UI is, once it is started."""
         return f"http://127.0.0.1:{self.port}"
 
+    def dagster_page(self, path: str = "/") -> str:
+        """The address of a page of Dagster's UI, with the token that opens it."""
+        return f"{self.dagster_url}{path}?token={self.dagster_token}"
+
     @property
     def mlflow(self) -> MlflowServer:
         """The tracking server, once it is ready."""

@@ -120,7 +120,8 @@ def test_a_call_of_a_method_that_is_not_public_is_noticed(source: str) -> None:
 
 
 def test_nothing_else_of_the_product_uses_what_is_not_public() -> None:
-    files = [path for path in PRODUCT.rglob("*.py") if path.name != "dagster_instance.py"]
+    allowed = (PRODUCT / "dagster_instance.py", PRODUCT / "operate" / "web" / "webserver.py")  # which has its own test
+    files = [path for path in PRODUCT.rglob("*.py") if path not in allowed]
     found = {str(path.relative_to(PRODUCT)): unpromised_calls(path.read_text()) for path in files}
     assert {name: calls for name, calls in found.items() if calls} == {}
 

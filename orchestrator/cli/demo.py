@@ -53,7 +53,8 @@ def demo(*, once: bool, as_json: bool, port: int, directory: Path) -> int:
     """The whole loop on this machine: a sandbox with Jenkins, EC2, Git and MLflow, and Dagster on it.
 
     Starts Jenkins, EC2 with real SSH hosts, a Git remote and MLflow on loopback, and Dagster's UI and daemon
-    pointed at them; commits, builds and trains. Stays up until Ctrl-C.
+    pointed at them; commits, builds and trains. The address of the UI that it prints holds the token that opens it.
+    Stays up until Ctrl-C.
     """
     if importlib.util.find_spec(PROGRAM.partition(".")[0]) is None:
         raise click.ClickException(

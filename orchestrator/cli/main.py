@@ -1,4 +1,4 @@
-"""The command line: `orchestrator demo | serve`. Thin: each command calls the module that does it."""
+"""The command line: `orchestrator demo | serve | token`. Thin: each command calls the module that does it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from orchestrator.cli.demo import demo
 from orchestrator.cli.program import run
 from orchestrator.cli.serve import serve
+from orchestrator.cli.token import token
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,6 +19,7 @@ def orchestrator() -> None:
 
 orchestrator.add_command(demo)
 orchestrator.add_command(serve)
+orchestrator.add_command(token)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

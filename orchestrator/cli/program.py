@@ -29,7 +29,8 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, name:
         status = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.UsageError as error:
         program = error.ctx.command_path if error.ctx else name
-        return _failed(f"{error.format_message().rstrip('.')}; `{program} --help` lists what there is", status=2)
+        sentence = " ".join(error.format_message().split())  # click lists the choices on lines of their own
+        return _failed(f"{sentence.rstrip('.')}; `{program} --help` lists what there is", status=2)
     except click.ClickException as error:
         return _failed(error.format_message(), status=error.exit_code)
     except OrchestratorError as error:

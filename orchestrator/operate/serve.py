@@ -196,7 +196,7 @@ def serve(
 
 
 def _about(door: Door) -> str:
-    if door.token is None:
+    if not door.asks_for_token:
         return "It asks for no token (UI_LOGIN=off): every user of this machine can run trainings. Ctrl-C stops it"
     if door.token_is_given:
         return "It asks for UI_TOKEN. Ctrl-C stops it"

@@ -23,9 +23,11 @@ def demo(*, once: bool, as_json: bool, port: int, directory: Path) -> int:
         raise click.ClickException(
             f"the demo needs {', '.join(missing)}; run `make demo`, or install the extra: pip install -e '.[sandbox]'"
         )
+    from orchestrator.operate.home import private_files
     from orchestrator_sandbox.demo.loop import demo as play
 
-    return play(directory=directory, port=port, once=once, as_json=as_json)
+    with private_files():
+        return play(directory=directory, port=port, once=once, as_json=as_json)
 
 
 if __name__ == "__main__":

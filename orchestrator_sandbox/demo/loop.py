@@ -179,7 +179,7 @@ class DemoLoop:
             step = next((step.name for step in run.steps if step.status == "IN_PROGRESS"), None)
             return f"run {run.id[:8]} of build {run.partition}: {step or run.status}"
         if head is None:
-            return f"Dagster runs on {self._dagster.url}"
+            return f"Dagster runs on {self._stack.dagster_page()}"
         if any(build.commit == head and build.finished for build in builds):
             if error := self._dagster.failed_tick(SENSOR):
                 return f"the sensor's tick failed, it tries again: {error}"
@@ -224,7 +224,7 @@ class DemoLoop:
             f"  git clone {git} && cd {folder}\n"
             "  sed -i 's/default: 0.02}/default: 0.05}/' MLproject\n"
             "  git -c user.name=me -c user.email=me@example.com commit --allow-empty -am 'Learn faster' && git push",
-            f"Train past builds: {self._dagster.url}/assets/{asset}, Materialize, missing partitions",
+            f"Train past builds (Materialize, missing partitions): {self._stack.dagster_page(f'/assets/{asset}')}",
             f"Jenkins: {self._stack.jenkins.url}    MLflow: {self._stack.mlflow.url}    Ctrl-C stops everything",
         )
 

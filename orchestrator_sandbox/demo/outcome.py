@@ -151,8 +151,9 @@ class OutcomeReader:
     def _urls(self, pipeline: str, build: Build, run: RunSummary, training: Run | None) -> dict[str, str]:
         mlflow = self._environment["MLFLOW_TRACKING_URI"]
         urls = {
-            "dagster_run": f"{self._dagster_url}/runs/{run.id}",
-            "dagster_asset": f"{self._dagster_url}/assets/{pipeline}/{TRAINED_MODEL}",
+            "dagster": self._page("/"),
+            "dagster_run": self._page(f"/runs/{run.id}"),
+            "dagster_asset": self._page(f"/assets/{pipeline}/{TRAINED_MODEL}"),
             "jenkins_build": build.url,
         }
         if training is not None:
@@ -160,6 +161,10 @@ class OutcomeReader:
         if build.repository:
             urls["git"] = build.repository
         return urls
+
+    def _page(self, path: str) -> str:
+        """A page of Dagster's UI, with the token that opens it."""
+        return f"{self._dagster_url}{path}?token={self._environment['UI_TOKEN']}"
 
     def _job(self) -> str:
         return self._environment["JENKINS_JOB_NAME"]

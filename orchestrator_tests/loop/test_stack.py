@@ -167,7 +167,7 @@ def test_the_last_line_of_standard_output_is_the_promised_json(world: TrainedSta
     assert summary == world.first.to_json()
     assert set(summary) == set(KEYS.split())
     assert {"sandbox", "dagster", "build", "provision", "train", "total"} <= set(summary["seconds"])
-    assert set(summary["urls"]) == {"dagster_run", "dagster_asset", "mlflow_run", "jenkins_build", "git"}
+    assert set(summary["urls"]) == {"dagster", "dagster_run", "dagster_asset", "mlflow_run", "jenkins_build", "git"}
 
 
 def test_without_a_terminal_the_story_is_told_line_by_line(world: TrainedStack) -> None:

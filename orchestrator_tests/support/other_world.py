@@ -192,7 +192,10 @@ class OtherWorld:
         query = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events {
             ... on MessageEvent { message } } } } }"""
         answer = requests.post(
-            f"{self.dagster.url}/graphql", json={"query": query, "variables": {"id": run_id}}, timeout=30
+            f"{self.dagster.url}/graphql",
+            json={"query": query, "variables": {"id": run_id}},
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            timeout=30,
         )
         return [event["message"] for event in answer.json()["data"]["logsForRun"]["events"]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import ssl
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,8 @@ class Door:
         host: address to listen on.
         port: port to listen on.
         named_hosts: names of UI_HOSTS, which a proxy with TLS may stand before.
-        token: opens the UI; None: the UI is open to whoever reaches a loopback address.
+        asks_for_token: False: the UI is open to whoever reaches a loopback address.
+        token: opens the UI; None: no token does.
         token_is_given: it is UI_TOKEN, which is never printed; else it is made up for this start.
         frame_ancestors: pages that may show the UI in a frame, as Content-Security-Policy has them.
         certificate: PEM file; None: no TLS.
@@ -37,6 +39,7 @@ class Door:
     host: str
     port: int
     named_hosts: tuple[str, ...] = ()
+    asks_for_token: bool = True
     token: str | None = field(default=None, repr=False)
     token_is_given: bool = False
     frame_ancestors: tuple[str, ...] = ()
@@ -56,12 +59,15 @@ class Door:
         given = settings.token.get_secret_value() if settings.token else None
         if not is_loopback(host):
             _require_what_others_need(host, settings, has_tls=certificate is not None)
-        token = None if settings.login == "off" else given or secrets.token_urlsafe(32)
+        if certificate is not None and key is not None:
+            _require_usable(certificate, key)
+        asks = settings.login == "token"
         return cls(
             host=host,
             port=port,
             named_hosts=(*settings.hosts, *_space_host()),
-            token=token,
+            asks_for_token=asks,
+            token=given or (secrets.token_urlsafe(32) if asks else None),
             token_is_given=given is not None,
             frame_ancestors=settings.frame_ancestors,
             certificate=str(certificate.absolute()) if certificate else None,
@@ -81,7 +87,8 @@ class Door:
     @property
     def url_to_open(self) -> str:
         """The address, with a token that was made up for this start; UI_TOKEN is not printed."""
-        return self.url if self.token is None or self.token_is_given else f"{self.url}/?token={self.token}"
+        is_printed = self.asks_for_token and not self.token_is_given
+        return f"{self.url}/?token={self.token}" if is_printed else self.url
 
     def to_json(self) -> str:
         """For the webserver's process; holds the token."""
@@ -115,6 +122,18 @@ def _require_what_others_need(host: str, settings: UiSettings, *, has_tls: bool)
             f"whoever reads the network on the way to {host} would read UI_TOKEN, because there is no TLS; give --cert "
             "and --key, or set UI_INSECURE=true where nobody does, such as in a container published on loopback"
         )
+
+
+def _require_usable(certificate: Path, key: Path) -> None:
+    try:
+        # Without a function for the password, an encrypted key would be asked for on the terminal.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SettingsError(
+            f"cannot use the certificate {certificate} with the key {key}: {reason}; both are PEM files, "
+            "the key without a passphrase"
+        ) from error
 
 
 def _space_host() -> tuple[str, ...]:

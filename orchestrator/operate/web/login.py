@@ -42,7 +42,7 @@ class Login:
     @property
     def is_off(self) -> bool:
         """Whether no token is asked for."""
-        return self.door.token is None
+        return not self.door.asks_for_token
 
     def opens(self, token: str) -> bool:
         """Whether this is the token of the UI."""

@@ -33,16 +33,17 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>orchestrator: token</title>
+<title>Log in to orchestrator</title>
 <link rel="icon" href="data:,">
 <style>{style}</style>
 </head>
 <body>
 <main>
-<h1>This orchestrator asks for its token</h1>
-{wrong}<p>{where}</p>
+<h1>Log in to orchestrator</h1>
+{wrong}<p>It asks for a token. {where}</p>
 <form method="post" action="/login">
 <input type="hidden" name="next" value="{target}">
+<input type="text" name="username" value="ui" autocomplete="username" hidden>
 <input type="password" name="token" placeholder="Token" aria-label="Token" autocomplete="current-password"
  required autofocus>
 <button>Open</button>

@@ -102,7 +102,8 @@ class Rules:
 
 def is_report(request: Incoming) -> bool:
     """Whether it reports an asset's materialisation, check or observation to Dagster."""
-    return request.normal_path.startswith(REPORTS)
+    # As Dagster routes it, where `..` is part of an asset's key, and as a more lenient router would.
+    return request.path.startswith(REPORTS) or request.normal_path.startswith(REPORTS)
 
 
 def _foreign() -> Refusal:
