@@ -53,7 +53,15 @@ def mlflow_run(
     program: str | None = None,
     arguments: Sequence[str] = (),
 ) -> tuple[int, str, str]:
-    """The exit status of `mlflow run` below our hooks, its output, and the status that MLflow then holds."""
+    """The exit status of `mlflow run` below our hooks, its output, and the status that MLflow then holds.
+
+    Args:
+        server: the server.
+        project: the folder or address of the project.
+        home: where the directory of the training is made.
+        program: another `mlflow`, whose `python` goes with it; None: ours.
+        arguments: further ones.
+    """
     mlflow = client(server.url)
     run = mlflow.create_run("0", name="hooks", tags={})
     (home / "run").mkdir()
@@ -61,7 +69,7 @@ def mlflow_run(
     environment = {
         **os.environ,
         **server.env(),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{Path(command).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ORCHESTRATOR_TRAINING": f"{home}/run/",
         "ORCHESTRATOR_MLFLOW": command,
         "PYTHONPATH": str(HOOKS),

@@ -1,0 +1,173 @@
+"""Instances may have MLflow 2, and the server 3: colours, tags, defaults and containers are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import TrainingFailed
+from orchestrator.pipeline.training.attempt import Attempt
+from orchestrator_sandbox.docker_engine import DockerEngine
+from orchestrator_sandbox.git import GitRemote
+from orchestrator_sandbox.mlflow import MlflowServer
+from orchestrator_tests.support.attempts import ThisRun, World
+from orchestrator_tests.support.containers import volumes
+from orchestrator_tests.support.env_managers import package_index
+from orchestrator_tests.support.hooked import SCRIPTS, mlflow_run, mlproject
+
+pytestmark = pytest.mark.services
+
+RAISES = "with mlflow.start_run():\n    raise ValueError('no')\n"
+
+CRASHED = {
+    **{name: (SCRIPTS[name], "python train.py") for name in ("swallows", "says so", "leaves by a hook")},
+    "in a pipe": ("raise ValueError('no')\n", "python train.py 2>&1 | tee train.log"),
+    "in a pipe, in its run": (RAISES, "python train.py 2>&1 | tee train.log"),
+    "before a good part": (RAISES, "python train.py; python -c 'import mlflow; mlflow.start_run()'"),
+}
+
+GOOD = {
+    "in its run": (
+        "with mlflow.start_run():\n    mlflow.log_metric('accuracy', 1)\n",
+        "python train.py | tee train.log",
+    ),
+    "without a call of MLflow": ("print('trained')\n", "python train.py"),
+    "in a run that it leaves open": ("mlflow.start_run()\nos._exit(0)\n", "python train.py"),
+    "in a second try": (RAISES, "python train.py || python -c 'import mlflow; mlflow.start_run()'"),
+}
+
+TRAIN = """
+import os, sys
+import mlflow
+what = sys.argv[1]
+with mlflow.start_run():
+    if what == "crash":
+        raise ValueError("the data is not what it was")
+    mlflow.log_param("mlflow", mlflow.__version__)
+    mlflow.log_param("key", os.environ.get("API_KEY"))
+    mlflow.log_metric("accuracy", 0.9)
+    with mlflow.start_run(run_name="fold", nested=True):
+        mlflow.log_metric("accuracy", 0.8)
+"""
+
+
+@pytest.fixture(scope="module")
+def mlflow_2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The newest `mlflow` of the second major version, in an environment of its own."""
+    place = tmp_path_factory.mktemp("mlflow-2") / "venv"
+    uv, environment = str(Path(sys.executable).with_name("uv")), {**os.environ, **package_index()}
+    for command in (
+        ["venv", "--python", sys.executable, str(place)],
+        ["pip", "install", "--python", str(place / "bin" / "python"), "mlflow>=2.22,<3"],
+    ):
+        subprocess.run([uv, "--quiet", *command], env=environment, check=True, timeout=600)
+    return str(place / "bin" / "mlflow")
+
+
+@pytest.mark.parametrize(("script", "command"), CRASHED.values(), ids=CRASHED)
+def test_a_training_that_failed_is_no_success(
+    mlflow_server: MlflowServer, mlflow_2: str, tmp_path: Path, script: str, command: str
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    status, output, held = mlflow_run(
+        mlflow_server, mlproject(project, script, command), home=tmp_path, program=mlflow_2
+    )
+    assert status != 0, output
+    assert (tmp_path / "run" / "guarded").exists()
+    if "start_run" in script and ";" not in command:
+        assert held == "FAILED"
+
+
+@pytest.mark.parametrize(("script", "command"), GOOD.values(), ids=GOOD)
+def test_a_training_that_went_well_is_finished(
+    mlflow_server: MlflowServer, mlflow_2: str, tmp_path: Path, script: str, command: str
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    status, output, held = mlflow_run(
+        mlflow_server, mlproject(project, script, command), home=tmp_path, program=mlflow_2
+    )
+    assert (status, held) == (0, "FINISHED"), output
+
+
+@pytest.fixture(scope="module")
+def both(mlflow_2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitRemote]:
+    """A project whose folders are run without and with a container."""
+    source = tmp_path_factory.mktemp("both") / "source"
+    environment = Path(mlflow_2).parents[1]
+    docker_env = {
+        "image": "tiny",
+        "volumes": [*volumes(), f"{environment}:{environment}:ro"],
+    }
+    for folder, python in {"plain": "python", "boxed": str(environment / "bin" / "python")}.items():
+        (source / folder).mkdir(parents=True)
+        (source / folder / "train.py").write_text(TRAIN)
+        (source / folder / "MLproject").write_text(
+            "name: both\nentry_points:\n  main:\n    parameters:\n"
+            "      what: {type: string, default: well}\n      depth: {type: int, default: 3}\n"
+            f"    command: {json.dumps(f'{python} train.py {{what}} 2>&1 | tee train.log')}\n"
+        )
+    with (source / "boxed" / "MLproject").open("a") as file:
+        file.write(f"docker_env: {json.dumps(docker_env)}\n")
+    with GitRemote(source.parent / "git", source) as git:
+        yield git
+
+
+def attempt_at(
+    world: World, git: GitRemote, engine: DockerEngine, program: str, *, number: int, folder: str, what: str
+) -> Attempt:
+    return world.attempt(
+        number,
+        run=ThisRun(f"run-{number}"),
+        build=world.build(number, commit=git.head()),
+        settings={
+            "MLFLOW_COMMAND": program,
+            "MLPROJECT_URI": f"{git.url}#{folder}",
+            "MLPROJECT_PARAMETERS": json.dumps({"what": what} if what != "well" else {}),
+            "MLPROJECT_ENV_MANAGER": "local" if folder == "plain" else "",
+            "MLPROJECT_DOCKER_ARGS": json.dumps({"network": "host"}),
+            "TRAINING_ENV": "DOCKER_HOST,API_KEY",
+            "DOCKER_HOST": engine.host,
+            "API_KEY": "correct-horse-battery",
+        },
+    )
+
+
+@pytest.mark.parametrize(("number", "folder"), [(851, "plain"), (852, "boxed")])
+def test_a_training_is_recorded_with_all_that_it_made(
+    world: World, docker_engine: DockerEngine, mlflow_2: str, both: GitRemote, number: int, folder: str
+) -> None:
+    attempt = attempt_at(world, both, docker_engine, mlflow_2, number=number, folder=folder, what="well")
+    attempt.train()
+    attempt.terminate()
+    finished = attempt.finished()
+    attempt.close()
+    run = finished.root
+    assert (run.status, run.metrics) == ("FINISHED", {"accuracy": 0.9})
+    assert run.params["mlflow"].startswith("2.")
+    assert run.params["key"] == "correct-horse-battery"
+    assert (run.params["what"], run.params["depth"]) == ("well", "3")
+    assert "mlflow.user" in run.tags
+    [fold] = finished.others
+    assert fold.tags["orchestrator.training"] == run.id
+    assert fold.tags["jenkins.build"] == str(number)
+    assert not docker_engine.run("ps", "--all", "--quiet")
+
+
+@pytest.mark.parametrize(("number", "folder"), [(861, "plain"), (862, "boxed")])
+def test_a_training_that_failed_in_a_pipe_is_red(
+    world: World, docker_engine: DockerEngine, mlflow_2: str, both: GitRemote, number: int, folder: str
+) -> None:
+    attempt = attempt_at(world, both, docker_engine, mlflow_2, number=number, folder=folder, what="crash")
+    with pytest.raises(TrainingFailed, match="ValueError: the data is not what it was"):
+        attempt.train()
+    attempt.close()
+    [run] = world.mlflow.find_runs(world.environment["MLFLOW_EXPERIMENT_ID"], tags={"dagster_run_id": f"run-{number}"})
+    assert run.status == "FAILED"
