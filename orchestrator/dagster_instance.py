@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionsFilter
 
 from orchestrator.errors import SettingsError
@@ -39,9 +40,18 @@ def add_run_tags(instance: dg.DagsterInstance, run_id: str, tags: Mapping[str, s
         instance.add_run_tags(run_id, dict(tags))
 
 
-def report_failed(instance: dg.DagsterInstance, run: dg.DagsterRun, message: str) -> None:
-    """Mark a run as failed, without the reason of a failed step; Dagster then decides whether to retry it."""
-    instance.report_run_failed(run, message)
+def report_failed(instance: dg.DagsterInstance, run: dg.DagsterRun, message: str, *, of_step: bool = False) -> None:
+    """Mark a run as failed; Dagster then decides whether to retry it.
+
+    Args:
+        instance: Dagster.
+        run: which.
+        message: why.
+        of_step: as a step that fails does it, which is not retried unless dagster.yaml says so; else as a worker that
+            dies does it.
+    """
+    reason = JobFailureData(error=None, failure_reason=RunFailureReason.STEP_FAILURE) if of_step else None
+    instance.report_run_failed(run, message, reason)
 
 
 def report_canceled(instance: dg.DagsterInstance, run: dg.DagsterRun, message: str) -> None:

@@ -45,7 +45,7 @@ def dagster() -> Iterator[dg.DagsterInstance]:
     ("function", "arguments"),
     [
         (INSTANCE.add_run_tags, ["run-1", {}]),
-        (INSTANCE.report_run_failed, ["run", "message"]),
+        (INSTANCE.report_run_failed, ["run", "message", "reason"]),
         (INSTANCE.report_run_canceled, ["run", "message"]),
         (INSTANCE.get_materialized_partitions, ["key"]),
         (EventLogStorage.set_concurrency_slots, ["pool", 3]),

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -15,6 +16,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.janitor.clients import Clients
 from orchestrator.janitor.rules import Action, CloseRun, EndRun, RetryRun, Terminate
 from orchestrator.pipeline.training.other_runs import end_others
+from orchestrator.resources.ec2 import timestamp
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +82,9 @@ class ActionExecutor:
             case RetryRun():
                 return self._retry_run(action)
             case Terminate(instance=instance):
+                # Before it ends: its worker must not take that for a loss, and begin anew.
+                for run_id in action.late_runs:
+                    add_run_tags(self._instance, run_id, {names.RunTag.LATE: timestamp(datetime.now(UTC))})
                 return self._clients.ec2(instance).terminate(instance.id) is not None
             case CloseRun():
                 return self._close_run(action, until)
@@ -93,7 +98,9 @@ class ActionExecutor:
         message = f"The janitor ended this run: {action.why}."
         if trained := self._trained_itself(run):
             message += f" MLflow run {trained} holds its model; re-executing it from failure records that."
-        if action.status == "failed":
+        if action.final:
+            report_failed(self._instance, run, f"{message} A deadline is final: it is not retried.", of_step=True)
+        elif action.status == "failed":
             # Its retry copies the tag, and so does not wait, with an idle instance, behind the rest of a backfill.
             priority = str(max(0, _priority(run)) + 1)
             add_run_tags(self._instance, run.run_id, {names.DagsterTag.PRIORITY: priority})

@@ -18,6 +18,7 @@ from orchestrator import names
 from orchestrator.dagster_instance import assets_of_job, has_step_of, location_of, run_retries, unfinished_backfills
 from orchestrator.janitor.retries import FailedRun, Successor, missed_retries
 from orchestrator.janitor.snapshot import FINISHED, TrainingRun
+from orchestrator.pipeline.training.launch_record import LaunchRecord
 from orchestrator.resources.ec2 import tag_value
 
 RECENT = timedelta(hours=1)
@@ -140,6 +141,8 @@ class DagsterRuns:
             lease_until=_parsed(run.tags.get(names.RunTag.LEASE_UNTIL, "")),
             will_retry=None if decided is None else decided == "true",
             retry=run.tags.get(names.DagsterTag.AUTO_RETRY_RUN),
+            launch=LaunchRecord.from_tags(run.tags),
+            late_since=_parsed(run.tags.get(names.RunTag.LATE, "")),
             trained=run.tags.get(names.RunTag.TRAINED),
             foreign=self._elsewhere(run) or (pipelines is not None and pipelines.isdisjoint(self._own)),
         )

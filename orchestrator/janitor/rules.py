@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -17,6 +17,7 @@ from dagster import DagsterRunStatus
 
 from orchestrator.janitor import retries
 from orchestrator.janitor.snapshot import BuildKey, OpenRun, Snapshot, TrainingRun
+from orchestrator.pipeline.training.deadline import describe
 from orchestrator.pipeline.training.lease import LEASE, RENEW_SECONDS
 from orchestrator.resources.ec2 import Instance, tag_value
 
@@ -35,6 +36,13 @@ NEW = timedelta(minutes=2)
 
 SUBMITTED = timedelta(minutes=5)
 """How long Dagster may take to queue a run that it has created; one that it forgot would wait for ever."""
+
+
+LATE = timedelta(minutes=2)
+"""How long after its deadline an instance is left to its other keepers: its supervisor, itself, and its follower."""
+
+UNHEARD = timedelta(minutes=10)
+"""How long the worker of a run whose instance was ended as late may take to say so itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +71,8 @@ class EndRun(Action):
 
     run: TrainingRun
     status: Literal["failed", "canceled"]
+    final: bool = False
+    """Whether its training failed, so that it is not retried."""
 
     @property
     def partition(self) -> str:
@@ -99,6 +109,8 @@ class Terminate(Action):
     """Terminate an instance."""
 
     instance: Instance
+    late_runs: tuple[str, ...] = field(default=(), compare=False)
+    """IDs of the unfinished runs whose training it is, when it is ended because it ran past its deadline."""
 
     @property
     def partition(self) -> str:
@@ -145,12 +157,24 @@ def decide(snapshot: Snapshot, now: datetime) -> list[Action]:
     MLflow runs come last, and are looked at last: what nobody has looked for yet is not in `open_runs`.
     """
     rules = _Rules(snapshot, now)
-    return [*rules.dead_runs(), *rules.missed_retries(), *rules.orphaned_instances(), *rules.abandoned_runs()]
+    ended = {action.run.id: action for action in (*rules.late_runs(), *rules.dead_runs())}
+    return [*ended.values(), *rules.missed_retries(), *rules.unwanted_instances(), *rules.abandoned_runs()]
 
 
 def live_attempts(snapshot: Snapshot) -> int:
     """How many runs that surely train one of our pipelines are not finished."""
     return sum(run.ours and not run.finished for run in snapshot.runs)
+
+
+def missing_late(snapshot: Snapshot, now: datetime) -> frozenset[str]:
+    """IDs of the instances that unfinished runs have launched, that should have ended, and that are not in sight.
+
+    Most of them have ended. One whose tags were taken away is found by its ID alone.
+    """
+    seen = {instance.id for instance in snapshot.instances}
+    launches = [run.launch for run in snapshot.runs if run.launch is not None and run.ours and not run.finished]
+    late = {launch.instance_id for launch in launches if now - LATE >= launch.expires_at}
+    return frozenset(late - seen) if snapshot.instances_known else frozenset()
 
 
 class _Rules:
@@ -165,7 +189,7 @@ class _Rules:
 
     # ---- Dagster
 
-    def dead_runs(self) -> Iterator[Action]:
+    def dead_runs(self) -> Iterator[EndRun]:
         if self._now - self._snapshot.watching_since < SETTLE:
             return
         for run in self._snapshot.runs:
@@ -173,7 +197,26 @@ class _Rules:
                 status: Literal["failed", "canceled"] = (
                     "canceled" if run.status == DagsterRunStatus.CANCELING else "failed"
                 )
-                yield EndRun(run=run, status=status, why=why)
+                yield EndRun(run=run, status=status, why=why, final=self._is_late(run))
+
+    def late_runs(self) -> Iterator[EndRun]:
+        for run in self._snapshot.runs:
+            if run.finished or not run.ours or run.late_since is None or not self._was_late(run):
+                continue
+            if run.started_at is None or self._now - UNHEARD >= run.late_since:
+                minutes = run.launch.max_minutes if run.launch else None
+                why = f"its training {describe(minutes)}, and its instance was terminated"
+                yield EndRun(run=run, status="failed", why=why, final=True)
+
+    def _was_late(self, run: TrainingRun) -> bool:
+        """Whether its own instance was ended as late; a re-execution by hand begins with its parent's tag."""
+        return run.late_since is not None and (run.created_at is None or run.created_at <= run.late_since)
+
+    def _is_late(self, run: TrainingRun) -> bool:
+        """Whether its instance was ended as late, or is about to be."""
+        launched = run.launch.instance_id if run.launch else ""
+        visible = (*self._ours, *self._snapshot.disguised)
+        return self._was_late(run) or any(instance.id == launched and self._late(instance) for instance in visible)
 
     def _dead(self, run: TrainingRun) -> str | None:
         if run.status == DagsterRunStatus.NOT_STARTED:
@@ -185,6 +228,8 @@ class _Rules:
         until = self._lease_end(run)
         if until is None or not self._expired(until):
             return None
+        if self._is_late(run):
+            return f"its training {describe(run.launch.max_minutes if run.launch else None)}, and its worker is gone"
         return (
             f"its worker is gone: its lease ended at {until:%H:%M:%S} UTC, "
             f"and a live worker renews it every {RENEW_SECONDS:g} s; look at what happened to its host or container"
@@ -213,11 +258,42 @@ class _Rules:
 
     # ---- EC2
 
-    def orphaned_instances(self) -> Iterator[Action]:
+    def unwanted_instances(self) -> Iterator[Action]:
         for instance in self._ours:
             broken = self._snapshot.is_broken(instance.pipeline)
-            if why := self._overdue(instance) if broken else self._orphaned(instance):
+            if broken and (why := self._overdue(instance)):
                 yield Terminate(instance=instance, why=why)
+            elif why := self._late(instance):
+                yield Terminate(instance=instance, why=why, late_runs=self._trained_on(instance))
+            elif not broken and (why := self._orphaned(instance)):
+                yield Terminate(instance=instance, why=why)
+        for instance in self._snapshot.disguised:
+            if why := self._late(instance):
+                why += "; it does not bear our tags any more: look at who may change tags in this account"
+                yield Terminate(instance=instance, why=why, late_runs=self._trained_on(instance))
+
+    def _late(self, instance: Instance) -> str | None:
+        """Whether an instance runs that should have ended, by its tags or by what its runs have kept.
+
+        The tag alone could be moved, and LaunchTime with MAX_TRAINING_MINUTES would end what was launched with more.
+        """
+        launches = [run.launch for run in self._runs.values() if run.launch and run.launch.instance_id == instance.id]
+        minutes = min((launch.max_minutes for launch in launches if launch.max_minutes), default=None)
+        ends = [instance.power_off_at, *(launch.expires_at for launch in launches)]
+        if minutes is not None:
+            ends.append(instance.launched_at + timedelta(minutes=minutes))
+        past = [end for end in ends if end is not None and self._now - LATE >= end]
+        return f"it {describe(minutes)}: it was to end at {min(past):%Y-%m-%d %H:%M} UTC" if past else None
+
+    def _trained_on(self, instance: Instance) -> tuple[str, ...]:
+        """The unfinished runs that use it, or that are to take it over: a retry begins with its parent's record."""
+        return tuple(sorted(run.id for run in self._users(instance)))
+
+    def _users(self, instance: Instance) -> Iterator[TrainingRun]:
+        """The same; by what they have kept, because the instance may name anybody."""
+        for run in self._runs.values():
+            if not run.finished and run.launch is not None and run.launch.instance_id == instance.id:
+                yield run
 
     def _overdue(self, instance: Instance) -> str | None:
         """Whether the deadline of a machine has passed about which nothing else is known."""
@@ -229,7 +305,8 @@ class _Rules:
         )
 
     def _orphaned(self, instance: Instance) -> str | None:
-        if self._wanted(BuildKey(instance.pipeline, instance.partition), instance.dagster_run):
+        build = BuildKey(instance.pipeline, instance.partition)
+        if self._wanted(build, instance.dagster_run) or any(self._users(instance)):
             return None
         owner = self._runs.get(instance.dagster_run)
         if owner is not None:
@@ -290,5 +367,8 @@ class _Rules:
         owner = self._runs.get(run.dagster_run)
         if owner is not None and owner.trained == run.root:
             return CloseRun(run=run, status="FINISHED", why="its training process exited 0 while MLflow was away")
+        if owner is not None and self._was_late(owner):
+            minutes = owner.launch.max_minutes if owner.launch else None
+            return CloseRun(run=run, status="FAILED", why=f"its training {describe(minutes)}; {why}")
         killed = owner is not None and owner.status == DagsterRunStatus.CANCELED
         return CloseRun(run=run, status="KILLED" if killed else "FAILED", why=why)

@@ -18,7 +18,16 @@ from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.janitor.actions import ActionExecutor, ActionResult
 from orchestrator.janitor.clients import THREADS, Clients, machine_of_environment, read_pipelines
 from orchestrator.janitor.dagster_runs import DagsterRuns
-from orchestrator.janitor.rules import Action, CloseRun, EndRun, RetryRun, decide, live_attempts
+from orchestrator.janitor.rules import (
+    Action,
+    CloseRun,
+    EndRun,
+    RetryRun,
+    Terminate,
+    decide,
+    live_attempts,
+    missing_late,
+)
 from orchestrator.janitor.snapshot import Snapshot
 from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.resources.ec2 import tag_value
@@ -199,7 +208,10 @@ class _Tick:
         self.faults += instances.faults
         self._asked += instances.asked
         seen = replace(self.snapshot, instances=instances.found, instances_known=not instances.faults)
-        self.snapshot = replace(seen, runs=self._runs.read(seen.owners, seen.partitions))
+        seen = replace(seen, runs=self._runs.read(seen.owners, seen.partitions))
+        hidden = self._clients.disguised(missing_late(seen, self._now))
+        self.faults += hidden.faults
+        self.snapshot = replace(seen, disguised=hidden.found)
         self._act(decide(self.snapshot, self._now), until=until)
 
     def close_mlflow_runs(self, *, until: float) -> None:
@@ -228,7 +240,8 @@ class _Tick:
         if isinstance(action, EndRun | RetryRun):
             runs = self._runs.read_run(action.run.id)
         else:
-            runs = self._runs.read_builds(seen.owners, seen.partitions)
+            late = frozenset(action.late_runs) if isinstance(action, Terminate) else frozenset()
+            runs = self._runs.read_builds(seen.owners | late, seen.partitions)
         return action in decide(replace(seen, runs=runs), self._now)
 
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Self
 
 from dagster import DagsterRunStatus
 
+from orchestrator.pipeline.training.launch_record import LaunchRecord
 from orchestrator.resources.ec2 import Instance, tag_value
 
 FINISHED = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
@@ -39,6 +40,8 @@ class TrainingRun:
         will_retry: what Dagster has decided on a failed run; None: nothing (yet).
         retry: ID of the run that Dagster launched to retry this one.
         retry_missed: Dagster was to retry this failed run, and did not.
+        launch: what it has kept of the instance that it launched or took over; a retry inherits its parent's.
+        late_since: when its instance was ended because it had run past its deadline; None: it was not.
         trained: the MLflow run whose training process it, or one whose tags it has inherited, saw exit with 0.
         foreign: another code location's, as far as can be told: its models are trained without a lease.
     """
@@ -54,6 +57,8 @@ class TrainingRun:
     will_retry: bool | None = None
     retry: str | None = None
     retry_missed: bool = False
+    launch: LaunchRecord | None = None
+    late_since: datetime | None = None
     trained: str | None = None
     foreign: bool = False
 
@@ -115,6 +120,7 @@ class Snapshot:
         watching_since: from when on the janitor has looked without a gap.
         looked_before: when the janitor looked before; None: never.
         instances: those that still cost money.
+        disguised: instances that a run of ours has launched, that are late, and that do not bear our tags any more.
         instances_known: False when EC2 could not be asked, so that a missing instance proves nothing.
         open_runs: MLflow runs that are RUNNING.
         runs: the Dagster runs that the others name, their retries, the failed ones of ours whose retry is still to
@@ -127,6 +133,7 @@ class Snapshot:
     watching_since: datetime
     looked_before: datetime | None = None
     instances: tuple[Instance, ...] = ()
+    disguised: tuple[Instance, ...] = ()
     instances_known: bool = True
     open_runs: tuple[OpenRun, ...] = ()
     runs: tuple[TrainingRun, ...] = ()
@@ -150,6 +157,7 @@ class Snapshot:
         return replace(
             self,
             instances=tuple(instance for instance in self.instances if instance.partition == partition),
+            disguised=tuple(instance for instance in self.disguised if instance.partition == partition),
             open_runs=tuple(run for run in self.open_runs if run.build.partition == partition),
             runs=(),
         )

@@ -22,11 +22,13 @@ from orchestrator.janitor.rules import Action, decide
 from orchestrator.janitor.sensor import GAP, KEY, JanitorCursor, janitor_sensor, janitor_spec
 from orchestrator.janitor.snapshot import OpenRun, Snapshot
 from orchestrator.names import DagsterTag, Ec2Tag
+from orchestrator.pipeline.training.launch_record import LaunchRecord
 from orchestrator.pipeline.training.other_runs import marks
 from orchestrator.pipeline.watched import WatchedPipelines
 from orchestrator.resources import retry
-from orchestrator.resources.ec2 import Ec2
+from orchestrator.resources.ec2 import Ec2, fingerprint
 from orchestrator.resources.mlflow import Mlflow
+from orchestrator.settings.groups import MlflowSettings
 from orchestrator.settings.source import SettingsSource
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.support.dagster_internals import (
@@ -860,3 +862,55 @@ def test_a_run_that_was_finished_with_a_reason_or_taken_over_is_left_alone(site:
     site.mlflow.finish(adopted, "FINISHED")
     site.tick()
     assert [site.mlflow.run(opened).status for opened in (finished, adopted)] == ["FINISHED", "FINISHED"]
+
+
+# ---- Late
+
+
+def launched_with(site: Site, run: str, launched: str, *, minutes: float, ago: timedelta) -> None:
+    """Keep on a run what it has launched, so long ago."""
+    host_key = fingerprint(site.ec2.describe(launched).host_key)
+    expires_at = datetime.now(UTC) - ago + timedelta(minutes=minutes)
+    record = LaunchRecord(
+        instance_id=launched, host_key=host_key, mlflow_run="m", expires_at=expires_at, max_minutes=minutes
+    )
+    site.instance.add_run_tags(run, record.tags())
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["with its tags", "without any tag"])
+def test_a_late_instance_is_ended_under_its_live_run_which_is_told(site: Site, hidden: bool) -> None:
+    run = site.run("STARTED")
+    launched = site.launch(run)
+    launched_with(site, run, launched, minutes=5, ago=timedelta(minutes=8))
+    if hidden:
+        tags = [{"Key": key} for key in site.ec2.describe(launched).tags]
+        site.account.aws.delete_tags(Resources=[launched], Tags=tags)
+    site.tick()
+    assert site.account.alive() == []
+    assert "it ran past its deadline of 5 min" in site.said[-1]
+    assert site.status(run) == "STARTED", "its worker says why itself"
+    assert names.RunTag.LATE in site.tags(run)
+
+
+def test_a_late_instance_whose_worker_is_dead_makes_its_run_red_and_is_not_retried(site: Site) -> None:
+    run = site.run("STARTED", tags=expired())
+    long_ago(site, run)
+    launched_with(site, run, site.launch(run), minutes=5, ago=timedelta(minutes=8))
+    site.tick(later=timedelta(minutes=1))
+    assert site.account.alive() == []
+    assert site.status(run) == "FAILURE"
+    (failure,) = failures(site, run)
+    assert "its training ran past its deadline of 5 min" in failure
+    assert site.tags(run)[DagsterTag.FAILURE_REASON] == "STEP_FAILURE"
+
+
+def test_a_poisoned_mlflow_run_keeps_no_instance_alive(site: Site) -> None:
+    run = site.run("CANCELED")
+    site.launch(run)
+    late = site.run("STARTED", partition="8")
+    launched_with(site, late, site.launch(late, partition="8"), minutes=5, ago=timedelta(minutes=8))
+    poison = [{"key": "orchestrator.pipeline", "value": "iris"}]
+    uri = SettingsSource().read(MlflowSettings).tracking_uri
+    post(uri, "runs/create", experiment_id=site.experiment, start_time=9 * 10**18, tags=poison)
+    site.tick()
+    assert site.account.alive() == []
