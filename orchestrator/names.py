@@ -61,6 +61,9 @@ class ResourceKey:
     ATTEMPTS = "orchestrator_attempts"
 
 
+OUTPUT_ARTIFACT = "orchestrator/output.log.gz"
+"""All of a training's output, among the artifacts of its MLflow run, when there is more of it than its log holds."""
+
 CONTAINER_LABEL = "orchestrator.training"
 """Docker's label of a training's container; its value is the MLflow run's ID. `supervisor.sh` ends it by that."""
 

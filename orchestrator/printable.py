@@ -49,6 +49,11 @@ def printable(text: str) -> str:
     return stream.feed(text) + stream.flush()
 
 
+def without_colours(text: str) -> str:
+    """A printable text without its colours."""
+    return _COLOUR.sub("", text)
+
+
 class PrintableStream:
     r"""Makes a text that comes in pieces printable; how it is cut makes no difference to what comes out.
 

@@ -265,7 +265,8 @@ start() { # SECONDS BYTES, and the job on standard input; the second start of a 
   esac
 }
 
-follow() { # OFFSET: the log from there to standard output, as it grows; signs of life to standard error
+follow() { # OFFSET BEHIND: the log from there to standard output, as it grows; signs of life to standard error
+  # Where more than BEHIND bytes wait, it says where the last BEHIND of them begin, and ends: we are called again with that.
   offset=$1
   printf '\036orchestrator log\n' # what came before is noise of the login shell
   beat=0
@@ -273,6 +274,10 @@ follow() { # OFFSET: the log from there to standard output, as it grows; signs o
     how=$(state) # before the log is read: what is written last is read, too
     size=$(stat -c %s log 2>/dev/null) || size=0
     if [ "$size" -gt "$offset" ]; then
+      if [ -n "$2" ] && [ "$((size - offset))" -gt "$2" ]; then
+        echo "state: skip $((size - $2))" >&2
+        return
+      fi
       tail -c "+$((offset + 1))" log | head -c "$((size - offset))" || return 1
       offset=$size
     fi
@@ -305,7 +310,7 @@ case $1 in
   start) start "$2" "$3" ;;
   supervise) supervise "$2" "$3" "$4" ;;
   train) train "$2" "$3" ;;
-  follow) follow "$2" ;;
+  follow) follow "$2" "${3-}" ;;
   stop) stop "$2" ;;
   state) echo "state: $(state)" ;;
   last) tail -c 65536 log | tail -n "$2" ;;

@@ -19,6 +19,7 @@ from typing import Literal
 import tenacity
 
 from orchestrator.errors import SshError, SshRefused, SshUnreachable
+from orchestrator.printable import printable
 from orchestrator.remote.job import Argument, JobFile, job_file
 from orchestrator.remote.training_exit import TrainingExit
 from orchestrator.resources.retry import REMOTE_CALLS, REMOTE_FOLLOWING, RetryPolicy
@@ -122,6 +123,8 @@ class RemoteTraining:
         *,
         check: Callable[[], object] = lambda: None,
         offset: int = 0,
+        most_behind: Callable[[], int | None] = lambda: None,
+        skipped: Callable[[int], object] = lambda _: None,
     ) -> TrainingExit:
         """Pass on the training's output as it comes, until its end, over any number of broken connections.
 
@@ -133,6 +136,9 @@ class RemoteTraining:
             check: called after each loss, as soon as it is noticed, and each vain try to reconnect; raises when waiting
                 is in vain, because the instance is gone.
             offset: in bytes, where to begin in the output; 0 tells all of it again.
+            most_behind: how many bytes may wait on the instance; of more, all but the last ones are skipped. So the end
+                of a training that floods its output is noticed in time. None: nothing is skipped.
+            skipped: takes the number of bytes that were skipped before the next piece.
 
         Raises:
             HostKeyMismatch: another machine answers at that address now.
@@ -144,10 +150,13 @@ class RemoteTraining:
             try:
                 if not self._ssh.connected:
                     self._ssh.connect(deadline_seconds=self._following.connect_seconds)
-                training_exit = self._follow_once(output)
+                training_exit = self._follow_once(output, most_behind)
                 if training_exit is not None:
                     output.finish()
                     return training_exit
+                if count := output.skip():
+                    skipped(count)
+                    continue
                 raise SshUnreachable("the command that reads the output was ended on the instance")
             except (SshUnreachable, SshRefused) as error:
                 now = time.monotonic()
@@ -185,9 +194,12 @@ class RemoteTraining:
         Raises:
             SshError: the instance was not reached three times.
         """
-        return self._call("last", str(count)).stdout.decode(errors="replace").splitlines()[-count:]
+        text = self._call("last", str(count)).stdout.decode(errors="replace")
+        return text.removesuffix("\n").split("\n")[-count:] if text else []
 
-    def _follow_once(self, output: _SupervisorOutput) -> TrainingExit | None:
+    def _follow_once(self, output: _SupervisorOutput, most_behind: Callable[[], int | None]) -> TrainingExit | None:
+        behind = most_behind()
+
         def noticed(part: Callable[[bytes], None]) -> Callable[[bytes], None]:
             def on_data(data: bytes) -> None:
                 part(data)
@@ -195,16 +207,21 @@ class RemoteTraining:
                     seconds = time.monotonic() - output.lost_at
                     output.lost_at = None
                     _log.info(f"Connected again to the instance after {seconds:.0f} s; no output was missed")
+                if behind is None and most_behind() is not None:
+                    raise _SkipAheadError
 
             return on_data
 
         output.begin()
-        self._ssh.stream(
-            self._argv("follow", str(output.offset)),
-            on_stdout=noticed(output.on_stdout),
-            on_stderr=noticed(output.on_stderr),
-            silence_seconds=self._following.answer_seconds,
-        )
+        try:
+            self._ssh.stream(
+                self._argv("follow", str(output.offset), "" if behind is None else str(behind)),
+                on_stdout=noticed(output.on_stdout),
+                on_stderr=noticed(output.on_stderr),
+                silence_seconds=self._following.answer_seconds,
+            )
+        except _SkipAheadError:
+            return self._follow_once(output, most_behind)
         return TrainingExit("lost") if output.state == "absent" else TrainingExit.parse(output.state or "unknown")
 
     def _argv(self, verb: str, *arguments: str) -> list[str]:
@@ -233,7 +250,7 @@ class RemoteTraining:
         )
         answer = retrying(self._once, argv, stdin=stdin, timeout_seconds=self._calls.answer_seconds + extra_seconds)
         if answer.exit_status != 0:
-            complaint = answer.stderr.decode(errors="replace").strip()[-300:]
+            complaint = printable(answer.stderr.decode(errors="replace")).strip()[-300:]
             raise SshError(
                 f"the supervisor of the training could not work on the instance (status {answer.exit_status}): "
                 f"{complaint or 'it said nothing'}; check the disk's space (ROOT_VOLUME_GB) and the image AMI_ID"
@@ -244,6 +261,10 @@ class RemoteTraining:
         if not self._ssh.connected:
             self._ssh.connect(deadline_seconds=self._calls.connect_seconds)
         return self._ssh.run(argv, stdin=stdin, timeout_seconds=timeout_seconds)
+
+
+class _SkipAheadError(Exception):
+    """From here on, not all of the output is wanted."""
 
 
 class _SupervisorOutput:
@@ -277,6 +298,17 @@ class _SupervisorOutput:
         for line in lines:
             if line.startswith(_STATE.encode()):
                 self.state = line.decode(errors="replace").removeprefix(_STATE)
+
+    def skip(self) -> int:
+        """Go to where the supervisor says that the last of the output begins; how many bytes are left out by that."""
+        found = re.fullmatch(r"skip ([0-9]{1,18})", self.state)
+        count = int(found[1]) - self.offset if found else 0
+        if count <= 0:
+            return 0
+        self.finish()
+        self._decoder.reset()
+        self.offset += count
+        return count
 
     def finish(self) -> None:
         """The end of the log: a character that was begun is not completed any more."""

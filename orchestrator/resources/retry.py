@@ -163,6 +163,11 @@ MLFLOW = RetryPolicy(
 MLFLOW_CLOSING = MLFLOW.with_total(10)
 """A run that ends. Cancelled runs must end quickly; whatever is still open after this is left to the janitor."""
 
+MLFLOW_ARTIFACT = RetryPolicy(
+    total_seconds=120, connect_seconds=5, answer_seconds=120, first_pause_seconds=1, longest_pause_seconds=10
+)
+"""A file of up to MAX_LOG_MB, which the server writes on before it answers; the instance waits for it."""
+
 JANITOR_EC2 = Ec2Policy(total_seconds=10, connect_seconds=5, answer_seconds=10)
 """The janitor: its next tick is a minute away, and Dagster ends one after 60 s."""
 

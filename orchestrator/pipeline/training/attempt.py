@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
+from orchestrator import names
 from orchestrator.errors import BuildBusy, Ec2Error, InstanceLost, OrchestratorError
 from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training import lease
@@ -98,6 +99,7 @@ class Attempt:
         self._settings = settings
         self._ec2 = ec2
         self._ec2_once = ec2.with_policy(retry.EC2_ONE_TRY)
+        self._mlflow = mlflow
         self._connect = connect
         self._run = run
         self._write = write
@@ -340,6 +342,7 @@ class Attempt:
             environment=with_run_tags(self._environment, self._tracked.marks(instance)),
             ec2=self._ec2_once,
             write=self._write,
+            keep=lambda file: self._mlflow.log_artifact(mlflow_run, names.OUTPUT_ARTIFACT, file),
         )
         with self._connect(instance) as ssh:
             training.train(ssh)

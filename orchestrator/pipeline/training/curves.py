@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.resources.mlflow.answers import MetricPoint, Run
+from orchestrator.resources.mlflow.history import HistoryThinner
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +24,6 @@ MAX_POINTS = 400
 
 MAX_MARKERS = 30
 COLOURS = 32
-INFINITE = 1e300
-"""MLflow's databases store infinity as the largest float."""
-
 SEPARATOR = r"[_/.\-\s]+"
 DATASET = r"(?<![a-z0-9])(train(ing)?|val(id(ation)?)?|eval(uation)?|test)(_?\d+)?(?![a-z0-9])"
 """How frameworks name the data set that a metric was measured on; XGBoost counts them: `validation_0`."""
@@ -114,11 +112,11 @@ def _draw(axes: Axes, title: str, curves: Curves) -> None:
 
 
 def _drawable(points: Sequence[MetricPoint]) -> list[MetricPoint]:
-    """One point per step, the last one, without NaN and infinity; thinned out evenly."""
+    """One point per step, the last one, without NaN and infinity; of many, those that the curve's shape needs."""
     by_step = {point.step: point for point in points}
-    finite = [by_step[step] for step in sorted(by_step) if abs(by_step[step].value) < INFINITE]
-    stride = max(1, math.ceil(len(finite) / MAX_POINTS))
-    return finite[::-stride][::-1]  # counted from the end, whose value people look at
+    thinner = HistoryThinner(most_buckets=MAX_POINTS // 4)
+    thinner.add(by_step.values())
+    return thinner.points()
 
 
 def _without_dataset(key: str) -> str:

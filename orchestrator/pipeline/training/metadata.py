@@ -12,6 +12,7 @@ import dagster as dg
 from orchestrator.names import LOGGED_SOMETHING, MlflowTag
 from orchestrator.pipeline.training.curves import SYSTEM, Curves, as_markdown, learning_curves
 from orchestrator.pipeline.training.model_run import best_by, has_logged
+from orchestrator.printable import printable, without_colours
 from orchestrator.resources.jenkins import commit_url
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def training_metadata(finished: FinishedTraining, build: Build) -> Metadata:
         "parameters": _parameters_table({**root.params, **run.params}),
         "runs": _runs_table(finished),
         "best runs": _best_runs_table(finished),
-        **{f"metrics/{key}": _number(run.metrics[key]) for key in _important_first(run.metrics)[:MAX_PLOTTED]},
+        **{f"metrics/{_clean(key)}": _number(run.metrics[key]) for key in _important_first(run.metrics)[:MAX_PLOTTED]},
     }
     return {key: value for key, value in known.items() if value is not None}
 
@@ -105,14 +106,14 @@ def _picture(histories: Curves) -> dg.MetadataValue | None:
 
 def _metrics_table(run: Run) -> dg.MetadataValue | None:
     rows: list[Mapping[str, str | float | int]] = [
-        {"metric": key, "value": _json_safe(run.latest[key].value), "step": run.latest[key].step}
+        {"metric": _shortened(key), "value": _json_safe(run.latest[key].value), "step": run.latest[key].step}
         for key in _important_first(run.latest)
     ]
     return _table(rows, {"metric": "string", "value": "float", "step": "int"})
 
 
 def _parameters_table(params: Mapping[str, str]) -> dg.MetadataValue | None:
-    rows = [{"parameter": key, "value": _shortened(params[key])} for key in sorted(params)]
+    rows = [{"parameter": _shortened(key), "value": _shortened(params[key])} for key in sorted(params)]
     return _table(rows, {"parameter": "string", "value": "string"})
 
 
@@ -161,11 +162,11 @@ def _best_runs_table(finished: FinishedTraining) -> dg.MetadataValue | None:
         if highest and lowest:
             rows.append(
                 {
-                    "metric": metric,
+                    "metric": _shortened(metric),
                     "highest": highest.metrics[metric],
-                    "of run": highest.name or highest.id,
+                    "of run": _shortened(highest.name or highest.id),
                     "lowest": lowest.metrics[metric],
-                    "of the run": lowest.name or lowest.id,
+                    "of the run": _shortened(lowest.name or lowest.id),
                 }
             )
     columns = {"metric": "string", "highest": "float", "of run": "string", "lowest": "float", "of the run": "string"}
@@ -204,8 +205,14 @@ def _json_safe(value: float) -> float | str:
 
 
 def _text(value: str | None) -> dg.MetadataValue | None:
-    return dg.MetadataValue.text(value) if value else None
+    return dg.MetadataValue.text(_clean(value)) if value else None
 
 
 def _shortened(text: str) -> str:
+    text = _clean(text)
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+
+
+def _clean(text: str) -> str:
+    """Without what speaks to a terminal: a training may call its metrics, parameters and runs anything."""
+    return without_colours(printable(text[: 4 * MAX_TEXT]))

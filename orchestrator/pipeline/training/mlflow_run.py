@@ -15,7 +15,7 @@ from orchestrator.errors import (
     TrainingFailed,
     TrainingLost,
 )
-from orchestrator.pipeline.training.curves import curve_metrics
+from orchestrator.pipeline.training.curves import Curves, curve_metrics
 from orchestrator.pipeline.training.finished import FinishedTraining, Registered, Usage
 from orchestrator.pipeline.training.model_run import choose
 from orchestrator.pipeline.training.other_runs import close_all, end_others, find_others, marks
@@ -29,6 +29,10 @@ _log = logging.getLogger(__name__)
 
 MAX_ASKED = 10
 """Runs of a training that the model registry is asked about."""
+
+
+HISTORIES_SECONDS = 120.0
+"""For the curves of a training; what does not come in this time is not drawn."""
 
 
 class TrackedRun:
@@ -218,7 +222,7 @@ class TrackedRun:
             return FinishedTraining(
                 run=run,
                 url=mlflow.run_url(run),
-                histories={key: mlflow.metric_history(run.id, key) for key in curve_metrics(run)},
+                histories=self._histories(run),
                 usage=Usage.from_tags(root.tags),
                 root=root,
                 others=others,
@@ -231,6 +235,10 @@ class TrackedRun:
                 f"{self._id or 'of this build'}: {error}. When MLflow is back, re-execute this run from failure: "
                 "it records without training again"
             ) from error
+
+    def _histories(self, run: Run) -> Curves:
+        until = time.monotonic() + HISTORIES_SECONDS
+        return {key: self._patient.metric_history(run.id, key, until=until) for key in curve_metrics(run)}
 
     def _others(self, root: Run) -> Sequence[Run]:
         """The other runs that the training made; with our tags, and ended: its process is over."""

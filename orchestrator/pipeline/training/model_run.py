@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.names import MlflowTag
-from orchestrator.pipeline.training.curves import INFINITE, SYSTEM
+from orchestrator.pipeline.training.curves import SYSTEM
 from orchestrator.resources.mlflow.answers import Run
+from orchestrator.resources.mlflow.history import INFINITE
 from orchestrator.settings.groups import ModelChoice
 
 

@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import IO
 
+from orchestrator import names
 from orchestrator.errors import (
     Ec2Error,
     InstanceLost,
@@ -22,7 +24,8 @@ from orchestrator.pipeline.training.deadline import Deadline
 from orchestrator.pipeline.training.environment import job_files, secrets_in
 from orchestrator.pipeline.training.failure import failure, timed_out
 from orchestrator.pipeline.training.plan import Plan
-from orchestrator.remote import Masker, RemoteTraining, TrainingExit
+from orchestrator.remote import RemoteTraining, TrainingExit, TrainingOutput, whole_output
+from orchestrator.remote.output import MB
 from orchestrator.resources.ec2 import Ec2, Instance
 from orchestrator.resources.retry import EC2, REMOTE_STOP
 from orchestrator.resources.ssh import Ssh
@@ -46,7 +49,8 @@ class OnInstance:
         deadline: when it is ended: on the instance first; and by us, if it is still there when the grace is over.
         environment: the variables that it gets.
         ec2: asked whether the instance is still there; with little patience, for we ask again.
-        write: takes the training's output as it comes, masked.
+        write: takes the training's output as it comes: printable, masked, and MAX_LOG_MB of it at most.
+        keep: takes the whole output, compressed, when there is more of it.
     """
 
     instance: Instance
@@ -57,6 +61,7 @@ class OnInstance:
     environment: Mapping[str, str]
     ec2: Ec2
     write: Callable[[str], None]
+    keep: Callable[[IO[bytes]], object]
 
     def train(self, ssh: Ssh) -> None:
         """Run the training to its end.
@@ -75,10 +80,13 @@ class OnInstance:
 
     def _train(self, ssh: Ssh) -> None:
         remote = RemoteTraining(ssh, self.mlflow_run)
-        masker = Masker(secrets_in(self.environment, self.read))
+        most_bytes = round(self.read.project.max_log_mb * MB)
+        output = TrainingOutput(self.write, secrets=secrets_in(self.environment, self.read), most_bytes=most_bytes)
         try:
             self._start(ssh, remote)
-            training_exit = remote.follow(lambda text: self.write(masker.feed(text)), check=self.check)
+            training_exit = remote.follow(
+                output.feed, check=self.check, most_behind=output.most_behind, skipped=output.skip
+            )
         except SshError:
             self.check()  # a machine that shuts down refuses logins and kills commands; its address gets a new owner
             raise
@@ -87,10 +95,26 @@ class OnInstance:
         except BaseException:
             self._stop(ssh)
             raise
-        self.write(masker.flush())
+        output.finish()
+        if output.left_out:
+            self._keep_whole(remote, most_bytes)
         if not training_exit.succeeded:
             self.check()  # a machine that is taken away ends its processes first
-            raise self._explain(remote, training_exit, masker)
+            raise self._explain(remote, training_exit, output)
+
+    def _keep_whole(self, remote: RemoteTraining, most_bytes: int) -> None:
+        """Bring the whole output to where there is room for it; without it, the training is as good."""
+
+        def follow(write: Callable[[str], None]) -> None:
+            remote.follow(write, check=self.check)
+
+        try:
+            with whole_output(follow, secrets=secrets_in(self.environment, self.read), most_bytes=most_bytes) as file:
+                self.keep(file)
+        except (OrchestratorError, OSError) as error:
+            _log.warning(f"Could not keep the whole output of the training: {error}")
+        else:
+            _log.info(f"Kept the whole output of the training as artifact {names.OUTPUT_ARTIFACT} of its MLflow run")
 
     def _end_instance(self) -> None:
         _log.error(f"Terminating instance {self.instance.id}: its training {self.deadline}, and nothing else ended it")
@@ -151,9 +175,11 @@ class OnInstance:
         finally:
             watchdog.cancel()
 
-    def _explain(self, remote: RemoteTraining, training_exit: TrainingExit, masker: Masker) -> OrchestratorError:
+    def _explain(
+        self, remote: RemoteTraining, training_exit: TrainingExit, output: TrainingOutput
+    ) -> OrchestratorError:
         try:
             lines = remote.last_lines(READ_LINES)
         except SshError as error:
             lines = [f"(its last lines could not be fetched: {error})"]
-        return failure(f"build {self.plan.partition}", training_exit, masker.mask("\n".join(lines)).splitlines())
+        return failure(f"build {self.plan.partition}", training_exit, output.readable(lines))

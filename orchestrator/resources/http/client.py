@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, Self, TypeVar
+from typing import IO, Literal, Protocol, Self, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import requests
@@ -36,7 +36,7 @@ from orchestrator.resources.retry import RetryPolicy
 SHORTEST_TRY_SECONDS = 1.0
 """A try at the end of our patience still gets this long."""
 
-Method = Literal["GET", "POST"]
+Method = Literal["GET", "POST", "PUT"]
 T = TypeVar("T")
 T1 = TypeVar("T1")
 _log = logging.getLogger(__name__)
@@ -122,11 +122,12 @@ class HttpRequest:
     """A request, below the server's address.
 
     Attributes:
-        method: GET or POST.
+        method: GET, POST or PUT.
         path: without a slash in front.
         query: parameters of the address.
         form: fields of a form, to be posted.
         json: to be posted as JSON.
+        body: a file that is sent as it is, from its beginning, piece by piece.
         headers: further headers.
         accepts: answers that are right whatever their status; by default none.
         largest_bytes: an answer larger than this, once unpacked, is left.
@@ -137,6 +138,7 @@ class HttpRequest:
     query: Mapping[str, str] | None = None
     form: Mapping[str, str] | None = None
     json: Mapping[str, object] | None = None
+    body: IO[bytes] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     accepts: Callable[[HttpAnswer], bool] = lambda _: False
     largest_bytes: int = LARGEST_ANSWER
@@ -258,12 +260,14 @@ class HttpClient:
 
     def _send(self, request: HttpRequest, *, longest_seconds: float) -> HttpAnswer:
         url = self._url(request)
+        if request.body is not None:
+            request.body.seek(0)
         try:
             response = self._session.request(
                 request.method,
                 url,
                 params=request.query,
-                data=request.form,
+                data=request.form if request.body is None else request.body,
                 json=request.json,
                 headers=request.headers,
                 allow_redirects=False,

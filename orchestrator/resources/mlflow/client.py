@@ -9,17 +9,18 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import TracebackType
-from typing import Literal, Self, TypeVar
-from urllib.parse import quote
+from typing import IO, Literal, Self, TypeVar
+from urllib.parse import quote, urlsplit
 
 import dagster as dg
 import requests.auth
 
 from orchestrator import names
-from orchestrator.errors import MlflowNotFound, MlflowRejected, MlflowTooLarge, SettingsError
+from orchestrator.errors import MlflowError, MlflowNotFound, MlflowRejected, MlflowTooLarge, SettingsError
 from orchestrator.resources import retry
 from orchestrator.resources.http import (
     LARGEST_ANSWER,
@@ -45,6 +46,7 @@ from orchestrator.resources.mlflow.answers import (
     versions_page,
 )
 from orchestrator.resources.mlflow.errors import explain
+from orchestrator.resources.mlflow.history import HistoryThinner
 from orchestrator.resources.mlflow.search import RunSearch, conditions_on, search_body
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import MlflowSettings
@@ -57,6 +59,13 @@ TAG_BYTES = 5000
 PARAM_BYTES = 6000
 VALUES_PER_REQUEST = 100
 POINTS_PER_PAGE = 10_000
+MOST_PAGES = 1000
+"""Of one metric's values."""
+
+LARGEST_HISTORY = 16 * 2**20
+"""A page has about 1 MB; a server that knows no pages answers with all of them."""
+
+_ARTIFACTS = "api/2.0/mlflow-artifacts/artifacts/"
 
 
 class Mlflow:
@@ -269,28 +278,81 @@ class Mlflow:
             raise MlflowNotFound(f"the run with ID {run_id} on {self.uri} is deleted: restore it in MLflow")
         return run
 
-    def metric_history(self, run_id: str, key: str, *, limit: int = 100_000) -> list[MetricPoint]:
-        """All values of a metric, in order of step and time.
+    def metric_history(
+        self, run_id: str, key: str, *, limit: int = 1_000_000, until: float = math.inf
+    ) -> list[MetricPoint]:
+        """The values of a metric in order of step and time; of many, those that a curve needs (see `HistoryThinner`).
+
+        They are thinned out page by page, so memory holds one page. What is left out is said in a warning: whoever
+        logs to the server decides how many values there are, and how large a page is.
 
         Args:
             run_id: the run.
             key: the metric.
-            limit: no more pages are read once this number of points has come.
+            limit: no more pages are read once this number of points has come, or `MOST_PAGES`.
+            until: no further page is asked for after this moment of the monotonic clock.
 
         Raises:
             MlflowNotFound: there is no such run.
         """
         query: dict[str, object] = {"run_id": run_id, "metric_key": key, "max_results": POINTS_PER_PAGE}
-        points: list[MetricPoint] = []
-        tokens = {""}
-        while len(points) < limit:
-            page, page_token = self._get("metrics/get-history", query, points_page)
-            points += page
-            if page_token in tokens or not page:  # the last page, or a server whose pages never end
-                break
+        thinner = HistoryThinner()
+        tokens, count = {""}, 0
+
+        def read(answer: JsonObject) -> tuple[int, str]:
+            page, page_token = points_page(answer)
+            thinner.add(page)
+            return len(page), page_token
+
+        while count < limit and len(tokens) <= MOST_PAGES and time.monotonic() < until:
+            try:
+                found, page_token = self._http.ask(
+                    _request("GET", "metrics/get-history", query, largest_bytes=LARGEST_HISTORY), read
+                )
+            except MlflowTooLarge as error:  # a server that knows no pages
+                _log.warning(f"Left out the history of metric {key:.100} of MLflow run {run_id}: {error}")
+                return thinner.points()
+            if page_token in tokens or not found:  # the last page, or a server whose pages never end
+                return thinner.points()
+            count += found
             tokens.add(page_token)
             query["page_token"] = page_token
-        return sorted(points, key=lambda point: (point.step, point.timestamp))
+        _log.warning(f"Left out the end of the history of metric {key:.100} of MLflow run {run_id}: it is too long")
+        return thinner.points()
+
+    def log_artifact(self, run_id: str, path: str, file: IO[bytes]) -> None:
+        """Store a file among a run's artifacts, through the server; it is read piece by piece.
+
+        Args:
+            run_id: the run.
+            path: what it is called there, with slashes between folders.
+            file: its content.
+
+        Raises:
+            MlflowNotFound: there is no such run.
+            MlflowError: the server does not take artifacts: its clients bring them to a store of their own.
+        """
+        place = self._get("runs/get", {"run_id": run_id}, lambda answer: str(answer["run"]["info"]["artifact_uri"]))
+        folder = self._proxied(place)
+        if folder is None:
+            raise MlflowError(
+                f"artifacts of MLflow run {run_id} are not kept by MLflow at {self.uri} itself, but in "
+                f"{place.partition(':')[0]}, which only the training writes to; start the server with --serve-artifacts"
+            )
+        request = HttpRequest(method="PUT", path=f"{_ARTIFACTS}{quote(f'{folder}/{path}')}", body=file)
+        self.with_policy(retry.MLFLOW_ARTIFACT)._http.ask(request, dict)
+
+    def _proxied(self, place: str) -> str | None:
+        """The folder at which the server itself keeps a run's artifacts; None: another store does.
+
+        https://mlflow.org/docs/latest/self-hosting/architecture/artifact-store/
+        """
+        if place.startswith(f"{self.uri}/{_ARTIFACTS}"):
+            return place.removeprefix(f"{self.uri}/{_ARTIFACTS}").strip("/")
+        parts = urlsplit(place)
+        if parts.scheme == "mlflow-artifacts" and parts.netloc in ("", urlsplit(self.uri).netloc):
+            return parts.path.strip("/")
+        return None
 
     def model_versions(self, run_id: str) -> list[ModelVersion]:
         """The registered versions of models that were logged to a run, the first hundred of them.
@@ -350,7 +412,8 @@ def _request(
     """
     path = f"api/2.0/mlflow/{endpoint}"
     if method == "GET":
-        return HttpRequest(method=method, path=path, query={key: str(value) for key, value in fields.items()})
+        query = {key: str(value) for key, value in fields.items()}
+        return HttpRequest(method=method, path=path, query=query, largest_bytes=largest_bytes)
     return HttpRequest(method=method, path=path, json=fields, largest_bytes=largest_bytes)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import requests
 
 from orchestrator.errors import (
     BuildBusy,
@@ -134,6 +136,40 @@ def test_secrets_that_the_training_prints_are_masked(world: World) -> None:
         attempt.train()
     assert "the password is ****" in "".join(output)
     assert "correct horse" not in "".join(output) + str(error.value)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_of_a_flood_of_output_the_log_holds_both_ends_and_mlflow_the_whole(world: World, status: int) -> None:
+    text = (
+        "#!/usr/bin/env python3\nimport os\n"
+        "for number in range(300_000): print(f'{number:09d}')\n"
+        "print('\\x1b]0;title\\x07it is', os.environ['DB_PASSWORD'])\n"
+        f"raise SystemExit({status})\n"
+    )
+    settings = {"TRAINING_ENV": "DB_PASSWORD", "DB_PASSWORD": "correct horse battery", "MAX_LOG_MB": "1"}
+    output: list[str] = []
+    attempt = world.attempt(
+        20 + status,
+        run=ThisRun(f"run-{20 + status}"),
+        settings={**world.script(f"flood{status}", text), **settings},
+        write=output.append,
+    )
+    instance = provisioned(attempt)
+    if status:
+        with pytest.raises(TrainingFailed, match=r"\*\*\*\*"):
+            attempt.train()
+    else:
+        attempt.train()
+        attempt.terminate()
+    seen = "".join(output)
+    assert len(seen) < 1_001_000
+    assert seen.startswith("000000000\n")
+    assert seen.endswith("\nit is ****\n")
+    assert " MB of output left out here (MAX_LOG_MB=1)" in seen
+    run = world.mlflow.run(instance.mlflow_run)
+    place = f"/api/2.0/mlflow-artifacts/artifacts/{run.experiment_id}/{run.id}/artifacts/orchestrator/output.log.gz"
+    kept = gzip.decompress(requests.get(world.mlflow_server.url + place, timeout=30).content).decode().splitlines()
+    assert kept == [*(f"{number:09d}" for number in range(300_000)), "it is ****"]
 
 
 def test_a_training_past_its_deadline_is_ended(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -225,3 +226,25 @@ def test_what_was_not_looked_at_is_not_taken_for_nothing(monkeypatch: pytest.Mon
         with pytest.raises(MlflowTooLarge, match="too large"):
             mlflow.find_run("1", tags={})
         assert list(mlflow.find_runs("1", tags={})) == []
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://bucket/1/abc/artifacts", "mlflow-artifacts://other:5000/1/abc", "/srv/mlruns/1"]
+)
+def test_a_server_that_does_not_take_artifacts_is_told_apart(place: str) -> None:
+    answer = {"run": {"info": {"artifact_uri": place}}}
+    with FaultyProxy() as server, client(server.url) as mlflow:
+        server.standing = ProxyFault(body=json.dumps(answer), content_type="application/json")
+        with pytest.raises(MlflowError, match="--serve-artifacts"):
+            mlflow.log_artifact("r", "output.log.gz", io.BytesIO(b""))
+
+
+def test_a_history_of_fat_answers_is_left_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orchestrator.resources.mlflow.client.LARGEST_HISTORY", 10_000)
+    answer = {"metrics": [{"key": "loss", "value": 1, "step": step, "timestamp": step} for step in range(1000)]}
+    with FaultyProxy() as server, client(server.url) as mlflow:
+        server.standing = ProxyFault(body=json.dumps(answer), content_type="application/json")
+        assert mlflow.metric_history("r", "loss") == []
+    assert "Left out the history of metric loss of MLflow run r" in caplog.text

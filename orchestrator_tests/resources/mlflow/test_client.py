@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import MlflowNotFound, MlflowRejected
 from orchestrator.resources import retry
 from orchestrator.resources.mlflow import Mlflow, MlflowResource, Run
+from orchestrator.resources.mlflow.history import MOST_BUCKETS
 from orchestrator.settings.groups import MlflowSettings
 from orchestrator.settings.source import SettingsSource
 from orchestrator_sandbox.mlflow import MlflowServer
@@ -22,7 +26,7 @@ from orchestrator_tests.support.mlflow_client import client, post
 from orchestrator_tests.support.waiting import until
 
 
-def log_metrics(server: MlflowServer, run: Run, key: str, values: list[float | str]) -> None:
+def log_metrics(server: MlflowServer, run: Run, key: str, values: Sequence[float | str]) -> None:
     metrics = [{"key": key, "value": value, "step": step, "timestamp": step} for step, value in enumerate(values)]
     post(server.url, "runs/log-batch", run_id=run.id, metrics=metrics)
 
@@ -179,6 +183,38 @@ class TestMetrics:
         assert [point.step for point in history] == list(range(100))
         assert history[10].value == 90
         assert len(mlflow.metric_history(run.id, "loss", limit=50)) == 80
+
+    def test_a_long_history_is_thinned_out_and_keeps_its_extremes(
+        self, mlflow: Mlflow, mlflow_server: MlflowServer, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("orchestrator.resources.mlflow.client.POINTS_PER_PAGE", 700)
+        values = [math.sin(step / 100) for step in range(3000)]
+        values[1234], values[2345] = 9.0, -9.0
+        log_metrics(mlflow_server, run, "loss", values)
+        history = mlflow.metric_history(run.id, "loss")
+        assert len(history) <= 4 * MOST_BUCKETS
+        assert {0, 1234, 2345, 2999} <= {point.step for point in history}
+        assert [point.step for point in history] == sorted(point.step for point in history)
+        assert all(point.value == pytest.approx(values[point.step]) for point in history)
+
+    def test_a_history_that_takes_too_long_is_left_with_a_warning(
+        self, mlflow: Mlflow, mlflow_server: MlflowServer, run: Run, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log_metrics(mlflow_server, run, "loss", [1, 2, 3])
+        assert mlflow.metric_history(run.id, "loss", until=time.monotonic()) == []
+        assert "Left out the end of the history of metric loss" in caplog.text
+
+    def test_a_file_becomes_an_artifact(
+        self, proxy: FaultyProxy, mlflow_server: MlflowServer, run: Run, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "file"
+        file.write_bytes(b"0123456789" * 100_000)
+        proxy.faults.append(ANSWER_LOST)
+        with client(proxy.url) as shaky, file.open("rb") as opened:
+            opened.read(7)
+            shaky.log_artifact(run.id, "orchestrator/out put.log.gz", opened)
+        place = f"{mlflow_server.url}/api/2.0/mlflow-artifacts/artifacts/{run.experiment_id}/{run.id}/artifacts"
+        assert requests.get(f"{place}/orchestrator/out put.log.gz", timeout=30).content == file.read_bytes()
 
     def test_an_unknown_metric_has_no_history(self, mlflow: Mlflow, run: Run) -> None:
         assert mlflow.metric_history(run.id, "nothing") == []
