@@ -9,12 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LONGEST_LINE = 500
 SHOWN_LINES = 20
 READ_LINES = 400
 """So many of the last lines are looked through: a reason stands above the traceback that it causes."""
-
-_COLOURS = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 
 
 @dataclass(frozen=True)
@@ -163,17 +160,11 @@ class Cause:
         return f"{line}; {self.advice}" if self.advice else line
 
 
-def cleaned(lines: Sequence[str]) -> list[str]:
-    """Lines as people want to read them: no control sequences, the last state of a progress bar, none without end."""
-    plain = (_COLOURS.sub("", line).rstrip().rpartition("\r")[2] for line in lines)
-    return [line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}… ({len(line)} characters)" for line in plain]
-
-
 def shown(lines: Sequence[str]) -> list[str]:
     """The last lines that are worth showing: without the frames of mlflow's and click's own code.
 
     Args:
-        lines: of the output, cleaned.
+        lines: of the output.
     """
     kept: list[str] = []
     within = False
@@ -188,7 +179,7 @@ def cause_of_failure(lines: Sequence[str]) -> Cause:
     """Find the line of a training's output that says best why it failed, and what to do if that is known.
 
     Args:
-        lines: its last ones, cleaned.
+        lines: its last ones, without control sequences.
     """
     lines = [line for line in lines if line.strip()]
     index = _telling(lines)

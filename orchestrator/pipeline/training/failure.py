@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.errors import TrainingError, TrainingFailed, TrainingLost, TrainingTimedOut
-from orchestrator.pipeline.training.cause import cause_of_failure, cleaned, shown
+from orchestrator.pipeline.training.cause import cause_of_failure, shown
 from orchestrator.pipeline.training.deadline import describe
 from orchestrator.remote import TrainingExit
 
@@ -18,11 +18,10 @@ def failure(what: str, training_exit: TrainingExit, last_lines: Sequence[str]) -
         training_exit: how it ended.
         last_lines: of its output, masked.
     """
-    lines = cleaned(last_lines)
-    tail = "; the last lines of its output:\n" + "\n".join(shown(lines)) if lines else "; it printed nothing"
+    tail = "; the last lines of its output:\n" + "\n".join(shown(last_lines)) if last_lines else "; it printed nothing"
     kinds = {"deadline": TrainingTimedOut, "lost": TrainingLost}
     return kinds.get(training_exit.kind, TrainingFailed)(
-        f"{what}: {training_exit.describe()}{cause_of_failure(lines)}{tail}"
+        f"{what}: {training_exit.describe()}{cause_of_failure(last_lines)}{tail}"
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.pipeline.training.cause import KNOWN, LONGEST_LINE, SHOWN_LINES, cause_of_failure, cleaned, shown
+from orchestrator.pipeline.training.cause import KNOWN, SHOWN_LINES, cause_of_failure, shown
 
 CROSS = "\N{MULTIPLICATION SIGN}"
 
@@ -41,7 +41,7 @@ SCRIPT_FRAMES = 'Traceback (most recent call last):\n  File "train.py", line 3, 
         ),
         (f"{SCRIPT_FRAMES}\nrequests.exceptions.ReadTimeout: 30 s", "requests.exceptions.ReadTimeout: 30 s"),
         (f"{SCRIPT_FRAMES}\nmy.own.Diverged: loss is nan", "my.own.Diverged: loss is nan"),
-        ("\x1b[31mValueError\x1b[0m: bad data", "ValueError: bad data"),
+        ("ValueError: bad data", "ValueError: bad data"),
         ("bash: line 1: python9: command not found", "bash: line 1: python9: command not found"),
         ("sh: 1: rscript: not found", "sh: 1: rscript: not found"),
         ("bash: ./train.sh: Permission denied", "bash: ./train.sh: Permission denied"),
@@ -78,13 +78,13 @@ SCRIPT_FRAMES = 'Traceback (most recent call last):\n  File "train.py", line 3, 
     ],
 )
 def test_the_line_that_says_why_is_found(output: str, line: str) -> None:
-    lines = cleaned(f"{output}\n{MLFLOW_FAILED}\n".splitlines())
+    lines = f"{output}\n{MLFLOW_FAILED}\n".splitlines()
     assert cause_of_failure(lines).line == line
 
 
 @pytest.mark.parametrize("output", ["", "epoch 1\nepoch 2", "Done", "Loss: 0.5", f"\n{MLFLOW_FAILED}"])
 def test_no_line_is_made_a_cause_that_is_none(output: str) -> None:
-    assert str(cause_of_failure(cleaned(f"{output}\n{MLFLOW_FAILED}".splitlines()))) == ""
+    assert str(cause_of_failure(f"{output}\n{MLFLOW_FAILED}".splitlines())) == ""
 
 
 @pytest.mark.parametrize(
@@ -131,16 +131,8 @@ def test_no_line_is_made_a_cause_that_is_none(output: str) -> None:
     ],
 )
 def test_what_people_meet_often_comes_with_what_to_do(output: str, advice: str) -> None:
-    cause = cause_of_failure(cleaned(f"{output}\n{MLFLOW_FAILED}".splitlines()))
+    cause = cause_of_failure(f"{output}\n{MLFLOW_FAILED}".splitlines())
     assert advice in (cause.advice or "")
-
-
-def test_a_progress_bar_is_its_last_state_and_a_line_without_end_is_cut() -> None:
-    bar = "".join(f"\r{percent}%|####" for percent in range(101))
-    assert cleaned([bar, bar + "\r"]) == ["100%|####", "100%|####"]
-    [line] = cleaned(["x" * 100_000])
-    assert len(line) < LONGEST_LINE + 30
-    assert line.endswith("(100000 characters)")
 
 
 def test_frames_of_mlflow_and_click_are_not_shown() -> None:
@@ -160,6 +152,6 @@ def test_each_known_failure_can_be_told() -> None:
 
 @given(st.lists(st.text()))
 def test_any_output_is_read(lines: list[str]) -> None:
-    cause = cause_of_failure(cleaned(lines))
-    assert "\x1b[" not in str(cause)
-    assert len(shown(cleaned(lines))) <= SHOWN_LINES
+    cause = cause_of_failure(lines)
+    assert cause.line is None or any(line.strip() in cause.line for line in lines)
+    assert len(shown(lines)) <= SHOWN_LINES
