@@ -28,7 +28,7 @@ def mlflow_run_command(
         files: what it finds in its directory.
     """
     project = settings.project
-    command: list[Argument] = [project.mlflow_command, "run", plan.project_uri, "--version", plan.version]
+    command: list[Argument] = [project.mlflow_command, "run", "--version", plan.version]
     command += ["--entry-point", plan.entry_point, "--run-id", mlflow_run]
     command += ["--experiment-id", settings.mlflow.experiment_id]
     if project.env_manager:
@@ -39,7 +39,7 @@ def mlflow_run_command(
         command += ["--docker-args", argument]
     for name, value in plan.parameters.items():
         command += ["--param-list", f"{name}={value}"]
-    return command
+    return [*command, "--", plan.project_uri]
 
 
 def docker_arguments(given: Mapping[str, str], *, mlflow_run: str, files: Sequence[JobFile]) -> list[Argument]:
