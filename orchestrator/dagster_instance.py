@@ -117,6 +117,55 @@ def has_step_of(steps: Collection[str], asset: dg.AssetKey) -> bool:
     return any(step.startswith(f"{asset.to_python_identifier()}.") for step in steps)
 
 
+# ---- Values that all processes of one Dagster share
+
+
+def kept_value(instance: dg.DagsterInstance, key: str) -> str | None:
+    """A value in Dagster's own database; None: there is none.
+
+    No request to the webserver reaches these values: they lie beside the daemons' cursors.
+    """
+    return instance.daemon_cursor_storage.get_cursor_values({key}).get(key)
+
+
+def keep_value(instance: dg.DagsterInstance, key: str, value: str) -> str:
+    """Keep a value, unless there is one already; return the one that all processes agree on.
+
+    Dagster's own way to write them replaces what another process has just written, so that the database decides.
+
+    Args:
+        instance: Dagster.
+        key: at most 64 characters, because MySQL compares no more of them.
+        value: what to keep.
+
+    Raises:
+        SettingsError: this instance's storage is no database that we know.
+    """
+    # Late, because a storage imports it, and a code location needs none.
+    from dagster._core.storage.legacy_storage import LegacyRunStorage
+    from dagster._core.storage.runs.schema import KeyValueStoreTable
+    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
+    from sqlalchemy.exc import IntegrityError
+
+    storage = instance.run_storage
+    if isinstance(storage, LegacyRunStorage):
+        storage = storage._storage.run_storage
+    if not isinstance(storage, SqlRunStorage):
+        raise SettingsError(
+            f"values that all processes share cannot be kept: {type(storage).__name__} is no database; "
+            "configure another storage in dagster.yaml"
+        )
+    try:
+        with storage.connect() as connection:
+            connection.execute(KeyValueStoreTable.insert().values(key=key, value=value))
+    except IntegrityError:
+        pass  # another process was first
+    kept = kept_value(instance, key)
+    if kept is None:
+        raise SettingsError("a value that all processes share was kept and is not there: look at Dagster's storage")
+    return kept
+
+
 # ---- Pools
 
 

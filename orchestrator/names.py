@@ -40,6 +40,13 @@ def training_job(pipeline: str) -> str:
     return f"{pipeline}_training"
 
 
+SIGNING_KEY = "orchestrator/signing-key"
+"""Where Dagster's database holds the key that signs recorded builds."""
+
+GIT_HOST = "orchestrator/git-host/"
+"""Where it holds the Git host that a pipeline's builds may be on; a digest of pipeline and job follows."""
+
+
 class Step:
     """The ops of `P/trained_model`, in order."""
 

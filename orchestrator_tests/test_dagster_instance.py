@@ -5,13 +5,19 @@ from __future__ import annotations
 import ast
 import inspect
 import logging
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import dagster as dg
+import dagster_graphql
+import dagster_webserver
 import pytest
 
 import orchestrator
@@ -24,6 +30,7 @@ from orchestrator_tests.support.dagster_internals import (
     PartitionBackfill,
     RegisteredCodeLocationOrigin,
     RemoteRepositoryOrigin,
+    SqlRunStorage,
     dagster_tags,
     is_public,
 )
@@ -66,6 +73,9 @@ def test_backfills_are_found_by_their_ids() -> None:
         (INSTANCE, "run_retries_max_retries"),
         (INSTANCE, "run_retries_retry_on_asset_or_op_failure"),
         (INSTANCE, "event_log_storage"),
+        (INSTANCE, "run_storage"),
+        (INSTANCE, "daemon_cursor_storage"),
+        (SqlRunStorage, "connect"),
         (EventLogStorage, "supports_global_concurrency_limits"),
         (dg.DagsterRun, "remote_job_origin"),
         (dg.JobDefinition, "asset_layer"),
@@ -196,6 +206,73 @@ def test_the_partitions_that_were_materialised_are_known(dagster: dg.DagsterInst
     key = dg.AssetKey(["iris", "jenkins_build"])
     dagster.report_runless_asset_event(dg.AssetMaterialization(key, partition="7"))
     assert dagster_instance.materialized_partitions(dagster, key) == {"7"}
+
+
+KEY = "orchestrator/test"
+
+
+def test_of_several_values_all_agree_on_the_first(dagster: dg.DagsterInstance) -> None:
+    assert dagster_instance.kept_value(dagster, KEY) is None
+    assert dagster_instance.keep_value(dagster, KEY, "first") == "first"
+    assert dagster_instance.keep_value(dagster, KEY, "second") == "first"
+    assert dagster_instance.kept_value(dagster, KEY) == "first"
+
+
+def test_a_dagster_in_memory_keeps_values_too() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert dagster_instance.keep_value(instance, KEY, "first") == "first"
+        assert dagster_instance.keep_value(instance, KEY, "second") == "first"
+
+
+def test_threads_that_keep_a_value_at_once_agree(dagster: dg.DagsterInstance) -> None:
+    together = threading.Barrier(6)
+
+    def keep(number: int) -> str:
+        together.wait()
+        return dagster_instance.keep_value(dagster, KEY, f"value {number}")
+
+    with ThreadPoolExecutor(6) as pool:
+        agreed = set(pool.map(keep, range(6)))
+    assert agreed == {dagster_instance.kept_value(dagster, KEY)}
+
+
+def test_processes_that_keep_a_value_at_once_agree(dagster: dg.DagsterInstance) -> None:
+    """Each says that it is ready, and goes on when its standard input closes."""
+    program = (
+        "import sys, dagster as dg\n"
+        "from orchestrator.dagster_instance import keep_value\n"
+        "instance = dg.DagsterInstance.from_config(sys.argv[1])\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()\n"
+        "print(keep_value(instance, sys.argv[2], sys.argv[3]))\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, dagster.root_directory, KEY, value],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for value in ("a", "b", "c")
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    agreed = {process.stdout.read() for process in processes if process.stdout}
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert agreed == {f"{dagster_instance.kept_value(dagster, KEY)}\n"}
+
+
+@pytest.mark.parametrize("package", [dagster_graphql, dagster_webserver])
+def test_no_request_to_the_webserver_reads_what_is_kept(package: ModuleType) -> None:
+    """GraphQL and the webserver's own routes never ask for a daemon's cursors, nor for the table they are in."""
+    sources = [path.read_text() for path in Path(str(package.__file__)).parent.rglob("*.py")]
+    assert len(sources) > 3
+    for name in ("get_cursor_values", "daemon_cursor_storage", "KeyValueStoreTable", "kvs"):
+        assert not any(re.search(rf"\b{name}\b", source) for source in sources)
 
 
 @dg.op

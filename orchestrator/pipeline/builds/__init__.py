@@ -1,8 +1,8 @@
 """Builds in Dagster: the sensor that finds them, their partitions, and the asset that records them."""
 
+from orchestrator.pipeline.builds.lookup import find_build
 from orchestrator.pipeline.builds.records import (
     builds_partitions,
-    find_build,
     jenkins_build_key,
     jenkins_build_spec,
     partition_key,

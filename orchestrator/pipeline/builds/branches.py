@@ -62,6 +62,17 @@ class BranchChoice:
             return not self.patterns or _is_named(build.branch or "", self.patterns, change_request=change_request)
         return self._trains_branch(branch_of(build.job, self.job), change_request=build.change_request)
 
+    def is_primary(self, build: Build) -> bool:
+        """Whether a build is of a primary branch, or of a plain job, and of no change request."""
+        if self.of_change_request(build):
+            return False
+        return self.kind is JobKind.PLAIN or branch_of(build.job, self.job) in self.primary
+
+    def of_change_request(self, build: Build) -> bool:
+        """Whether a build is of a pull or merge request, as Jenkins or its name says."""
+        branch = (build.branch or "") if self.kind is JobKind.PLAIN else branch_of(build.job, self.job)
+        return build.change_request or branch in self.change_requests or is_change_request(branch)
+
     def _trains_branch(self, branch: str, *, change_request: bool = False) -> bool:
         change_request = change_request or branch in self.change_requests or is_change_request(branch)
         if self.patterns:

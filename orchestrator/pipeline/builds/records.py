@@ -1,23 +1,26 @@
-"""What Dagster holds of each build: its partition, the asset that records it, and how to find it again."""
+"""What Dagster holds of each build: its partition, the asset that records it, and which of its records are ours."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 import dagster as dg
 
 from orchestrator import names
-from orchestrator.errors import BuildUnusable, JenkinsBadAnswer, JenkinsNotFound, JenkinsUnavailable
-from orchestrator.resources import retry
-from orchestrator.resources.jenkins import Build, Jenkins
-from orchestrator.resources.retry import RetryPolicy
-from orchestrator.settings.groups import JenkinsSettings
+from orchestrator.pipeline.builds.hosts import AllowedHosts
+from orchestrator.pipeline.builds.signature import Signer
+from orchestrator.resources.jenkins import Build
 
 _log = logging.getLogger(__name__)
 
-_ENCODED = str.maketrans({char: f"%{ord(char):02X}" for char in "#%/?[]\\"})
-"""How Jenkins stores branch names: https://github.com/jenkinsci/branch-api-plugin, NameEncoder."""
+BUILD, SIGNATURE = "build", "signature"
+"""Labels of metadata: the record, as `recorded_build` reads it, and what shows that it is ours."""
+
+PAGE_OF_RECORDS = 100
+MOST_PAGES = 10
 
 
 def builds_partitions(name: str) -> dg.DynamicPartitionsDefinition:
@@ -53,14 +56,18 @@ def jenkins_build_spec(name: str) -> dg.AssetSpec:
     )
 
 
-def materialization(name: str, key: str, build: Build) -> dg.AssetMaterialization:
+def materialization(
+    signer: Signer, key: str, build: Build, *, hosts: AllowedHosts | None = None
+) -> dg.AssetMaterialization:
     """What the sensor reports of a build, for `recorded_build` to read.
 
     Args:
-        name: the pipeline.
+        signer: of the pipeline.
         key: the build's partition key.
-        build: the build.
+        build: the build, as Jenkins told of it.
+        hosts: the Git hosts that are allowed now, for people.
     """
+    record = build.to_json()
     metadata: dict[str, dg.MetadataValue | str | None] = {
         "url": dg.MetadataValue.url(build.url),
         "commit": build.commit,
@@ -69,10 +76,98 @@ def materialization(name: str, key: str, build: Build) -> dg.AssetMaterializatio
         "result": build.result,
         "timestamp": dg.MetadataValue.timestamp(build.timestamp / 1000),
         "duration_seconds": dg.MetadataValue.float(build.duration_ms / 1000),
-        "build": dg.MetadataValue.json(build.to_json()),
+        "allowed Git hosts": str(hosts) if hosts else None,
+        BUILD: dg.MetadataValue.json(record),
+        SIGNATURE: dg.MetadataValue.json(signer.sign(key, record)),
     }
     known = {label: value for label, value in metadata.items() if value is not None}
-    return dg.AssetMaterialization(jenkins_build_key(name), partition=key, metadata=known)
+    return dg.AssetMaterialization(jenkins_build_key(signer.pipeline), partition=key, metadata=known)
+
+
+@dataclass(frozen=True)
+class RecordSearch:
+    """What the event log holds of one partition.
+
+    Attributes:
+        build: as our sensor recorded it last; None: it did not.
+        refused: how many records were none of our sensor's.
+    """
+
+    build: Build | None
+    refused: int = 0
+
+    def __str__(self) -> str:
+        if not self.refused:
+            return "none was recorded"
+        records = "1 record was" if self.refused == 1 else f"{self.refused} records were"
+        return (
+            f"{records} refused, because this installation's sensor did not sign them (an earlier version wrote them, "
+            "or somebody else)"
+        )
+
+
+def search_records(instance: dg.DagsterInstance, signer: Signer, partition: str) -> RecordSearch:
+    """Look for what the sensor recorded of a partition, past whatever others reported of it.
+
+    So many of the newest events are read, and as many of the oldest, that a flood of forged ones hides nothing.
+
+    Args:
+        instance: the Dagster instance with the event log.
+        signer: of the pipeline.
+        partition: the build's partition key.
+    """
+    genuine: dict[int, Build] = {}
+    refused: set[int] = set()
+    for oldest_first in (False, True):
+        whole = False
+        for record in _events(instance, signer.pipeline, partition, oldest_first=oldest_first):
+            if record is None:
+                whole = True
+                break
+            moment, build = _read(record, signer, partition)
+            if build is not None:
+                genuine[moment] = build
+            elif moment:
+                refused.add(record.storage_id)
+        if whole:
+            break
+    return RecordSearch(genuine[max(genuine)] if genuine else None, len(refused))
+
+
+def _events(
+    instance: dg.DagsterInstance, name: str, partition: str, *, oldest_first: bool
+) -> Iterator[dg.EventLogRecord | None]:
+    """Materialisations of a partition, and None after the last one that there is."""
+    records_filter = dg.AssetRecordsFilter(jenkins_build_key(name), asset_partitions=[partition])
+    cursor = None
+    for _ in range(MOST_PAGES):
+        page = instance.fetch_materializations(
+            records_filter, limit=PAGE_OF_RECORDS, cursor=cursor, ascending=oldest_first
+        )
+        yield from page.records
+        if not page.has_more:
+            yield None
+            return
+        cursor = page.cursor
+
+
+def _read(record: dg.EventLogRecord, signer: Signer, partition: str) -> tuple[int, Build | None]:
+    """When a record was signed, and its build; 1 and None: it is no record of ours, 0 and None: it is no record."""
+    event = record.asset_materialization
+    metadata = event.metadata if event else {}
+    build, signature = metadata.get(BUILD), metadata.get(SIGNATURE)
+    if build is None:  # reported by hand in the UI
+        return 0, None
+    if not isinstance(build, dg.JsonMetadataValue) or not isinstance(signature, dg.JsonMetadataValue):
+        return 1, None
+    moment = signer.recorded_at(partition, build.value, signature.value)
+    if moment is None:
+        return 1, None
+    try:
+        return moment, Build.from_json(build.value)
+    except ValueError as error:  # of another version of ours
+        _log.warning(f"Left out a record of build {partition} that cannot be read: {str(error)[:200]}")
+        return 1, None
 
 
 def recorded_build(instance: dg.DagsterInstance, name: str, partition: str) -> Build | None:
@@ -83,84 +178,4 @@ def recorded_build(instance: dg.DagsterInstance, name: str, partition: str) -> B
         name: the pipeline.
         partition: the build's partition key.
     """
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(jenkins_build_key(name), asset_partitions=[partition]), limit=10
-    ).records
-    for record in records:
-        event = record.asset_materialization
-        metadata = event.metadata.get("build") if event else None
-        if isinstance(metadata, dg.JsonMetadataValue):  # one reported by hand in the UI has none
-            try:
-                return Build.from_json(metadata.value)
-            except ValueError as error:  # nor is every one that has it ours
-                _log.warning(f"Left out a record of build {partition} that cannot be read: {str(error)[:200]}")
-    return None
-
-
-def find_build(
-    jenkins: Jenkins,
-    instance: dg.DagsterInstance,
-    name: str,
-    partition: str,
-    settings: JenkinsSettings,
-    *,
-    outage: RetryPolicy = retry.JENKINS_FOR_A_RUN,
-) -> Build:
-    """The build of a partition: from Jenkins, or as the sensor recorded it when Jenkins has it no more.
-
-    The record also counts when Jenkins cannot be reached or talks nonsense, and when the number meanwhile belongs
-    to another build because the job was re-created.
-
-    Args:
-        jenkins: the server.
-        instance: the Dagster instance with the event log.
-        name: the pipeline.
-        partition: the build's partition key.
-        settings: whether UNSTABLE builds pass.
-        outage: how long Jenkins is waited for when the build was never recorded.
-
-    Raises:
-        BuildUnusable: it is not a build, still runs or did not succeed, or nobody knows it any more.
-        JenkinsError: Jenkins did not answer well, and there is no record.
-    """
-    record = recorded_build(instance, name, partition)
-    job, number = (record.job, record.number) if record else _job_and_number(partition, jenkins.job)
-    # With a record, there is nothing to wait for.
-    server = jenkins if record else jenkins.with_policy(outage)
-    try:
-        build = server.build(job, number)
-    except JenkinsNotFound as error:
-        if record is None:
-            raise BuildUnusable(
-                f"Jenkins has no build {job} #{number} (any more) and none was recorded; choose another build: {error}"
-            ) from error
-        _log.info(f"Going by what was recorded of build {record.name}: Jenkins has it no more")
-        build = record
-    except (JenkinsUnavailable, JenkinsBadAnswer) as error:  # the latter may be a proxy's, too
-        if record is None:
-            raise
-        _log.warning(f"Going by what was recorded of build {record.name}: {error}")
-        build = record
-    if record and build.timestamp != record.timestamp:
-        _log.info(f"Going by what was recorded of build {record.name}: the number is another build's by now")
-        build = record
-    return _usable(build, unstable=settings.train_unstable)
-
-
-def _usable(build: Build, *, unstable: bool) -> Build:
-    if not build.finished:
-        raise BuildUnusable(f"build {build.name} still runs: wait until it ends; the sensor trains it if it succeeds")
-    if not build.succeeded(unstable=unstable):
-        hint = "set TRAIN_UNSTABLE=true to train it, or " if build.result == "UNSTABLE" else ""
-        raise BuildUnusable(
-            f"build {build.name} ended as {build.result}, and only successful builds are trained: "
-            f"{hint}repair and build it again ({build.url})"
-        )
-    return build
-
-
-def _job_and_number(partition: str, job: str) -> tuple[str, int]:
-    branch, _, number = partition.rpartition("#")
-    if not number.isdecimal():
-        raise BuildUnusable(f"partition {partition!r} names no build: it must be as in 12 or main#12")
-    return (f"{job}/{branch.translate(_ENCODED)}" if branch else job), int(number)
+    return search_records(instance, Signer.of(instance, name), partition).build

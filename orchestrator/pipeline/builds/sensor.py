@@ -13,14 +13,16 @@ from orchestrator.dagster_instance import materialized_partitions
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline.builds.cursor import Cursor
 from orchestrator.pipeline.builds.discovery import Limits, TickResult, discover
+from orchestrator.pipeline.builds.hosts import AllowedHosts, allowed_hosts, note_host
 from orchestrator.pipeline.builds.records import (
     builds_partitions,
     jenkins_build_key,
     materialization,
     partition_key,
-    recorded_build,
+    search_records,
 )
-from orchestrator.resources.jenkins import Build, JenkinsResource
+from orchestrator.pipeline.builds.signature import Signer
+from orchestrator.resources.jenkins import Build, JenkinsResource, is_address
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import SettingsSource
 
@@ -68,7 +70,8 @@ def jenkins_sensor(
                 unstable=read.train_unstable,
                 limits=limits or Limits(),
             )
-            return _result(context, name, server.job, found)
+            hosts = None if is_address(server.project) else _hosts(context, name, read, found)
+            return _result(context, name, server.job, found, hosts)
 
     return evaluate
 
@@ -83,7 +86,24 @@ def _cursor(context: dg.SensorEvaluationContext) -> Cursor | None:
         ) from error
 
 
-def _result(context: dg.SensorEvaluationContext, name: str, job: str, found: TickResult) -> dg.SensorResult:
+def _hosts(
+    context: dg.SensorEvaluationContext, name: str, settings: JenkinsSettings, found: TickResult
+) -> AllowedHosts | None:
+    """The Git hosts that builds may be on; those of the first tick with a success are noted for good."""
+    hosts = allowed_hosts(context.instance, settings, pipeline=name, job=found.branches.job)
+    if hosts is None:
+        hosts = note_host(context.instance, found.register, found.branches, pipeline=name)
+        if hosts:
+            context.log.info(f"Noted which Git host builds may be on, until MLPROJECT_HOSTS names others: {hosts}")
+    for build in found.launch:
+        if hosts and (refusal := hosts.refusal(build)):
+            context.log.warning(f"Launched a run that its first step refuses: {refusal}")
+    return hosts
+
+
+def _result(
+    context: dg.SensorEvaluationContext, name: str, job: str, found: TickResult, hosts: AllowedHosts | None
+) -> dg.SensorResult:
     # Not the module's logger: a tick's page shows this one only.
     for fault in found.faults:
         context.log.warning(f"Left out what cannot be read: {fault}")
@@ -102,7 +122,7 @@ def _result(context: dg.SensorEvaluationContext, name: str, job: str, found: Tic
     return dg.SensorResult(
         cursor=found.cursor.dump(),
         dynamic_partitions_requests=partitions,
-        asset_events=[materialization(name, key, build) for key, build in _unrecorded(context.instance, name, keyed)],
+        asset_events=list(_records(context.instance, name, keyed, hosts)),
         run_requests=requests,
         skip_reason=None if requests else _summary(found),
     )
@@ -117,15 +137,18 @@ def _with_keys(context: dg.SensorEvaluationContext, builds: Sequence[Build], job
             yield key, build
 
 
-def _unrecorded(
-    instance: dg.DagsterInstance, name: str, keyed: Sequence[tuple[str, Build]]
-) -> Iterator[tuple[str, Build]]:
-    """The builds that the event log lacks; a daemon that died before it kept the cursor left others there."""
-    materialized = materialized_partitions(instance, jenkins_build_key(name)) if keyed else set()
+def _records(
+    instance: dg.DagsterInstance, name: str, keyed: Sequence[tuple[str, Build]], hosts: AllowedHosts | None
+) -> Iterator[dg.AssetMaterialization]:
+    """Of the builds that the event log lacks; a daemon that died before it kept the cursor left others there."""
+    if not keyed:
+        return
+    signer = Signer.of(instance, name)
+    materialized = materialized_partitions(instance, jenkins_build_key(name))
     for key, build in keyed:
-        record = recorded_build(instance, name, key) if key in materialized else None
+        record = search_records(instance, signer, key).build if key in materialized else None
         if record is None or (record.job, record.timestamp) != (build.job, build.timestamp):
-            yield key, build
+            yield materialization(signer, key, build, hosts=hosts)
 
 
 def _run_request(name: str, key: str, build: Build) -> dg.RunRequest:

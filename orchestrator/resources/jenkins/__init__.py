@@ -1,6 +1,7 @@
 """Jenkins: builds of plain and multibranch jobs, and the commit that each of them tested."""
 
 from orchestrator.resources.jenkins.answers import (
+    LARGEST_NUMBER,
     Build,
     BuildPage,
     BuildSummary,
@@ -8,12 +9,14 @@ from orchestrator.resources.jenkins.answers import (
     JobOverview,
     JobSummary,
     UnreadableBuild,
+    can_be_job,
 )
 from orchestrator.resources.jenkins.checkout import is_address
 from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource, job_name
 from orchestrator.resources.jenkins.remotes import GitRemote, commit_url, without_credentials
 
 __all__ = [
+    "LARGEST_NUMBER",
     "Build",
     "BuildPage",
     "BuildSummary",
@@ -24,6 +27,7 @@ __all__ = [
     "JobOverview",
     "JobSummary",
     "UnreadableBuild",
+    "can_be_job",
     "commit_url",
     "is_address",
     "job_name",

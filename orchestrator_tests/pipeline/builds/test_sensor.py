@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import dagster as dg
 import pytest
 from pydantic import SecretStr
 
-from orchestrator import names
 from orchestrator.errors import (
     BuildUnusable,
     JenkinsNotFound,
@@ -18,129 +16,20 @@ from orchestrator.errors import (
     SettingsError,
 )
 from orchestrator.pipeline.builds import (
-    builds_partitions,
     find_build,
-    jenkins_build_spec,
-    jenkins_sensor,
     partition_key,
     recorded_build,
 )
 from orchestrator.pipeline.builds.discovery import Limits
 from orchestrator.resources import retry
-from orchestrator.resources.jenkins import Build, Jenkins, JenkinsResource
+from orchestrator.resources.jenkins import Build, Jenkins
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
-from orchestrator.settings.source import SettingsSource
 from orchestrator_sandbox.proxy import HTML_PAGE, HUNG_UP, FaultyProxy
-from orchestrator_tests.support.dagster_internals import SensorExecutionData
-from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model, served
+from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model
+from orchestrator_tests.support.sensor_daemon import Daemon
 
 SHORT = RetryPolicy(total_seconds=0.1, connect_seconds=5, answer_seconds=10, first_pause_seconds=0.02)
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("dagster"))) as instance:
-        yield instance
-
-
-@pytest.fixture
-def instance(storage: dg.DagsterInstance) -> dg.DagsterInstance:
-    for key in storage.get_dynamic_partitions("churn_builds"):
-        storage.delete_dynamic_partition("churn_builds", key)
-    storage.wipe()
-    return storage
-
-
-@pytest.fixture
-def model() -> Model:
-    return Model(jobs={"team/churn": Job()})
-
-
-@pytest.fixture
-def url(model: Model) -> Iterator[str]:
-    with served(model) as url:
-        yield url
-
-
-@dataclass
-class Daemon:
-    """Evaluates the sensor and stores its result, in the order in which Dagster's daemon does."""
-
-    instance: dg.DagsterInstance
-    environment: dict[str, str]
-    limits: Limits = field(default_factory=Limits)
-    cursor: str | None = None
-    seen_run_keys: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        @dg.asset(key=["churn", "trained_model"], partitions_def=builds_partitions("churn"))
-        def trained_model() -> None: ...
-
-        job = dg.define_asset_job("churn_training", selection=[trained_model])
-        settings = SettingsSource(pipeline="churn", lookup=self.environment.get)
-        self.sensor = jenkins_sensor("churn", settings, job, limits=self.limits)
-        self.defs = dg.Definitions(
-            assets=[jenkins_build_spec("churn"), trained_model],
-            jobs=[job],
-            sensors=[self.sensor],
-            resources={names.ResourceKey.JENKINS: JenkinsResource()},
-        )
-
-    def evaluate(self) -> SensorExecutionData:
-        repository = self.defs.get_repository_def()
-        with dg.build_sensor_context(
-            self.instance,
-            cursor=self.cursor,
-            repository_def=repository,
-            instance_ref=self.instance.get_ref(),
-            sensor_name="churn_jenkins_sensor",
-            resources={names.ResourceKey.JENKINS: JenkinsResource()},
-        ) as context:
-            return repository.get_sensor_def("churn_jenkins_sensor").evaluate_tick(context)
-
-    def tick(self, *, dies: bool = False) -> list[str]:
-        """One tick; partitions of the runs that Dagster would launch, which it does once per run key."""
-        data = self.evaluate()
-        for event in data.asset_events:
-            self.instance.report_runless_asset_event(event)
-        for request in data.dynamic_partitions_requests or []:
-            self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
-        fresh = [request for request in data.run_requests or [] if request.run_key not in self.seen_run_keys]
-        self.seen_run_keys |= {request.run_key for request in fresh if request.run_key}
-        if not dies:
-            self.cursor = data.cursor
-        return [str(request.partition_key) for request in fresh]
-
-    def events(self) -> int:
-        key = dg.AssetKey(["churn", "jenkins_build"])
-        return len(self.instance.fetch_materializations(key, limit=1000).records)
-
-
-@pytest.fixture
-def environment(url: str) -> dict[str, str]:
-    return {
-        "JENKINS_URL": url,
-        "JENKINS_USER": "ci",
-        "JENKINS_TOKEN": "t0ken",
-        "JENKINS_JOB_NAME": "team/churn",
-    }
-
-
-@pytest.fixture
-def daemon(instance: dg.DagsterInstance, environment: dict[str, str]) -> Daemon:
-    return Daemon(instance, environment)
-
-
-@pytest.fixture
-def settings(url: str) -> JenkinsSettings:
-    return JenkinsSettings(url=url, user="ci", token=SecretStr("t0ken"), job="team/churn")
-
-
-@pytest.fixture
-def jenkins(settings: JenkinsSettings) -> Iterator[Jenkins]:
-    with Jenkins(settings) as jenkins:
-        yield jenkins
 
 
 def test_the_past_is_registered_and_the_newest_success_runs(model: Model, daemon: Daemon) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from orchestrator.pipeline.builds import jenkins_build_key, partition_key
+from orchestrator.pipeline.builds import partition_key
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator_tests.support.attempts import World
+from orchestrator_tests.support.recorded_builds import record_build
 
 
 @pytest.fixture
@@ -23,9 +24,5 @@ def recorded(world: World, dagster: dg.DagsterInstance) -> Build:
     """A build that Jenkins has deleted and the sensor has recorded; nobody answers as Jenkins here."""
     build = world.build(40)
     dagster.add_dynamic_partitions("churn_builds", [partition_key(build, build.job)])
-    dagster.report_runless_asset_event(
-        dg.AssetMaterialization(
-            jenkins_build_key("churn"), partition="40", metadata={"build": dg.MetadataValue.json(build.to_json())}
-        )
-    )
+    record_build(dagster, build)
     return build

@@ -16,7 +16,6 @@ import requests
 from orchestrator import names
 from orchestrator.definitions import shared
 from orchestrator.errors import BuildBusy, MlflowNotFound
-from orchestrator.pipeline.builds import jenkins_build_key
 from orchestrator.pipeline.component import TrainingPipeline
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.resources import retry
@@ -25,6 +24,7 @@ from orchestrator.settings.groups import MlflowSettings
 from orchestrator_sandbox.proxy import REFUSED, FaultyProxy, Request
 from orchestrator_tests.support.asset_runs import JOB, MODEL
 from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
+from orchestrator_tests.support.recorded_builds import record_build
 
 pytestmark = pytest.mark.services
 
@@ -164,13 +164,7 @@ class Runs:
         """Train a build that the sensor has recorded."""
         build = world.build(number)
         self.dagster.add_dynamic_partitions("churn_builds", [str(number)])
-        self.dagster.report_runless_asset_event(
-            dg.AssetMaterialization(
-                jenkins_build_key("churn"),
-                partition=str(number),
-                metadata={"build": dg.MetadataValue.json(build.to_json())},
-            )
-        )
+        record_build(self.dagster, build)
         return self._execute({"dagster/partition": str(number)}, None)
 
     def again(self, run: dg.DagsterRun, *, from_failure: bool) -> dg.DagsterRun:
