@@ -15,9 +15,17 @@ from itertools import takewhile
 from typing import Protocol
 
 from orchestrator.errors import JenkinsError, JenkinsNotFound, JenkinsRefused
-from orchestrator.pipeline.builds.branches import BranchChoice, choose_branches
-from orchestrator.pipeline.builds.cursor import Cursor, JobCursor, UnreadRange
-from orchestrator.resources.jenkins import Build, BuildPage, BuildSummary, JobOverview, JobSummary, UnreadableBuild
+from orchestrator.pipeline.builds.branches import BranchChoice, branch_of, choose_branches
+from orchestrator.pipeline.builds.cursor import VERSION, Cursor, FoundSuccess, JobCursor, UnreadRange
+from orchestrator.resources.jenkins import (
+    Build,
+    BuildPage,
+    BuildSummary,
+    JobKind,
+    JobOverview,
+    JobSummary,
+    UnreadableBuild,
+)
 
 
 class Source(Protocol):
@@ -43,7 +51,7 @@ class Limits:
         page: builds in a page of history, 2 or more.
         builds: no further request after so many builds were read ...
         seconds: ... or after this time; the rest is left to the next tick.
-        vanished: branches to remember after Jenkins stopped showing them; the latest ones.
+        vanished: branches to remember after Jenkins stopped showing them; the latest ones, and all that vanished last.
         tries: how often a build is asked for that cannot be read.
         unreadable: builds of a job that were given up, to be named; the latest ones.
     """
@@ -116,14 +124,16 @@ def discover(
         JenkinsError: Jenkins did not answer, or not well.
     """
     first = cursor is None or cursor.job != job
-    before = Cursor(job=job, searching=True) if cursor is None or first else cursor
+    before = Cursor(version=VERSION, job=job, searching=True) if cursor is None or first else cursor
     overview = source.overview(job, newest=limits.newest, per_branch=limits.per_branch)
     summaries = overview.jobs
     branches = choose_branches(overview, job=job, patterns=patterns, known=before.primary, head=source.default_branch)
     reading = _Reading(source, branches, unstable, limits, clock, searching=before.searching)
     now: dict[str, JobCursor] = {}
     for summary in summaries:
-        known = before.jobs.get(summary.job, JobCursor())
+        known = before.known(summary.job) or JobCursor()
+        if before.version < VERSION:
+            known = _with_past_unread(known)
         now[summary.job] = (
             _all_history(summary, awaits_success=branches.may_train(summary.job))
             if first
@@ -135,22 +145,25 @@ def discover(
     for name, job_cursor in now.items():
         now[name] = reading.read(name, job_cursor)
 
-    newest = max(filter(None, (before.newest_success, reading.newest_success)), key=_age, default=None)
+    here = FoundSuccess.of(reading.newest_success) if reading.newest_success else None
+    newest = max(filter(None, (before.newest_success, here)), key=_age, default=None)
     awaits_success = any(unread.awaits_success for job_cursor in now.values() for unread in job_cursor.unread)
     searching = before.searching and awaits_success
     if newest and not searching:
-        reading.note_success(newest, launch=True)
-    vanished = [(name, job_cursor) for name, job_cursor in before.jobs.items() if name not in now]
-    vanished.sort(key=lambda item: item[1].latest, reverse=True)
+        # Not done when Jenkins cannot tell of it just now.
+        searching = not reading.launch_again(newest, is_shown=newest.job in now)
+    exact = {name for name in now if branches.kind is JobKind.PLAIN or branch_of(name, job) in branches.primary}
+    latest = max((build.timestamp for summary in summaries for build in summary.newest), default=0)
+    after = before.followed_by(now, latest=latest, exact=exact, most=limits.vanished)
     return TickResult(
         register=tuple(sorted(reading.registered.values(), key=_age)),
         launch=tuple(sorted(reading.launched.values(), key=_age)),
-        cursor=Cursor(
-            job=job,
-            jobs=now | dict(vanished[: limits.vanished]),
-            searching=searching,
-            newest_success=newest if searching else None,
-            primary=branches.remembered,
+        cursor=after.model_copy(
+            update={
+                "searching": searching,
+                "newest_success": newest if searching else None,
+                "primary": branches.remembered,
+            }
         ),
         running=tuple(f"{name} #{number}" for name in now for number in sorted(now[name].pending)),
         unread=any(job_cursor.unread for job_cursor in now.values()),
@@ -161,7 +174,7 @@ def discover(
     )
 
 
-def _age(build: Build) -> tuple[int, int]:
+def _age(build: Build | FoundSuccess) -> tuple[int, int]:
     return build.timestamp, build.number
 
 
@@ -181,6 +194,14 @@ def _all_history(summary: JobSummary, *, awaits_success: bool) -> JobCursor:
         pending={build.number: build.timestamp for build in summary.newest if not build.finished},
         unread=(UnreadRange(high=top, awaits_success=awaits_success),),
     )
+
+
+def _with_past_unread(known: JobCursor) -> JobCursor:
+    """Read the past once more: what an earlier version recorded of it is not signed."""
+    new = [stretch for stretch in known.unread if stretch.launch]
+    awaits_success = any(stretch.awaits_success for stretch in known.unread)
+    past = [UnreadRange(high=known.newest, awaits_success=awaits_success)] if known.newest else []
+    return known.model_copy(update={"unread": (*new, *past)})
 
 
 def _with_new_builds(known: JobCursor, summary: JobSummary, *, limits: Limits) -> JobCursor:
@@ -253,6 +274,24 @@ class _Reading:
         self.registered[key] = build
         if launch:
             (self.launched if self.branches.trains(build) else self.left_out)[key] = build
+
+    def launch_again(self, found: FoundSuccess, *, is_shown: bool) -> bool:
+        """Launch a success that was found at this tick or at an earlier one; false: Jenkins cannot tell of it now.
+
+        Args:
+            found: where it is.
+            is_shown: Jenkins shows its job.
+        """
+        build: Build | UnreadableBuild | _Gone | None = self.registered.get((found.job, found.number, found.timestamp))
+        if build is None:
+            build = self._build(found.job, found.number) if is_shown else _Gone()
+        if isinstance(build, UnreadableBuild):
+            return False
+        if isinstance(build, Build) and build.timestamp == found.timestamp and build.succeeded(unstable=self.unstable):
+            self.note_success(build, launch=True)
+        else:
+            self.faults.append(f"{found.job} #{found.number}, the newest success of the past, was deleted meanwhile")
+        return True
 
     def read(self, job: str, known: JobCursor) -> JobCursor:
         """Read the unread history of a job, as far as the budget allows."""

@@ -13,8 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pydantic import ValidationError
 
 from orchestrator.errors import JenkinsBadAnswer, JenkinsError, JenkinsNotFound, JenkinsUnavailable
-from orchestrator.pipeline.builds.cursor import Cursor
+from orchestrator.pipeline.builds import cursor as cursor_module
+from orchestrator.pipeline.builds.cursor import Cursor, FoundSuccess, JobCursor
 from orchestrator.pipeline.builds.discovery import Limits, TickResult, discover
+from orchestrator.pipeline.builds.settled import VanishedJob
 from orchestrator.resources.jenkins import Build
 from orchestrator_tests.support.jenkins_model import Job, Model
 
@@ -558,12 +560,106 @@ def test_a_plain_job_is_trained_whatever_its_builds_checked_out(model: Model, se
     assert sensor_of_main.tick() == ["#5"]
 
 
-def test_only_so_many_vanished_branches_are_remembered(branches: Model) -> None:
-    sensor = DrivenSensor(branches, vanished=1)
-    sensor.tick()
+def test_only_so_many_vanished_branches_are_remembered_the_latest_ones(branches: Model) -> None:
+    sensor = DrivenSensor(branches, patterns=["*"], vanished=1)
+    sensor.until_read()
+    for branch in ("team/churn/feature%2Fx", "team/churn/main"):
+        branches.add("FAILURE", job="team/churn/main")
+        sensor.tick()
+        branches.hidden = {*branches.hidden, branch}
+        sensor.tick()
+    branches.hidden = set()
+    branches.add(job="team/churn/main")
+    assert sensor.tick() == ["feature%2Fx#1", "feature%2Fx#2", "feature%2Fx#3", "main#6"]
+
+
+def test_an_empty_list_of_branches_is_no_reason_to_forget_them(branches: Model) -> None:
+    sensor = DrivenSensor(branches, patterns=["*"], vanished=1)
+    sensor.until_read()
     branches.hidden = set(branches.jobs)
     sensor.tick()
-    assert set(Cursor.model_validate_json(sensor.cursor or "").jobs) == {"team/churn/feature%2Fx"}
+    sensor.tick()
+    branches.hidden = set()
+    branches.add(job="team/churn/main")
+    assert sensor.tick() == ["main#4"]
+
+
+def test_a_branch_that_is_re_created_while_it_is_hidden_is_all_new(branches: Model) -> None:
+    sensor = DrivenSensor(branches, patterns=["*"])
+    sensor.until_read()
+    branches.hidden = {"team/churn/feature%2Fx"}
+    sensor.tick()
+    branches.jobs["team/churn/feature%2Fx"] = Job()
+    branches.add(job="team/churn/feature%2Fx")
+    branches.add(job="team/churn/main")
+    assert sensor.tick() == ["main#4"]
+    branches.hidden = set()
+    assert sensor.tick() == ["feature%2Fx#1"]
+
+
+def fleet(count: int) -> Model:
+    """A project with many branches, of which each has a name of common length and a few builds."""
+    model = Model(multibranch=True, jobs={"team/churn/main": Job(primary=True)})
+    for index in range(count):
+        name = f"team/churn/feature%2FJIRA-{index}-some-topic"
+        for _ in range(1 + index % 3):
+            model.add(("SUCCESS", "FAILURE")[index % 2], job=name)
+    model.add(job="team/churn/main")
+    return model
+
+
+@pytest.mark.parametrize(("count", "most_bytes"), [(1000, 6_500), (5000, 30_000)])
+def test_a_cursor_of_thousands_of_branches_is_kilobytes_at_each_tick(count: int, most_bytes: int) -> None:
+    model = fleet(count)
+    sensor = DrivenSensor(model, builds=1_000_000, seconds=10**9)
+    sizes = []
+    for limits in (Limits(builds=50), Limits(builds=10**6, seconds=10**9), Limits(seconds=10**9)):
+        sensor.limits = limits
+        sensor.tick()
+        sizes.append(len(sensor.cursor or ""))
+    assert max(sizes) < most_bytes
+    for index in range(0, count, count // 20):
+        model.add(job=f"team/churn/feature%2FJIRA-{index}-some-topic")
+    model.requests = 0
+    found = sensor.keep(sensor.evaluate())
+    assert len(found.left_out) == 20
+    assert model.requests == 21
+    assert len(sensor.cursor or "") < most_bytes
+    model.hidden = set(model.jobs)
+    sensor.tick()
+    model.hidden = set()
+    sensor.tick()
+    model.requests = 0
+    found = sensor.keep(sensor.evaluate())
+    assert (found.register, model.requests) == ((), 1)
+    assert len(sensor.cursor or "") < most_bytes
+
+
+def test_branches_whose_digests_are_the_same_are_kept_by_name(branches: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cursor_module, "job_digest", lambda _: 7)
+    sensor = DrivenSensor(branches, patterns=["*"])
+    sensor.until_read()
+    branches.add(job="team/churn/main")
+    assert sensor.tick() == ["main#4"]
+    branches.add(job="team/churn/feature%2Fx")
+    assert sensor.tick() == ["feature%2Fx#4"]
+
+
+@given(
+    settled=st.dictionaries(st.integers(0, 2**32 - 1), st.integers(0, 2**33)),
+    vanished=st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**33), st.integers(0, 2**48))),
+)
+def test_what_is_packed_reads_back(settled: dict[int, int], vanished: list[tuple[int, int, int]]) -> None:
+    rows = tuple(VanishedJob(*row) for row in sorted(vanished, key=lambda row: -row[2]))
+    cursor = Cursor(version=2, job="j", settled=settled, vanished=rows, latest=5)
+    assert Cursor.model_validate_json(cursor.dump()) == cursor
+
+
+@pytest.mark.parametrize("packed", ["\u00e9", "zzzzzzzzzzz", "~~~~~~~~~~~~~~~~~~~~~~~~~~~~", 7, [1]])
+def test_what_is_no_packed_table_is_refused(packed: object) -> None:
+    for field in ("settled", "vanished"):
+        with pytest.raises(ValidationError):
+            Cursor.model_validate_json(json.dumps({"job": "j", field: packed}))
 
 
 STORED = (
@@ -582,19 +678,81 @@ STORED = (
 """Cursors as an earlier version wrote them, and as they stand in users' sensors."""
 
 
-@pytest.mark.parametrize("stored", STORED)
-def test_a_cursor_of_an_earlier_version_is_read_and_written_as_it_was(stored: str) -> None:
-    cursor = Cursor.model_validate_json(stored)
-    assert cursor.dump() == stored
-    assert any(job.unread for job in cursor.jobs.values())
-
-
 def test_a_cursor_of_an_earlier_version_means_what_it_meant() -> None:
     (stretch,) = Cursor.model_validate_json(STORED[1]).jobs["team/churn"].unread
     assert (stretch.high, stretch.skip, stretch.correction, stretch.awaits_success) == (6, 1, 2, True)
     newest_success = Cursor.model_validate_json(STORED[2]).newest_success
     assert newest_success is not None
-    assert newest_success.name == "team/churn/main #2"
+    assert (newest_success.job, newest_success.number) == ("team/churn/main", 2)
+
+
+def as_of_an_earlier_version(cursor: str, jobs: Sequence[str]) -> str:
+    """A cursor as version 1 wrote it: each job by name, with its own latest timestamp."""
+    read = Cursor.model_validate_json(cursor)
+    known = {job: found for job in jobs if (found := read.known(job))}
+    return read.model_copy(update={"version": 1, "jobs": known, "settled": {}, "vanished": (), "latest": 0}).dump()
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_after_an_upgrade_the_past_is_registered_once_more_and_nothing_is_trained_twice(
+    branches: Model, read: bool
+) -> None:
+    sensor = DrivenSensor(branches, patterns=["*"], page=2, builds=2)
+    sensor.tick()
+    if read:
+        sensor.until_read()
+    waiting = branches.start("team/churn/main")
+    sensor.tick()
+    sensor.cursor = as_of_an_earlier_version(sensor.cursor or "", list(branches.jobs))
+    launched = list(sensor.launched)
+    sensor.registered = []
+    branches.add(job="team/churn/feature%2Fx")
+    sensor.until_read()
+    branches.finish(waiting)
+    sensor.until_read()
+    assert {build.number for build in sensor.registered if build.job.endswith("main")} == {1, 2, 3, 4}
+    assert {build.number for build in sensor.registered if build.job.endswith("x")} == {1, 2, 3, 4}
+    anew = [build for build in sensor.launched if build not in launched]
+    expected = {"feature%2Fx#4", "main#4"} | ({"feature%2Fx#3"} if not launched else set())
+    assert set(names(anew)) == expected
+    assert len(names(sensor.launched)) == len(set(names(sensor.launched)))
+
+
+def test_a_branch_that_was_hidden_at_the_upgrade_is_not_trained_once_more(branches: Model) -> None:
+    sensor = DrivenSensor(branches, patterns=["*"])
+    sensor.until_read()
+    sensor.cursor = as_of_an_earlier_version(sensor.cursor or "", list(branches.jobs))
+    branches.hidden = {"team/churn/feature%2Fx"}
+    sensor.until_read()
+    branches.hidden = set()
+    branches.add(job="team/churn/feature%2Fx")
+    assert sensor.tick() == ["feature%2Fx#4"]
+
+
+def test_the_newest_success_of_the_past_is_asked_for_again_before_it_is_trained(model: Model) -> None:
+    """Between two ticks it stands in the cursor, which can be edited in Dagster's UI: only where it is."""
+    oldest = model.add()
+    for _ in range(6):
+        model.add("FAILURE")
+    sensor = DrivenSensor(model)
+    sensor.cursor = (
+        Cursor(version=2, job=model.job, jobs={model.job: JobCursor(newest=7, latest=model.now)}, searching=True)
+        .model_copy(update={"newest_success": FoundSuccess.of(oldest)})
+        .dump()
+    )
+    assert sensor.tick() == ["#1"]
+    assert sensor.tick() == []
+    assert "http" not in (sensor.cursor or "")
+
+
+def test_a_newest_success_of_the_past_that_is_gone_is_named(model: Model, sensor: DrivenSensor) -> None:
+    model.add("FAILURE")
+    gone = FoundSuccess(job=model.job, number=9, timestamp=1)
+    sensor.cursor = Cursor(version=2, job=model.job, searching=True, newest_success=gone).dump()
+    found = sensor.keep(sensor.evaluate())
+    assert found.launch == ()
+    assert found.faults == ("team/churn #9, the newest success of the past, was deleted meanwhile",)
+    assert sensor.keep(sensor.evaluate()).faults == ()
 
 
 def test_another_job_name_begins_anew(model: Model, sensor: DrivenSensor) -> None:
