@@ -15,7 +15,7 @@ from orchestrator.errors import BuildBusy, Ec2Error, InstanceLost, OrchestratorE
 from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training import lease
 from orchestrator.pipeline.training.deadline import GRACE, Deadline
-from orchestrator.pipeline.training.environment import training_environment, with_run_tags
+from orchestrator.pipeline.training.environment import job_files, training_environment, with_run_tags
 from orchestrator.pipeline.training.failure import timed_out
 from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.launch_record import LaunchRecord
@@ -136,6 +136,7 @@ class Attempt:
         private_key(self._settings.ssh)
         require_known_hosts(self._settings.ssh)
         require_mlflow_in_reach(self._environment["MLFLOW_TRACKING_URI"], ec2=self._ec2.address)
+        job_files(self._environment, self._settings)
         experiment = self._tracked.require_experiment()
         require_runnable(self.plan)
         _log.info(

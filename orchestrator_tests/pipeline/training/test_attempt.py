@@ -397,6 +397,17 @@ def test_a_missing_known_hosts_file_is_named_before_anything_is_launched(world: 
         world.attempt(26, run=ThisRun("run-26"), settings=strict).check()
 
 
+@pytest.mark.parametrize("content", [b"\0DER", b"\x30\x82\x00\x01"])
+def test_a_ca_that_cannot_be_sent_is_named_before_anything_is_launched(
+    world: World, tmp_path: Path, content: bytes
+) -> None:
+    ca = tmp_path / "ca.der"
+    ca.write_bytes(content)
+    settings = {"MLFLOW_TRACKING_SERVER_CERT_PATH": str(ca)}
+    with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_SERVER_CERT_PATH: .*ca\.der is no PEM file"):
+        world.attempt(27, run=ThisRun("run-27"), settings=settings).check()
+
+
 def test_without_mlflow_nothing_is_launched(world: World) -> None:
     attempt = world.attempt(16, run=ThisRun("run-16"), settings={"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"})
     with pytest.raises(MlflowUnavailable):
