@@ -24,6 +24,7 @@ OrchestratorError
 │   └── MlflowTooLarge       an answer that is too large, or nested too deep, to be read
 ├── BuildUnusable            this build cannot be trained (no commit, not successful, gone)
 ├── BuildBusy                another attempt is training this build at this moment
+├── LaunchesPaused           several builds in a row failed alike before their training began
 ├── TrainingError
 │   ├── TrainingFailed       the training process exited non-zero, or was killed by a signal
 │   ├── TrainingTimedOut     the deadline passed
@@ -138,6 +139,10 @@ class BuildUnusable(OrchestratorError):
 
 class BuildBusy(OrchestratorError):
     """Another attempt is training this build at this moment."""
+
+
+class LaunchesPaused(OrchestratorError):
+    """Several builds in a row failed alike before their training began; the next ones wait."""
 
 
 class TrainingError(OrchestratorError):

@@ -149,6 +149,8 @@ class RunTag:
     """What that instance was launched with: its tags are within reach of others, these are not."""
     LATE = "orchestrator/late"
     """When the janitor ended the run's instance because it had run past its deadline; ISO 8601, UTC."""
+    FAILED_EARLY = "orchestrator/failed-early"
+    """How the run failed before its training began: kind, fingerprint of the settings, and its own ID."""
     JENKINS_JOB = "jenkins/job"
     JENKINS_BUILD = "jenkins/build"
     JENKINS_COMMIT = "jenkins/commit"
@@ -162,6 +164,7 @@ class DagsterTag:
 
     PARTITION = "dagster/partition"
     PRIORITY = "dagster/priority"
+    RUN_KEY = "dagster/run_key"
     BACKFILL = "dagster/backfill"
     ROOT_RUN = "dagster/root_run_id"
     WILL_RETRY = "dagster/will_retry"

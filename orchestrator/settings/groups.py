@@ -214,6 +214,15 @@ class JenkinsSettings(SettingsGroup):
         (),
     )
     train_unstable: bool = setting("TRAIN_UNSTABLE", "true: UNSTABLE builds are trained too, not just SUCCESS", False)
+    breaker_minutes: float = setting(
+        "BREAKER_MINUTES",
+        "after three builds in a row that failed alike before their training began, only one is tried every so many "
+        "minutes, until one goes well or a setting is changed; 0: each is launched",
+        30.0,
+        ge=0,
+        le=LONGEST_MINUTES,
+        allow_inf_nan=False,
+    )
 
 
 class MachineSettings(SettingsGroup):

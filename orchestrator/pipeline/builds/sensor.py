@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from orchestrator import names
 from orchestrator.dagster_instance import materialized_partitions
 from orchestrator.errors import SettingsError
+from orchestrator.pipeline.builds import breaker
 from orchestrator.pipeline.builds.cursor import Cursor
 from orchestrator.pipeline.builds.discovery import Limits, TickResult, discover
 from orchestrator.pipeline.builds.hosts import AllowedHosts, allowed_hosts, note_host
@@ -61,6 +62,7 @@ def jenkins_sensor(
         jenkins: JenkinsResource = getattr(context.resources, names.ResourceKey.JENKINS)
         read = settings.read(JenkinsSettings)
         before = _cursor(context)
+        pause = breaker.require_closed(context.instance, name, settings, minutes=read.breaker_minutes)
         with jenkins.connect(read, project=settings.raw("MLPROJECT_URI")) as server:
             found = discover(
                 server,
@@ -71,7 +73,7 @@ def jenkins_sensor(
                 limits=limits or Limits(),
             )
             hosts = None if is_address(server.project) else _hosts(context, name, read, found)
-            return _result(context, name, server.job, found, hosts)
+            return _result(context, name, server.job, found, hosts, pause)
 
     return evaluate
 
@@ -102,7 +104,12 @@ def _hosts(
 
 
 def _result(
-    context: dg.SensorEvaluationContext, name: str, job: str, found: TickResult, hosts: AllowedHosts | None
+    context: dg.SensorEvaluationContext,
+    name: str,
+    job: str,
+    found: TickResult,
+    hosts: AllowedHosts | None,
+    pause: breaker.Pause | None,
 ) -> dg.SensorResult:
     # Not the module's logger: a tick's page shows this one only.
     for fault in found.faults:
@@ -112,6 +119,11 @@ def _result(
     keyed = list(_with_keys(context, found.register, job))
     launch = set(found.launch)
     requests = [_run_request(name, key, build) for key, build in keyed if build in launch]
+    cursor: str | None = found.cursor.dump()
+    if pause and requests:
+        context.log.warning(f"Trying one build, for {pause}")
+        # What is not launched now is found again, as long as the cursor stays; what was, has its run key.
+        requests, cursor = _newest_untried(context.instance, requests), context.cursor
     partitions: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
     if keyed:
         known = set(context.instance.get_dynamic_partitions(names.builds(name)))
@@ -120,7 +132,7 @@ def _result(
     if requests and str(found.branches):
         context.log.info(f"Watched {found.branches}")
     return dg.SensorResult(
-        cursor=found.cursor.dump(),
+        cursor=cursor,
         dynamic_partitions_requests=partitions,
         asset_events=list(_records(context.instance, name, keyed, hosts)),
         run_requests=requests,
@@ -156,6 +168,14 @@ def _run_request(name: str, key: str, build: Build) -> dg.RunRequest:
     if build.commit:
         tags[names.RunTag.JENKINS_COMMIT] = build.commit
     return dg.RunRequest(run_key=f"{name}:{key}:{build.timestamp}", partition_key=key, tags=tags)
+
+
+def _newest_untried(instance: dg.DagsterInstance, requests: Sequence[dg.RunRequest]) -> list[dg.RunRequest]:
+    for request in reversed(requests):
+        tags = {names.DagsterTag.RUN_KEY: request.run_key or ""}
+        if not instance.get_run_records(dg.RunsFilter(tags=tags), limit=1):
+            return [request]
+    return []
 
 
 def _summary(found: TickResult) -> str:

@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: Dagster reads the annotations of ops as objects.
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import dagster as dg
 
@@ -11,6 +11,7 @@ from orchestrator import names
 from orchestrator.errors import OrchestratorError
 from orchestrator.names import INSTANCE_POOL, Step
 from orchestrator.pipeline.builds import builds_partitions, find_build
+from orchestrator.pipeline.builds.breaker import early_failures_noted
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.pipeline.training.executor import require_one_process
@@ -105,6 +106,11 @@ def trained_model(name: str, settings: SettingsSource, *, group: str | None = No
         *,
         pool: str | None = None,
     ) -> dg.OpDefinition:
+        def noted(context: dg.OpExecutionContext) -> AbstractContextManager[None]:
+            if step_name not in (Step.RESOLVE, Step.PROVISION):
+                return nullcontext()
+            return early_failures_noted(context.instance, context.run_id, name, settings)
+
         @dg.op(
             name=f"{name}__{step_name}",
             description=meaning,
@@ -114,7 +120,7 @@ def trained_model(name: str, settings: SettingsSource, *, group: str | None = No
             pool=pool,
         )
         def run_step(context: dg.OpExecutionContext, config: TrainingConfig) -> None:
-            with failures_in_plain_words():
+            with failures_in_plain_words(), noted(context):
                 require_one_process(context, pipeline=name)
                 work(context, attempt_of(context, config))
 
