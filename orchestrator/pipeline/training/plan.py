@@ -164,6 +164,11 @@ def _require_version(version: str) -> None:
     Raises:
         SettingsError: it is such a one.
     """
+    if can_be_given(version) and (version.startswith("-") or not version.isprintable()):
+        raise SettingsError(
+            "Refused the version: it begins with - as options of a program do, or holds what cannot be printed; "
+            "give a commit, a tag or a branch"
+        )
     if re.fullmatch(r"[0-9a-fA-F]{4,39}", version):
         raise SettingsError(
             f"The version {version} looks like a shortened commit, and a Git server does not find a commit by a part "

@@ -548,6 +548,12 @@ def test_a_commit_a_tag_and_a_branch_are_versions(version: str) -> None:
     assert plan(TrainingConfig(version=version)).version == version
 
 
+@pytest.mark.parametrize("version", ["-x", "--upload-pack=id", "a\nb", "\x1b[2J", "\u202emain"])
+def test_a_version_that_is_an_option_or_cannot_be_printed_is_refused(version: str) -> None:
+    with pytest.raises(SettingsError, match="Refused the version"):
+        plan(TrainingConfig(version=version))
+
+
 @pytest.mark.parametrize("version", [SHA[:4], SHA[:8], SHA[:12].upper(), SHA[:39]])
 def test_a_shortened_commit_is_refused_with_the_command_that_prints_the_full_one(version: str) -> None:
     with pytest.raises(SettingsError, match=f"`git rev-parse {version}`"):
