@@ -141,11 +141,10 @@ def keep_value(instance: dg.DagsterInstance, key: str, value: str) -> str:
     Raises:
         SettingsError: this instance's storage is no database that we know.
     """
-    # Late, because a storage imports it, and a code location needs none.
+    # Late, because a code location needs no storage.
     from dagster._core.storage.legacy_storage import LegacyRunStorage
     from dagster._core.storage.runs.schema import KeyValueStoreTable
-    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
-    from sqlalchemy.exc import IntegrityError
+    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage, db_exc  # type: ignore[attr-defined]
 
     storage = instance.run_storage
     if isinstance(storage, LegacyRunStorage):
@@ -158,7 +157,7 @@ def keep_value(instance: dg.DagsterInstance, key: str, value: str) -> str:
     try:
         with storage.connect() as connection:
             connection.execute(KeyValueStoreTable.insert().values(key=key, value=value))
-    except IntegrityError:
+    except db_exc.IntegrityError:
         pass  # another process was first
     kept = kept_value(instance, key)
     if kept is None:
