@@ -150,5 +150,5 @@ def _job_and_number(partition: str, job: str) -> tuple[str, int]:
     # As `partition_key` writes it, and no other spelling of the same build.
     found = re.fullmatch(r"[1-9][0-9]{0,9}", number)
     if not found or int(number) > LARGEST_NUMBER or (separator and not branch) or not can_be_job(branch):
-        raise BuildUnusable(f"partition {partition!r} names no build: it must be as in 12 or main#12")
+        raise BuildUnusable(f"partition {partition[:100]!r} names no build: it must be as in 12 or main#12")
     return (f"{job}/{branch.translate(_ENCODED)}" if branch else job), int(number)

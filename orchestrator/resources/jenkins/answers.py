@@ -316,11 +316,12 @@ def can_be_job(name: str) -> bool:
 
 
 def _folder(job: str, own_class: object, children: Mapping[str, Mapping[str, Any]], where: str) -> str:
-    kind = str(own_class).rpartition(".")[2] if isinstance(own_class, str) else ""
+    kind = own_class.rpartition(".")[2] if isinstance(own_class, str) and own_class.isprintable() else ""
     noun = "an organization folder" if kind == "OrganizationFolder" else "a folder" if "Folder" in kind else kind
     inside = [
         f"{job}/{name}" + (" (a folder)" if str(child.get("_class", "")).endswith("Folder") else "")
         for name, child in children.items()
+        if can_be_job(name)
     ]
     visible_jobs = ", ".join(inside[:_SHOWN_JOBS]) + (
         f", and {len(inside) - _SHOWN_JOBS} more" if inside[_SHOWN_JOBS:] else ""

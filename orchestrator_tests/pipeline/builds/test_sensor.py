@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import dagster as dg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from orchestrator.errors import (
@@ -21,6 +23,7 @@ from orchestrator.pipeline.builds import (
     recorded_build,
 )
 from orchestrator.pipeline.builds.discovery import Limits
+from orchestrator.pipeline.builds.lookup import _job_and_number
 from orchestrator.resources import retry
 from orchestrator.resources.jenkins import Build, Jenkins
 from orchestrator.resources.retry import RetryPolicy
@@ -353,3 +356,14 @@ def test_a_partition_that_names_no_build_is_unusable(
 ) -> None:
     with pytest.raises(BuildUnusable, match="names no build"):
         find_build(jenkins, instance, "churn", "main", settings)
+
+
+@given(partition=st.text() | st.text(st.sampled_from("ab./#%19?\\")).map("{}#1".format))
+def test_any_partition_names_a_build_beneath_the_job_or_is_refused(partition: str) -> None:
+    try:
+        job, number = _job_and_number(partition, "team/churn")
+    except BuildUnusable:
+        return
+    assert job == "team/churn" or (job.startswith("team/churn/") and job.count("/") == 2)
+    assert not {".", ".."} & set(job.split("/"))
+    assert partition_key(Build(number, 1, "SUCCESS", job, 1, ""), "team/churn") == partition
