@@ -15,7 +15,7 @@ from orchestrator import names
 from orchestrator.dagster_instance import keep_value, kept_value
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline.builds.branches import BranchChoice
-from orchestrator.resources.jenkins import Build, GitRemote
+from orchestrator.resources.jenkins import Build, GitAddress
 from orchestrator.settings.groups import JenkinsSettings
 
 
@@ -52,7 +52,7 @@ class AllowedHosts:
 def host_of(build: Build) -> str | None:
     """The Git host of a build's remote, in lower case; None: it has no remote that can be read."""
     try:
-        return GitRemote.parse(build.repository or "").host_name
+        return GitAddress.parse(build.repository or "").host_name
     except ValueError:
         return None
 

@@ -13,14 +13,14 @@ from orchestrator.resources.jenkins.answers import (
 )
 from orchestrator.resources.jenkins.checkout import is_address
 from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource, job_name
-from orchestrator.resources.jenkins.remotes import GitRemote, commit_url, without_credentials
+from orchestrator.resources.jenkins.remotes import GitAddress, commit_url, without_credentials
 
 __all__ = [
     "LARGEST_NUMBER",
     "Build",
     "BuildPage",
     "BuildSummary",
-    "GitRemote",
+    "GitAddress",
     "Jenkins",
     "JenkinsResource",
     "JobKind",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from orchestrator.resources.jenkins.remotes import LONGEST_REMOTE, GitRemote, repository_key, without_credentials
+from orchestrator.resources.jenkins.remotes import LONGEST_REMOTE, GitAddress, repository_key, without_credentials
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Candidate:
 
     def usable(self) -> Iterator[str]:
         """Those of its remotes that others can use, without credentials."""
-        return (str(GitRemote.parse(remote)) for remote in self.remotes if _fault(remote) is None)
+        return (str(GitAddress.parse(remote)) for remote in self.remotes if _fault(remote) is None)
 
     @property
     def merged_by_jenkins(self) -> bool:
@@ -196,7 +196,7 @@ def _fault(remote: str) -> str | None:
     if "$" in remote or windows_path or ":" not in remote or remote.lower().startswith("file:"):
         return "which only Jenkins itself can use"
     try:
-        GitRemote.parse(remote)
+        GitAddress.parse(remote)
     except ValueError as error:
         return f"which is refused because {error}"
     return None

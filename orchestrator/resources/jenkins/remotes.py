@@ -24,7 +24,7 @@ _PLAIN_PATH = re.compile(r"[\w.$/{}:\\~ +-]{1,200}")
 
 
 @dataclass(frozen=True)
-class GitRemote:
+class GitAddress:
     """One address that `git fetch` may be given.
 
     Attributes:
@@ -42,7 +42,7 @@ class GitRemote:
     path: str
 
     @classmethod
-    def parse(cls, text: str) -> GitRemote:
+    def parse(cls, text: str) -> GitAddress:
         """Read https, http, ssh, git or `user@host:path`; passwords, queries and fragments are left out.
 
         Raises:
@@ -101,7 +101,7 @@ def _host_and_port(place: str) -> tuple[str, str]:
 def without_credentials(remote: str) -> str:
     """A Git remote for people: without a password, a query or a fragment; words in its place when it cannot be read."""
     try:
-        return str(GitRemote.parse(remote))
+        return str(GitAddress.parse(remote))
     except ValueError as error:
         return remote if _PLAIN_PATH.fullmatch(remote) and "://" not in remote else f"(a remote not shown: {error})"
 
@@ -114,7 +114,7 @@ def commit_url(repository: str, commit: str) -> str | None:
         commit: its full or abbreviated hash.
     """
     try:
-        remote = GitRemote.parse(repository)
+        remote = GitAddress.parse(repository)
     except ValueError:
         return None
     pages = COMMIT_PAGES.get(remote.host_name)
@@ -141,7 +141,7 @@ def repository_key(remote: str) -> str:
         remote: a URL, `git@host:path` or an MLflow project URI with `#subdir`.
     """
     try:
-        parsed = GitRemote.parse(remote)
+        parsed = GitAddress.parse(remote)
     except ValueError:
         return _path_key(remote)
     path = parsed.path.strip("/").removesuffix(".git")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.resources.jenkins.remotes import GitRemote, commit_url, repository_key, without_credentials
+from orchestrator.resources.jenkins.remotes import GitAddress, commit_url, repository_key, without_credentials
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -36,8 +36,8 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
     ],
 )
 def test_an_address_is_kept_without_its_login(remote: str, clean: str) -> None:
-    assert str(GitRemote.parse(remote)) == clean
-    assert str(GitRemote.parse(clean)) == clean
+    assert str(GitAddress.parse(remote)) == clean
+    assert str(GitAddress.parse(clean)) == clean
     assert without_credentials(remote) == clean
 
 
@@ -93,7 +93,7 @@ def test_an_address_is_kept_without_its_login(remote: str, clean: str) -> None:
 )
 def test_what_is_no_such_address_is_refused_and_not_shown(remote: str) -> None:
     with pytest.raises(ValueError, match=r"its? ") as error:
-        GitRemote.parse(remote)
+        GitAddress.parse(remote)
     words = str(error.value) + without_credentials(remote)
     assert words.isprintable()
     assert not any(secret in words for secret in ("s3cret", "p/ss", "34@", "en@", "ss@", "pwned"))
@@ -123,7 +123,7 @@ def test_no_part_of_a_password_is_kept_or_shown(scheme: str, user: str, secret: 
 def test_no_query_or_fragment_is_kept(secret: str) -> None:
     for start in ("https://host/x.git", "ssh://git@host/x", "git://host/x", "git@host:x"):
         for end in (f"?token={secret}", f"#{secret}", f"?a#{secret}", f"#a?{secret}"):
-            assert str(GitRemote.parse(start + end)) == start
+            assert str(GitAddress.parse(start + end)) == start
 
 
 @given(remote=st.text() | st.text(st.sampled_from("ab-@:/?#[]\\%0 .$~")).map("https://{}".format))
@@ -132,10 +132,10 @@ def test_any_text_is_an_address_or_refused(remote: str) -> None:
     assert shown.isprintable()
     assert repository_key(remote) == repository_key(remote).lower()
     try:
-        parsed = GitRemote.parse(remote)
+        parsed = GitAddress.parse(remote)
     except ValueError:
         return
-    assert GitRemote.parse(str(parsed)) == parsed
+    assert GitAddress.parse(str(parsed)) == parsed
     assert not str(parsed).startswith("-")
     assert not parsed.host.startswith("-")
     assert "@" not in str(parsed).partition("://")[2].partition("/")[0] or parsed.scheme == "ssh"
