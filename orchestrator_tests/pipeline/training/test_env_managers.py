@@ -34,6 +34,9 @@ with mlflow.start_run():
     mlflow.log_metric("accuracy", 0.9)
     if what == "swallow":
         mlflow.end_run("FAILED")
+if what == "well":
+    with mlflow.start_run(run_name="evaluation"):  # names no parent: it is known by its mark only
+        mlflow.log_metric("accuracy", 0.8)
 if what == "exit":
     sys.exit(1)
 """
@@ -133,6 +136,9 @@ def test_a_training_is_recorded_whoever_manages_its_environment(managed: Managed
     assert run.tags["jenkins.build"] == str(number)
     assert run.tags["dagster_run_id"] == f"run-{number}"
     assert run.params["mlflow"] == version("mlflow")
+    [evaluation] = finished.others
+    assert (evaluation.name, evaluation.tags["orchestrator.training"]) == ("evaluation", run.id)
+    assert evaluation.tags["jenkins.build"] == str(number)
     ours = manager in ("local", "docker_env")
     assert (Path(run.params["prefix"]) == Path(sys.prefix)) is ours
     if not ours:
