@@ -105,15 +105,15 @@ def test_what_the_command_starts_is_none_of_the_hook_s_business() -> None:
 
 
 # What MLflow says of the run, asked by a program in mlflow's place.
-ENDED = {
-    name: f'{{"info": {{"status": "{name}"}}, "data": {{}}}}' for name in ("FAILED", "KILLED", "RUNNING", "FINISHED")
-}
+ANSWER = '{"info": {"status": "%s", "end_time": %s, "run_id": "1"}, "data": {"tags": {"end_time": 1}}}'
 
 
-def bash_of_a_run(command: str, directory: Path, status: str) -> subprocess.CompletedProcess[str]:
-    """As `bash`, with a run that a first part of the command ended."""
+def bash_of_a_run(
+    command: str, directory: Path, status: str, *, ended: str = "$(date +%s)999"
+) -> subprocess.CompletedProcess[str]:
+    """As `bash`, with a run that a part of the command ended just now, or at another time."""
     mlflow = directory / "mlflow"
-    mlflow.write_text(f"#!/bin/sh\necho asked >>{directory}/asked\ncat <<'END'\n{ENDED[status]}\nEND\n")
+    mlflow.write_text(f"#!/bin/sh\necho asked >>{directory}/asked\ncat <<END\n{ANSWER % (status, ended)}\nEND\n")
     mlflow.chmod(0o755)
     (directory / "guarded").touch()
     return bash(command, ORCHESTRATOR_TRAINING=f"{directory}/", ORCHESTRATOR_MLFLOW=str(mlflow))
@@ -169,6 +169,15 @@ def test_a_failure_that_the_command_reckons_with_stays_its_own_business(command:
 def test_a_failing_part_that_left_the_run_alone_is_ignored_as_the_command_says(status: str, tmp_path: Path) -> None:
     done = bash_of_a_run(f"{FAILS}; {FAILS} | cat; echo evaluated", tmp_path, status)
     assert done.returncode == 0, done.stderr
+    assert "orchestrator:" not in done.stderr
+
+
+@pytest.mark.parametrize("ended", ["1700000000000", "null"])
+def test_a_run_that_an_earlier_part_ended_says_nothing_of_a_later_one(ended: str, tmp_path: Path) -> None:
+    command = f"false || echo on the CPU, then; {FAILS}; echo evaluated"
+    done = bash_of_a_run(command, tmp_path, "FAILED", ended=ended)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "asked").exists()
     assert "orchestrator:" not in done.stderr
 
 

@@ -19,6 +19,7 @@ if [ -n "${BASH_EXECUTION_STRING-}" ] && [ -n "${MLFLOW_RUN_ID-}" ]; then
   __orchestrator_failed=0
   __orchestrator_last=
   __orchestrator_command=
+  __orchestrator_begun=0
   # Bash's own print of the command: one `&&` list a line, spelt as BASH_COMMAND spells its commands.
   __orchestrator_program=$(
     eval "__orchestrator_program() {
@@ -88,21 +89,26 @@ $BASH_EXECUTION_STRING
       *) return 0 ;;
     esac
     case $line in *'||'* | '    time '*) return 0 ;; esac
-    __orchestrator_run_failed || return 0
+    # What a part before this one ended, and the command reckoned with, is none of this one's doing.
+    __orchestrator_run_failed "$__orchestrator_begun" || return 0
     echo "orchestrator: $before ended with status $failed and left its MLflow run as FAILED or KILLED" >&2
     __orchestrator_failed=$failed
   }
 
-  __orchestrator_run_failed() { # whether MLflow holds the run as FAILED or KILLED
+  __orchestrator_run_failed() { # SECONDS: whether MLflow holds the run as FAILED or KILLED, since then by this machine's clock
     [ -n "${ORCHESTRATOR_TRAINING-}" ] && [ -n "${ORCHESTRATOR_MLFLOW-}" ] || return 1
-    local described
+    local described ended
     described=$("$ORCHESTRATOR_MLFLOW" runs describe --run-id "$MLFLOW_RUN_ID" 2>/dev/null) || return 1
-    case ${described%%'"data":'*} in *'"status": "FAILED"'* | *'"status": "KILLED"'*) ;; *) return 1 ;; esac
+    described=${described%%'"data":'*}
+    case $described in *'"status": "FAILED"'* | *'"status": "KILLED"'*) ;; *) return 1 ;; esac
+    ended=${described#*'"end_time": '}
+    ended=${ended%%[!0-9]*}
+    [ "$1" = 0 ] || [ "${ended:-0}" -ge "${1}000" ]
   }
 
   __orchestrator_unguarded() { # whether the script ended its MLflow run as FAILED, and `mlflow run` will not look
     [ ! -e "${ORCHESTRATOR_TRAINING-}guarded" ] || return 1 # see sitecustomize.py; `python -I` does not load it
-    __orchestrator_run_failed || return 1
+    __orchestrator_run_failed 0 || return 1
     echo "orchestrator: the command exited 0, but the script had ended its MLflow run as FAILED or KILLED" >&2
   }
 
@@ -118,5 +124,6 @@ $BASH_EXECUTION_STRING
   }
 
   trap '__orchestrator_end "$?" "${PIPESTATUS[@]}"' EXIT
-  trap '__orchestrator_next "$?" "$_" "$BASH_COMMAND" "${PIPESTATUS[@]}"; : "$__orchestrator_last"' DEBUG
+  trap '__orchestrator_next "$?" "$_" "$BASH_COMMAND" "${PIPESTATUS[@]}"
+    printf -v __orchestrator_begun "%(%s)T" -1; : "$__orchestrator_last"' DEBUG
 fi
