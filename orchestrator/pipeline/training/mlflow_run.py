@@ -31,7 +31,7 @@ MAX_ASKED = 10
 """Runs of a training that the model registry is asked about."""
 
 
-HISTORIES_SECONDS = 120.0
+HISTORIES_SECONDS = 300.0
 """For the curves of a training; what does not come in this time is not drawn."""
 
 
