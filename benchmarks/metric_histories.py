@@ -74,7 +74,8 @@ def main() -> None:
         kept = sum(map(len, histories.values()))
         seconds = time.monotonic() - began
         sys.stdout.write(
-            f"{seconds:.1f} s, {kept} of {arguments.metrics * arguments.points} points, +{megabytes() - before:.0f} MB\n"
+            f"{seconds:.1f} s, {kept} of {arguments.metrics * arguments.points} points, "
+            f"+{megabytes() - before:.0f} MB\n"
         )
         learning_curves(histories)
         sys.stdout.write(f"with the picture: +{megabytes() - before:.0f} MB\n")

@@ -251,6 +251,8 @@ class HttpClient:
     def _read(self, request: HttpRequest, read: Callable[[JsonObject], T], *, longest_seconds: float) -> T:
         answer = self._send(request, longest_seconds=longest_seconds)
         data = answer.json_object()
+        if data is None and request.method == "PUT" and not answer.body.strip():
+            data = {}  # what was stored needs no answer
         if data is None:
             raise HttpFault(problem_of_body(answer), answer.url, answer=answer)
         try:
