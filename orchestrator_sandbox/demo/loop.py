@@ -159,7 +159,7 @@ class DemoLoop:
             run=run,
             output=output,
             outcome=self.outcome if self.outcome.dagster_run_id else None,
-            hints=hints,
+            hints=(f"Watch it in Dagster's UI: {self._stack.dagster_page()}", *hints),
         )
 
     def _followed(self, runs: Sequence[RunSummary], builds: Sequence[Build], head: str | None) -> RunSummary | None:
@@ -179,7 +179,7 @@ class DemoLoop:
             step = next((step.name for step in run.steps if step.status == "IN_PROGRESS"), None)
             return f"run {run.id[:8]} of build {run.partition}: {step or run.status}"
         if head is None:
-            return f"Dagster runs on {self._stack.dagster_page()}"
+            return "Dagster waits for the next build"
         if any(build.commit == head and build.finished for build in builds):
             if error := self._dagster.failed_tick(SENSOR):
                 return f"the sensor's tick failed, it tries again: {error}"

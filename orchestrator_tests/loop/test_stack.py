@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from rich.console import Console
 
 from orchestrator.errors import SandboxError
@@ -168,12 +169,15 @@ def test_the_last_line_of_standard_output_is_the_promised_json(world: TrainedSta
     assert set(summary) == set(KEYS.split())
     assert {"sandbox", "dagster", "build", "provision", "train", "total"} <= set(summary["seconds"])
     assert set(summary["urls"]) == {"dagster", "dagster_run", "dagster_asset", "mlflow_run", "jenkins_build", "git"}
+    for page in ("dagster", "dagster_run", "dagster_asset"):
+        assert "Dagster" in requests.get(summary["urls"][page], timeout=60).text  # each holds the token
 
 
 def test_without_a_terminal_the_story_is_told_line_by_line(world: TrainedStack) -> None:
     lines = world.shown.splitlines()
     assert f"Jenkins: build {world.partition('broken')} of {world.builds['broken'].commit[:8]} is FAILURE" in lines  # type: ignore[index]
     assert "  | trained lightly" in lines
+    assert lines.index(f"Watch it in Dagster's UI: {world.stack.dagster_page()}") < lines.index("  | trained lightly")
     assert any(re.fullmatch(r"Dagster: run \w{8}, step train: SUCCESS in \d+\.\d s", line) for line in lines)
     assert f"MLflow run: {world.first.mlflow_run_id} FINISHED" in lines
     assert lines[-1] == "Stopping everything"

@@ -31,6 +31,7 @@ def main(workspace: str) -> int:
             host=door.host,
             port=door.port,
             log_level="warning",
+            workers=1,  # whatever WEB_CONCURRENCY says: more of them need another way to hand over the application
             access_log=False,  # it would hold the token of the first request
             proxy_headers=False,  # by default uvicorn believes what any program on this machine says of TLS
             server_header=False,

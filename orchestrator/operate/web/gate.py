@@ -128,9 +128,7 @@ class Gate:
         if "text/html" not in (request.value("accept") or "") or not (request.method == "GET" or target):
             sentence = "Refused: that is not a token of this installation." if is_wrong else TO_SEE
             return PlainTextResponse(f"{sentence}\n", 401, headers=headers)
-        page = token_page(
-            target=target or without_token(request), token_is_given=self._door.token_is_given, is_wrong=is_wrong
-        )
+        page = token_page(target=target or without_token(request), is_wrong=is_wrong)
         return HTMLResponse(page, status, headers={**headers, "Content-Security-Policy": SECURITY_POLICY})
 
     def _secured(self, request: Incoming, send: Send) -> Send:

@@ -40,7 +40,8 @@ _PAGE = """<!doctype html>
 <body>
 <main>
 <h1>Log in to orchestrator</h1>
-{wrong}<p>It asks for a token. {where}</p>
+{wrong}<p>It asks for a token: what follows <code>?token=</code> in the address that <code>orchestrator serve</code>
+or <code>orchestrator demo</code> printed when it started, or the value of <code>UI_TOKEN</code> where that is set.</p>
 <form method="post" action="/login">
 <input type="hidden" name="next" value="{target}">
 <input type="text" name="username" value="ui" autocomplete="username" hidden>
@@ -53,27 +54,19 @@ _PAGE = """<!doctype html>
 </html>
 """
 
-PRINTED = (
-    "It is part of the address that <code>orchestrator serve</code> (or <code>demo</code>) printed when it started: "
-    "open that address, or paste what follows <code>?token=</code>."
-)
-GIVEN = "It is the value of <code>UI_TOKEN</code> in the settings of this installation."
-
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 SECURITY_POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; img-src data:; form-action 'self'; base-uri 'none'"
 
 
-def token_page(*, target: str, token_is_given: bool, is_wrong: bool) -> str:
+def token_page(*, target: str, is_wrong: bool) -> str:
     """The page.
 
     Args:
         target: the local address that was asked for, to go to afterwards.
-        token_is_given: the token is UI_TOKEN; else it was printed.
         is_wrong: a wrong one was tried.
     """
     return _PAGE.format(
         style=_STYLE,
         wrong='<p class="wrong" role="alert">That is not the token.</p>\n' if is_wrong else "",
-        where=GIVEN if token_is_given else PRINTED,
         target=html.escape(target, quote=True),
     )
