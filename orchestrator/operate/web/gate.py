@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.operate.web.caller import Caller, Role
 from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.incoming import Incoming
-from orchestrator.operate.web.login import PARAMETER, Attempts, Login, local_path, without_token
+from orchestrator.operate.web.login import PARAMETER, Attempts, Login, local_address, without_token
 from orchestrator.operate.web.page import SECURITY_POLICY, token_page
 from orchestrator.operate.web.rules import LIVE, READING, Refusal, Rules, is_report
 from orchestrator.settings.hosts import is_loopback
@@ -103,9 +103,8 @@ class Gate:
         if body is None:
             return _refused(Refusal(413, "Refused: the form is too large."))
         form = dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True))
-        target = urlsplit(form.get("next", "/"))
-        query = f"?{target.query}" if target.query else ""
-        address = local_path(target.path) + query
+        path, _, query = form.get("next", "/").partition("?")
+        address = local_address(path, parse_qsl(query, keep_blank_values=True))
         if self._login.opens(form.get("token", "").strip()):
             return self._logged_in(request, address)
         return await self._wrong(request, client, target=address)

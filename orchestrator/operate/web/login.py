@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
@@ -142,12 +142,18 @@ class Attempts:
 def without_token(request: Incoming) -> str:
     """The address that was asked for, without its token and surely on this host."""
     rest = [(name, value) for name, value in request.parameters() if name != PARAMETER]
-    return local_path(request.path) + (f"?{urlencode(rest)}" if rest else "")
+    return local_address(request.path, rest)
 
 
-def local_path(path: str) -> str:
-    """A path that leads nowhere but here: two slashes or backslashes at its front would lead to another host."""
-    return "/" + quote(path.lstrip("/\\"), safe="/:@!$&'()*+,=~-._")
+def local_address(path: str, query: Sequence[tuple[str, str]] = ()) -> str:
+    """An address that leads nowhere but here: with two slashes or backslashes at its front it would name another host.
+
+    Args:
+        path: decoded, and from anybody.
+        query: names and values, likewise.
+    """
+    local = "/" + quote(path.lstrip("/\\"), safe="/:@!$&'()*+,=~-._", errors="replace")
+    return f"{local}?{urlencode(query, errors='replace')}" if query else local
 
 
 def _same(one: str, other: str) -> bool:

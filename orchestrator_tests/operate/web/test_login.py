@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.operate.web.caller import Caller, Role
 from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.incoming import Incoming
-from orchestrator.operate.web.login import COOKIE_SECONDS, Attempts, Login, local_path, without_token
+from orchestrator.operate.web.login import COOKIE_SECONDS, Attempts, Login, local_address, without_token
 from orchestrator.operate.web.tokens import MachineTokens
 
 TOKEN = "0123456789abcdef" * 2
@@ -176,9 +176,9 @@ def test_the_token_leaves_the_address(path: str, query: str, address: str) -> No
     assert without_token(Incoming(path=path, query=query, headers={})) == address
 
 
-@given(st.text(max_size=30))
-def test_after_the_login_no_path_leads_to_another_host(path: str) -> None:
-    address = local_path(path)
+@given(st.text(alphabet=st.characters(), max_size=30), st.text(alphabet=st.characters(), max_size=5))
+def test_after_the_login_no_address_leads_to_another_host(path: str, value: str) -> None:
+    address = local_address(path, [(value, value)] if value else [])
     assert address.isascii()
     assert address.isprintable()
     assert not address.startswith("//")

@@ -158,8 +158,9 @@ def test_the_form_opens_the_ui_and_goes_on_to_the_page_that_was_asked_for(ui: Ui
     assert (answer.status, answer.headers["location"]) == (303, "/runs/1")
     cookie = ("Cookie", answer.headers["set-cookie"].partition(";")[0])
     assert ui.send("GET", "/server_info", cookie).status == 200
-    for away in ("https://evil.example/x", "//evil.example/x", "/\\evil.example", "javascript:alert(1)", "%0d%0aX: y"):
-        answer = ui.send("POST", "/login", form, own, body=f"next={away}&token={TOKEN}")
+    away = ("https://evil.example/x", "//evil.example/x", "/\\evil.example", "javascript:alert(1)", "http://[")
+    for target in (*away, "%0d%0aX: y", "/x?%0d%0aX: y"):
+        answer = ui.send("POST", "/login", form, own, body=f"next={target}&token={TOKEN}")
         assert answer.status == 303
         assert answer.headers["location"].startswith("/")
         assert not answer.headers["location"].startswith(("//", "/\\"))
