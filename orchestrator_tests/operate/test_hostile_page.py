@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_plus, urlencode
 
 import pytest
 import requests
@@ -27,7 +28,7 @@ from orchestrator_sandbox.demo.display import LineView
 from orchestrator_sandbox.demo.loop import DemoLoop
 from orchestrator_sandbox.demo.project import Commit
 from orchestrator_sandbox.stack import PIPELINE, TRAINED_MODEL, Stack
-from orchestrator_tests.support.hostile_page import EVIL, REBOUND, Attack, Browser, HostileSite
+from orchestrator_tests.support.hostile_page import EVIL, LIBRARY, REBOUND, Attack, Browser, HostileSite
 from orchestrator_tests.support.waiting import until
 
 pytestmark = pytest.mark.services
@@ -184,6 +185,22 @@ def assert_unharmed(scene: Scene, before: dict[str, Any]) -> None:
     assert after == before
 
 
+@pytest.mark.parametrize("from_nowhere", [False, True])
+def test_the_page_can_do_what_it_tries(scene: Scene, from_nowhere: bool) -> None:
+    """Against a server without a guard, every way gets through: else the tests below would say nothing."""
+    with HostileSite() as victim:
+        scene.browser.open_page(scene.origin(ORIGINS[0]))
+        plan = scene.plan("control", f"http://127.0.0.1:{victim.port}")
+        loot = scene.browser.attack(Attack("attackUi", [plan]), from_nowhere=from_nowhere)
+        ways: list[str] = scene.browser.driver.execute_script(
+            f"{LIBRARY}\nreturn [...waysToSend('', (name) => name), ...waysToReport('', '', (name) => name)]"
+            ".map(([name]) => name);"
+        )
+        sent = unquote_plus(" ".join(f"{request['path']} {request['body']}" for request in victim.received))
+    assert {way for way in ways if f"planted-control-{way}" not in sent} == set()
+    assert {"post-json-cors", "get-cors", "read /server_info"} <= {name for name, _ in loot}
+
+
 @pytest.mark.parametrize("host", ORIGINS)
 def test_a_page_gets_nothing_from_the_ui(scene: Scene, host: str) -> None:
     before = scene.state()
@@ -213,7 +230,7 @@ def test_a_page_that_gives_way_to_the_answer_of_its_form_changes_nothing(scene: 
     if enctype == "text/plain":
         options["fields"] = {f'{{"query":{json.dumps(query)},"rest":"': '"}'}
     elif enctype == "query":
-        action = f"{action}?{requests.models.RequestEncodingMixin._encode_params({'query': query})}"  # type: ignore[attr-defined]
+        action = f"{action}?{urlencode({'query': query})}"
         options = {"method": "POST", "enctype": "text/plain", "fields": {}}
     elif enctype == "get":
         options["method"] = "GET"

@@ -28,11 +28,11 @@ Loot = list[list[str]]
 
 
 class HostileSite:
-    """A web server on loopback with an empty page, and a memory of what browsers send it.
+    """A web server on loopback that is open to every page, and remembers what browsers send it.
 
     Attributes:
         port: where it listens.
-        received: the headers of each request.
+        received: the headers of each request, and its `path` and `body`.
     """
 
     def __init__(self) -> None:
@@ -41,13 +41,20 @@ class HostileSite:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                site.received.append(dict(self.headers.items()) | {"path": self.path})
+                body = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode()
+                site.received.append(dict(self.headers.items()) | {"path": self.path, "body": body})
                 page = b"<!doctype html><title>Free coffee</title><body></body>"
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html")
                 self.send_header("Content-Length", str(len(page)))
+                self.send_header("Access-Control-Allow-Origin", self.headers.get("Origin", "*"))
+                self.send_header("Access-Control-Allow-Credentials", "true")
+                self.send_header("Access-Control-Allow-Headers", "content-type")
+                self.send_header("Access-Control-Allow-Methods", "PUT")
                 self.end_headers()
                 self.wfile.write(page)
+
+            do_POST = do_PUT = do_OPTIONS = do_GET  # noqa: N815 - http.server's names
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Requests are not worth a line each."""
