@@ -1,5 +1,5 @@
 # Webserver, daemon and code location in one container, with ORCHESTRATOR_DEPLOYMENT and the other settings in .env:
-# `docker run --env-file .env -v orchestrator:/var/lib/orchestrator -p 127.0.0.1:3000:3000 …`
+# `docker run --env-file .env -e UI_INSECURE=true -v orchestrator:/var/lib/orchestrator -p 127.0.0.1:3000:3000 …`
 FROM python:3.11-slim
 
 # git: Dagster's code links; tini: signals reach the children, and zombies are reaped
@@ -25,5 +25,6 @@ EXPOSE 3000
 # Instances are known by this name. The default, the host name, would be another one in the next container, and what
 # this one launched would be nobody's.
 ENTRYPOINT ["tini", "-g", "--", "sh", "-c", ": \"${ORCHESTRATOR_DEPLOYMENT:?is not set: give this installation a name that lasts, as in docker run -e ORCHESTRATOR_DEPLOYMENT=team-a, for the instances it launches are found again by it}\"; exec \"$@\"", "sh"]
-# The webserver has no login: publish the port on loopback, or put an authenticating proxy before it.
+# It does not start without UI_TOKEN, nor without TLS unless UI_INSECURE says that nobody reads on the way, as when the
+# port is published on loopback.
 CMD ["orchestrator", "serve", "--host", "0.0.0.0", "--port", "3000"]

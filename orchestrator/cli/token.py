@@ -63,5 +63,7 @@ def remove(*, name: str) -> int:
 def _tokens() -> MachineTokens:
     from orchestrator.operate.home import dagster_home
     from orchestrator.operate.web.tokens import MachineTokens
+    from orchestrator.settings.variables import require_private_env_file
 
+    require_private_env_file()
     return MachineTokens(dagster_home())

@@ -27,6 +27,7 @@ from orchestrator.operate.signals import undisturbed
 from orchestrator.operate.web.door import Door
 from orchestrator.settings.groups import QueueSettings
 from orchestrator.settings.source import SettingsSource
+from orchestrator.settings.variables import require_private_env_file
 
 WEBSERVER = ("-m", "orchestrator.operate.web")
 """What our Python runs as the webserver."""
@@ -171,8 +172,9 @@ def serve(
 
     Raises:
         DagsterDown: a child did not start, or ended.
-        SettingsError: not in a project's folder, the port is taken, or a setting is wrong.
+        SettingsError: not in a project's folder, the port is taken, a setting is wrong, or others may read `.env`.
     """
+    require_private_env_file()
     door = Door.read(host=host, port=port, certificate=certificate, key=key)
     limit = max_instances()
     require_free(host, port)

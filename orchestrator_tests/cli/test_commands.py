@@ -233,3 +233,18 @@ def test_a_demo_that_is_stopped_while_it_starts_leaves_no_process_and_no_port(tm
     for port in listening:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize("command", [["serve"], ["token", "list"], ["token", "add", "ci", "--role", "viewer"]])
+def test_an_env_file_that_others_may_read_is_refused_with_the_chmod_that_mends_it(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    (tmp_path / ".env").write_text("JENKINS_TOKEN=s3cr3t\n")
+    (tmp_path / ".env").chmod(0o644)
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert f"`chmod 600 {tmp_path / '.env'}`" in said
+    assert "s3cr3t" not in said
+    assert not (tmp_path / "home").exists()
