@@ -111,6 +111,7 @@ class GitRemote:
                 str(daemon),
                 f"--base-path={served}",
                 "--export-all",
+                "--informative-errors",
                 "--disable=receive-pack",
                 "--forbid-override=receive-pack",
                 "--reuseaddr",
