@@ -96,7 +96,7 @@ def test_nobody_pushes_over_the_network(remote: GitRemote, tmp_path: Path, allow
     git("clone", "--quiet", remote.url, "clone", cwd=tmp_path)
     git("commit", "--quiet", "--allow-empty", "-m", "Not mine to push", cwd=tmp_path / "clone")
     for reference in ("main", "main:refs/heads/other", "main:refs/tags/v1", ":main"):
-        with pytest.raises(SandboxError, match="service not enabled: /project.git"):
+        with pytest.raises(SandboxError, match=r"service not enabled: /project\.git"):
             git("push", "--force", "origin", reference, cwd=tmp_path / "clone")
     assert remote.head() == head
     assert remote.branches() == ["main"]
