@@ -18,6 +18,9 @@
 #   pid -> "PID BOOT BIRTH"  the supervisor;   child -> "PID"  the training, and its session
 #   stop -> "GRACE"          asked to stop;    cause -> "deadline" or "stopped"  why it is being ended
 #   exit -> "HOW STATUS EPOCH"                 how it ended: exited, signaled, deadline, stopped
+#   user -> "NAME UID"  the training's own login (TRAINING_USER): none of the above is within its reach
+#
+# Without that login the training can reach all of it, so its deadline has keepers outside of the machine.
 set -u
 login_umask=$(umask)
 umask 077
@@ -26,7 +29,9 @@ pause() { # SECONDS: fractions where `sleep` knows them
   sleep "$1" 2>/dev/null || sleep 1
 }
 
-now() { date +%s; }
+now() { # seconds that nobody can set; `date` could be set back by a training that may do so
+  { read -r uptime _ </proc/uptime; } 2>/dev/null && echo "${uptime%%.*}" || date +%s
+}
 
 told() { # NAME: the text behind a link; nothing when there is none
   readlink "$1" 2>/dev/null
@@ -61,7 +66,14 @@ alive() { # whether the supervisor of this directory lives, on this boot of the 
   [ "${owner#* }" = "$(born "${owner%% *}")" ]
 }
 
-members() { # processes of the training: of its session, or bearing its mark
+members() { # processes of the training: of its login; or of its session, or bearing its mark
+  if [ -h user ]; then
+    user=$(told user)
+    stat -c '%u %n' /proc/[0-9]* 2>/dev/null | while read -r of process; do
+      [ "$of" = "${user#* }" ] && born "${process#/proc/}" >/dev/null && echo "${process#/proc/}"
+    done
+    return 0
+  fi
   owner=$(told pid) && session=$(told child) || return 0
   { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null || boot=-
   case $owner in *" $boot "*) ;; *) return 0 ;; esac
@@ -79,10 +91,23 @@ members() { # processes of the training: of its session, or bearing its mark
 }
 
 signal() { # NAME: to all of them
-  members | while read -r member; do kill -s "$1" "$member" 2>/dev/null; done
+  if [ -h user ]; then
+    user=$(told user)
+    # shellcheck disable=SC2046 # the IDs are to be split
+    set -- "$1" $(members)
+    [ $# -eq 1 ] || sudo -n -u "${user% *}" kill -s "$@" 2>/dev/null
+  else
+    members | while read -r member; do kill -s "$1" "$member" 2>/dev/null; done
+  fi
 }
 
 end_containers() { # those that bear the training's label: its processes are no members of its session
+  if [ -h user ]; then
+    user=$(told user)
+    sudo -n -H -u "${user% *}" sh -c 'cd && cd ".orchestrator/$1" && exec sh ./supervisor.sh end_containers' \
+      sh "${PWD##*/}" </dev/null >/dev/null 2>&1
+    return 0
+  fi
   [ -e docker.client ] || return 0
   (
     while IFS= read -r line; do export "${line?}"; done <docker.client
@@ -146,7 +171,7 @@ guard() { # PROGRAM: see hooks/sitecustomize.py and hooks/pipes.bash
 }
 
 run() { # PROGRAM ARGUMENT...: the last line of the job; becomes the program
-  rm -f -- "$job"
+  exec 3<&-
   cd || exit 126
   case $1 in
     */*) PATH=${1%/*}:$PATH ;; # as an activated environment would: its python goes with its mlflow
@@ -163,11 +188,10 @@ run() { # PROGRAM ARGUMENT...: the last line of the job; becomes the program
   exec "$@"
 }
 
-train() { # JOB UMASK
-  umask "$2"
+train() { # UMASK; the job on file descriptor 3
+  umask "$1"
   export ORCHESTRATOR_TRAINING="$PWD/"
   export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}" # or Python would hold back what it prints, and mix its order
-  job=$PWD/$1
   ORCHESTRATOR_FILES=$ORCHESTRATOR_TRAINING
   case $(command -v docker) in
     */snap/*) # it sees no hidden folder
@@ -180,8 +204,32 @@ train() { # JOB UMASK
     *[!A-Za-z0-9_./-]*) directory='"${ORCHESTRATOR_FILES}"' ;;
     *) directory=$ORCHESTRATOR_FILES ;;
   esac
-  # shellcheck disable=SC1090 # it is written by training.py
-  . "$job"
+  # shellcheck disable=SC1091 # it is written by training.py
+  . /proc/self/fd/3
+}
+
+unprivileged() { # PROGRAM ARGUMENT...: becomes it, without a way to more rights by sudo and its like, where that can be had
+  case $(command -v docker) in */snap/*) exec "$@" ;; esac # what snap starts needs more rights
+  if setpriv --no-new-privs true 2>/dev/null; then exec setpriv --no-new-privs "$@"; else exec "$@"; fi
+}
+
+text_of() { # FILE TARGET: a command that writes the file's text into another one
+  end_of_text=END_${PWD##*/}_$$ # which nobody could have written into it
+  printf "cat >%s <<'%s'\n" "$2" "$end_of_text"
+  cat "$1"
+  printf '\n%s\n' "$end_of_text"
+}
+
+as_user() { # NAME UMASK: the training of its own login, which reads all that it needs from a pipe; the job on descriptor 3
+  {
+    printf 'umask 077; cd || exit 126; mkdir -p .orchestrator/%s/hooks && cd .orchestrator/%s || exit 126\n' \
+      "${PWD##*/}" "${PWD##*/}"
+    text_of supervisor.sh supervisor.sh
+    text_of hooks/sitecustomize.py hooks/sitecustomize.py
+    text_of hooks/pipes.bash hooks/pipes.bash
+    text_of /proc/self/fd/3 job
+    printf 'exec 3<job && rm -f job && exec sh ./supervisor.sh begin %s </dev/null\n' "$2"
+  } | sudo -n -H -u "$1" sh -s
 }
 
 watch() { # DEADLINE
@@ -197,13 +245,17 @@ watch() { # DEADLINE
   done
 }
 
-supervise() { # SECONDS JOB UMASK
-  if ! ln -s "$$ $(born $$)" pid 2>/dev/null; then
-    rm -f -- "$2"
-    return
+supervise() { # SECONDS JOB UMASK USER
+  exec 3<"$2" # before anything else: whatever the job's variables do, no file of it is left
+  rm -f -- "$2"
+  ln -s "$$ $(born $$)" pid 2>/dev/null || return
+  if [ -h user ]; then
+    detached sh ./supervisor.sh as_user "$4" "$3" </dev/null >>log 2>&1 &
+  else
+    detached sh ./supervisor.sh train "$3" </dev/null >>log 2>&1 &
   fi
-  detached sh ./supervisor.sh train "$2" "$3" </dev/null >>log 2>&1 &
   child=$!
+  exec 3<&-
   ln -s "$child" child
   watch $(($(now) + $1)) &
   watcher=$!
@@ -222,7 +274,7 @@ supervise() { # SECONDS JOB UMASK
         ;;
     esac
   fi
-  ln -s "$how $status $(now)" exit
+  ln -s "$how $status $(date +%s)" exit
 }
 
 # ------------------------------------------------------------------------------------------------- the verbs
@@ -239,7 +291,11 @@ state() { # absent, running, lost, or how it ended
   fi
 }
 
-start() { # SECONDS BYTES, and the job on standard input; the second start of a training changes nothing
+can_become() { # NAME: whether there is such a login, other than this one, that this one may use
+  { [ "$(id -u "$1")" != "$(id -u)" ] && sudo -n -H -u "$1" true; } >/dev/null 2>&1 </dev/null
+}
+
+start() { # SECONDS BYTES [USER], and the job on standard input; the second start of a training changes nothing
   job=job.$$
   cat >"$job"
   if [ $(($(wc -c <"$job"))) -ne "$2" ]; then
@@ -247,7 +303,19 @@ start() { # SECONDS BYTES, and the job on standard input; the second start of a 
     echo "the job did not arrive whole (is the disk full?)" >&2
     return 1
   fi
-  detached sh ./supervisor.sh supervise "$1" "$job" "$login_umask" </dev/null >>supervisor.log 2>&1 &
+  as=
+  if [ -z "${3-}" ] || [ -h pid ]; then
+    :
+  elif can_become "$3"; then
+    ln -s "$3 $(id -u "$3")" user 2>/dev/null
+  else
+    as=" as-login"
+  fi
+  if [ -h user ]; then # sudo is how its login is become
+    detached sh ./supervisor.sh supervise "$1" "$job" "$login_umask" "$3" </dev/null >>supervisor.log 2>&1 &
+  else
+    unprivileged sh ./supervisor.sh detach supervise "$1" "$job" "$login_umask" "" </dev/null >>supervisor.log 2>&1 &
+  fi
   launched=$!
   limit=$(($(now) + 10))
   until [ -h pid ] || [ "$(now)" -gt "$limit" ]; do pause 0.1; done
@@ -257,7 +325,7 @@ start() { # SECONDS BYTES, and the job on standard input; the second start of a 
       tail -n 3 supervisor.log >&2
       return 1
       ;;
-    "$launched "*) echo "state: started" ;;
+    "$launched "*) echo "state: started$as" ;;
     *)
       wait "$launched"
       echo "state: adopted"
@@ -300,16 +368,20 @@ stop() { # GRACE: returns when no process of the training is left
     while [ "$(state)" = running ] && [ "$(now)" -lt "$limit" ]; do pause 0.2; done
     if [ "$(state)" = lost ]; then
       end stopped "$1"
-      ln -s "stopped 0 $(now)" exit
+      ln -s "stopped 0 $(date +%s)" exit
     fi
   fi
   echo "state: $(state)"
 }
 
 case $1 in
-  start) start "$2" "$3" ;;
-  supervise) supervise "$2" "$3" "$4" ;;
-  train) train "$2" "$3" ;;
+  start) start "$2" "$3" "${4-}" ;;
+  detach) shift && detached sh ./supervisor.sh "$@" ;;
+  supervise) supervise "$2" "$3" "$4" "$5" ;;
+  begin) unprivileged sh ./supervisor.sh train "$2" ;;
+  train) train "$2" ;;
+  end_containers) end_containers ;;
+  as_user) as_user "$2" "$3" ;;
   follow) follow "$2" "${3-}" ;;
   stop) stop "$2" ;;
   state) echo "state: $(state)" ;;

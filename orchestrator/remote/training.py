@@ -78,6 +78,7 @@ class RemoteTraining:
         environment: Mapping[str, str],
         deadline: datetime,
         files: Sequence[JobFile] = (),
+        user: str | None = None,
         check: Callable[[], object] = lambda: None,
     ) -> bool:
         """Start the training, unless it was started before.
@@ -91,6 +92,7 @@ class RemoteTraining:
             deadline: when the supervisor ends the training, with a time zone. It is kept on the instance as
                 the time that is left now, so clocks need not agree.
             files: what the command finds in its directory.
+            user: the login that it gets; where that or sudo is missing, and for None, it gets ours.
             check: called after each loss of the connection, before another try; raises when that is in vain.
 
         Returns:
@@ -106,7 +108,14 @@ class RemoteTraining:
             content = (_HERE / name).read_bytes()
             upload = ["sh", "-c", _UPLOAD, "sh", self._run_id, str(len(content)), name]
             self._checked(upload, stdin=content, check=check)
-        return _state_in(self._call("start", str(seconds), str(len(job)), stdin=job, check=check)) == "started"
+        answer = self._call("start", str(seconds), str(len(job)), *([user] if user else []), stdin=job, check=check)
+        started, _, as_login = _state_in(answer).partition(" ")
+        if as_login:
+            _log.warning(
+                f"The training runs as the login of SSH_USER: the instance has no user TRAINING_USER={user}, or "
+                "`sudo -n` cannot become it; its deadline is kept from outside only"
+            )
+        return started == "started"
 
     def state(self) -> TrainingExit | Literal["absent", "running"]:
         """What the instance knows of this training; `absent` when it was never started there.

@@ -124,6 +124,14 @@ def _ui_token(token: SecretStr) -> SecretStr:
     return token
 
 
+def _linux_user(name: str) -> str:
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", name):
+        raise ValueError("it is no name of a Linux user: lower-case letters, digits, _ and -, at most 32 of them")
+    if name == "root":
+        raise ValueError("root can reach everything: name a login that the image does not use, such as trainer")
+    return name
+
+
 MARKETS = ("spot", "on-demand")
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
@@ -131,6 +139,7 @@ SomeWords = Annotated[Words, AfterValidator(_not_empty)]
 Markets = Annotated[SomeWords, AfterValidator(_markets)]
 GitHosts = Annotated[Words, AfterValidator(_git_hosts)]
 Parameters = Annotated[Mapping[str, str], BeforeValidator(_json_object)]
+LinuxUser = Annotated[str, AfterValidator(_linux_user)]
 ModelRun = Annotated[str, AfterValidator(_model_choice)]
 HostNames = Annotated[Words, AfterValidator(_host_names)]
 FrameAncestors = Annotated[Words, AfterValidator(_frame_ancestors)]
@@ -264,6 +273,13 @@ class MachineSettings(SettingsGroup):
     )
     address: Literal["auto", "public", "private"] = setting(
         "INSTANCE_ADDRESS", "which address we connect to; auto: the public one if there is one", "auto"
+    )
+    training_user: LinuxUser | None = setting(
+        "TRAINING_USER",
+        "a login of its own for the training, without sudo, made by cloud-init and used through `sudo -n`: "
+        "it reaches neither its supervisor nor its machine's deadline. It protects nothing where it may use Docker "
+        "(docker_env), which is as good as root; default: the training runs as SSH_USER",
+        None,
     )
     hourly_usd: float | None = setting(
         "INSTANCE_HOURLY_USD",

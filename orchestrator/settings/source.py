@@ -166,6 +166,11 @@ class PipelineSettings:
         """
         groups = (JenkinsSettings, MachineSettings, SshSettings, MlflowSettings, ProjectSettings)
         values = cls(*settings.read_all(*groups))  # type: ignore[arg-type]
+        if values.machine.training_user == values.ssh.user:
+            raise SettingsError(
+                f"TRAINING_USER={values.ssh.user} is SSH_USER, the login that keeps the training's deadline: name "
+                "another one, such as trainer, or leave it out"
+            )
         project = values.project
         wanted = [
             *REGION,

@@ -40,9 +40,9 @@ class Follower:
     def text(self) -> str:
         return "".join(self.said)
 
-    def start(self, *argv: str, seconds: float = 60, **environment: str) -> bool:
+    def start(self, *argv: str, seconds: float = 60, user: str | None = None, **environment: str) -> bool:
         deadline = datetime.now(UTC) + timedelta(seconds=seconds)
-        return self.training.start(argv, environment=environment, deadline=deadline)
+        return self.training.start(argv, environment=environment, deadline=deadline, user=user)
 
     def check(self) -> None:
         self.checks += 1

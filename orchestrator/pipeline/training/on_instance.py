@@ -151,7 +151,12 @@ class OnInstance:
                 if not ssh.connected:
                     ssh.connect()
                 if not remote.start(
-                    command, environment=self.environment, deadline=self.deadline.at, files=files, check=self.check
+                    command,
+                    environment=self.environment,
+                    deadline=self.deadline.at,
+                    files=files,
+                    user=self.read.machine.training_user,
+                    check=self.check,
                 ):
                     _log.info("Following the training, which is under way already")
                 return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Self
 
 import yaml
@@ -17,11 +17,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 # cloud-init runs `bootcmd` at every boot, early, in /bin/sh, and waits for it: hence the background.
 # The loop outlives cloud-init under systemd: its units either stay active once they are done
 # (RemainAfterExit) or kill their main process only (KillMode=process in cloud-init-main.service).
-# It asks for the time anew each round, so a clock that is set late, or jumps, is believed.
+# It asks for the time anew each round, so a clock that is set late, or jumps, is believed. One that is set back gains
+# little: the time since the boot, which nobody can set, ends it as well (where there is a /proc).
 _POWER_OFF = (
-    "nohup sh -c 'while [ \"$(date +%s)\" -lt {epoch} ]; do sleep 10; done; shutdown -P now || poweroff -f'"
-    " </dev/null >/dev/null 2>&1 &"
+    "nohup sh -c 'up() {{ cut -d. -f1 /proc/uptime 2>/dev/null || echo 0; }}; end=$(($(up) + {seconds})); "
+    'while [ "$(date +%s)" -lt {epoch} ] && [ "$(up)" -lt "$end" ]; do sleep 10; done; '
+    "shutdown -P now || poweroff -f' </dev/null >/dev/null 2>&1 &"
 )
+_SPARE_SECONDS = 60
+"""So that a clock that is right comes first."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class HostKey:
         )
 
 
-def cloud_config(*, host_key: HostKey, deadline: datetime) -> str:
+def cloud_config(*, host_key: HostKey, deadline: datetime, training_user: str | None = None) -> str:
     """Render the user-data: the host key to install, and when to power off.
 
     With InstanceInitiatedShutdownBehavior=terminate, powering off ends the instance and its costs.
@@ -56,13 +60,18 @@ def cloud_config(*, host_key: HostKey, deadline: datetime) -> str:
     Args:
         host_key: what the machine's SSH server shall answer with.
         deadline: when the machine powers itself off, whatever happens; with a time zone.
+        training_user: a login to make besides the image's own, without sudo; None: none.
 
     Returns:
         A `#cloud-config` document, about 1 KB (EC2 takes 16 KB at most).
     """
-    config = {
-        "bootcmd": [_POWER_OFF.format(epoch=math.ceil(deadline.timestamp()))],
+    seconds = math.ceil((deadline - datetime.now(UTC)).total_seconds()) + _SPARE_SECONDS
+    power_off = _POWER_OFF.format(epoch=math.ceil(deadline.timestamp()), seconds=seconds)
+    config: dict[str, object] = {
+        "bootcmd": [power_off],
         "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
     }
+    if training_user:
+        config["users"] = ["default", {"name": training_user, "lock_passwd": True}]
     return "#cloud-config\n" + yaml.safe_dump(config, width=math.inf)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,13 +12,18 @@ import dagster as dg
 import pytest
 
 from orchestrator import names
-from orchestrator.names import DagsterTag
+from orchestrator.names import DagsterTag, Ec2Tag
+from orchestrator.pipeline.training.launch_record import LaunchRecord
 from orchestrator.pipeline.training.run_history import Liveness, RunHistory
+from orchestrator.resources.ec2 import Instance, fingerprint
 from orchestrator_tests.support.dagster_internals import PARENT_RUN_ID_TAG
+from orchestrator_tests.support.janitor_world import instance
 
 MODEL = dg.AssetKey(["tiny", "trained_model"])
 FAILURE, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS
 STARTED = dg.DagsterRunStatus.STARTED
+HOST_KEY, OTHER_KEY = "ssh-ed25519 AAAA", "ssh-ed25519 BBBB"
+FINGERPRINT = fingerprint(HOST_KEY)
 
 
 @dg.job
@@ -225,3 +232,55 @@ def test_whoever_trains_another_build_or_has_ended_or_makes_something_else_is_no
     new_run(dagster, job=other_training)
     new_run(dagster, job=ASSET_PAGE, asset=other_model.key)
     assert seen_from(dagster, new_run(dagster)).rival() is None
+
+
+# ---- What was launched
+
+
+def kept(**changed: Any) -> LaunchRecord:
+    expires_at = datetime(2031, 5, 17, tzinfo=UTC)
+    values = {"instance_id": "i-1", "host_key": FINGERPRINT, "mlflow_run": "m-1", "expires_at": expires_at}
+    return LaunchRecord(**{**values, **changed})
+
+
+def seen_in_ec2(owner: str, *, id: str = "i-1", host_key: str = HOST_KEY) -> Instance:
+    tags = {Ec2Tag.DAGSTER_RUN: owner, Ec2Tag.HOST_KEY: host_key, Ec2Tag.MLFLOW_RUN: "m-1"}
+    return replace(instance(owner, id=id), tags=tags)
+
+
+def test_what_a_run_has_launched_is_known_to_its_retries_and_to_a_new_run_of_the_build(
+    dagster: dg.DagsterInstance,
+) -> None:
+    first = new_run(dagster)
+    seen_from(dagster, first).launched(kept())
+    report(dagster, first, dg.DagsterEventType.RUN_FAILURE)
+    second = new_run(dagster, tries=first, status=FAILURE)
+    for later in (new_run(dagster, tries=second), new_run(dagster)):
+        this = seen_from(dagster, later)
+        assert this.launch_of(seen_in_ec2(first.run_id)) == kept()
+        assert this.launch_of(seen_in_ec2(first.run_id, id="i-2")) is None
+        assert this.launch_of(seen_in_ec2(first.run_id, host_key=OTHER_KEY)) is None
+    assert set(seen_from(dagster, new_run(dagster, tries=second)).launched_before()) == {kept()}
+    assert seen_from(dagster, new_run(dagster)).launched_before() == set()
+
+
+def test_what_a_run_of_another_build_or_pipeline_has_launched_is_not_believed_for_this_one(
+    dagster: dg.DagsterInstance,
+) -> None:
+    another_build = new_run(dagster, partition="2", tags=kept().tags())
+    another_pipeline = new_run(dagster, job=other_training, tags=kept().tags())
+    this = seen_from(dagster, new_run(dagster))
+    for owner in (another_build.run_id, another_pipeline.run_id, "nobody", ""):
+        assert this.launch_of(seen_in_ec2(owner)) is None
+
+
+def test_that_its_training_was_ended_late_is_read_anew_and_not_inherited(dagster: dg.DagsterInstance) -> None:
+    run = new_run(dagster)
+    this = seen_from(dagster, run)
+    assert not this.ended_late()
+    dagster.add_run_tags(run.run_id, {names.RunTag.LATE: "2031-05-17T08:30:00Z"})
+    assert this.ended_late()
+    report(dagster, run, dg.DagsterEventType.RUN_FAILURE)
+    parent = dagster.get_run_by_id(run.run_id)
+    assert parent is not None
+    assert not seen_from(dagster, new_run(dagster, tries=parent)).ended_late(), "somebody re-executes it by hand"
