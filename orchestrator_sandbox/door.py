@@ -14,7 +14,7 @@ MISDIRECTED = "This is the sandbox at {address}, and nothing else.\n"
 
 
 @dataclass(frozen=True)
-class Door:
+class SandboxDoor:
     """WSGI middleware: whoever asks must ask for the server's own address, and be no script or form of a web page.
 
     A browser says in `Origin` which page a request comes from, except when it merely loads something. It asks

@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
-from orchestrator_sandbox.door import Door, refuse
+from orchestrator_sandbox.door import SandboxDoor, refuse
 from orchestrator_sandbox.ec2.signature import SandboxCredentials
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class ApiServer:
         port: int,
         handler: type[WSGIRequestHandler],
     ) -> None:
-        guarded = Door(CredentialsMiddleware(app, credentials))
+        guarded = SandboxDoor(CredentialsMiddleware(app, credentials))
         self._server = ThreadedWSGIServer(HOST, port, guarded, _quiet(handler))
         self._server.daemon_threads = False  # so that closing waits for the calls under way
         self._thread = threading.Thread(target=self._server.serve_forever, name="EC2 API", daemon=True)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
 
-from orchestrator_sandbox.door import Door
+from orchestrator_sandbox.door import SandboxDoor
 from orchestrator_sandbox.folders import private_folder
 from orchestrator_sandbox.jenkins.access import Access
 from orchestrator_sandbox.jenkins.api import JenkinsApi
@@ -75,7 +75,7 @@ class JenkinsServer:
                 notified=lambda repository: self._poller.poll(),
                 delete_job=self.delete_job,
             )
-            self._web = WebServer(Door(api.app), port=self.port)
+            self._web = WebServer(SandboxDoor(api.app), port=self.port)
         except BaseException:
             self._stop_building()
             raise

@@ -108,7 +108,7 @@ def require_runnable(plan: Plan) -> None:
         _log.info(f"Looking into {plan.version} of {remote} is left to the instance, for it failed here: {error}")
 
 
-def _look(plan: Plan, commit: git.Commit, folder: str) -> None:
+def _look(plan: Plan, commit: git.RemoteCommit, folder: str) -> None:
     where = f"{plan.version} of {plan.project_uri.partition('#')[0]}"
     entries = commit.folder(folder)
     if entries is None:
@@ -131,7 +131,7 @@ def _look(plan: Plan, commit: git.Commit, folder: str) -> None:
 
 
 def _require_entry_point(
-    plan: Plan, project: MlProject, *, where: str, has_file: bool, commit: git.Commit, folder: str
+    plan: Plan, project: MlProject, *, where: str, has_file: bool, commit: git.RemoteCommit, folder: str
 ) -> None:
     name = plan.entry_point
     point = project.entry_points.get(name)
@@ -157,7 +157,7 @@ def _require_entry_point(
         )
 
 
-def _is_missing(commit: git.Commit, folder: str, file: str) -> bool:
+def _is_missing(commit: git.RemoteCommit, folder: str, file: str) -> bool:
     """Whether it is surely not there: nothing is said of ways that leave the commit or the usual."""
     path = PurePosixPath(folder, file)
     if path.is_absolute() or ".." in path.parts:

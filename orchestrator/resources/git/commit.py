@@ -76,7 +76,7 @@ class Entry:
         return cls(name, is_folder=kind == "tree", leads_away=mode in ("120000", "160000"))
 
 
-class Commit:
+class RemoteCommit:
     """A commit that was fetched.
 
     Args:
@@ -125,7 +125,7 @@ class Commit:
 
 
 @contextmanager
-def fetched(remote: str, version: str) -> Iterator[Commit | None]:
+def fetched(remote: str, version: str) -> Iterator[RemoteCommit | None]:
     """Fetch one commit, its folders' names at least, into a folder that is deleted again.
 
     Args:
@@ -147,7 +147,7 @@ def fetched(remote: str, version: str) -> Iterator[Commit | None]:
             _log.info(f"Looking into {version} of {remote} is left to the instance, for it failed here: {error}")
             yield None
             return
-        yield Commit(repository, deadline=deadline)
+        yield RemoteCommit(repository, deadline=deadline)
 
 
 def _git(repository: Path, *words: str, deadline: float) -> bytes:
