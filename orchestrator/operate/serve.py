@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,20 +20,21 @@ from typing import Self
 import psutil
 import requests
 import tenacity
+from urllib3.exceptions import InsecureRequestWarning
 
 from orchestrator import names
 from orchestrator.errors import DagsterDown, SettingsError
 from orchestrator.operate.home import dagster_home, keep_private, prepare_home, private_files, project_file
 from orchestrator.operate.signals import undisturbed
 from orchestrator.operate.web.door import Door
-from orchestrator.settings.groups import QueueSettings
+from orchestrator.settings.groups import QueueSettings, UiSettings, env_name
 from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import require_private_env_file
 
 WEBSERVER = ("-m", "orchestrator.operate.web")
 """What our Python runs as the webserver."""
 
-UI_TOKEN = "UI_TOKEN"  # noqa: S105 - the name of the setting
+UI_TOKEN = env_name(UiSettings.model_fields["token"])
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 
@@ -87,7 +89,9 @@ class Services:
             if not self._ended.empty():
                 self.await_end()
             try:
-                return session.get(f"{self._door.local_url}/health/live", timeout=5).ok
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", InsecureRequestWarning)
+                    return session.get(f"{self._door.local_url}/health/live", timeout=5).ok
             except requests.RequestException:
                 return False
 
@@ -97,7 +101,8 @@ class Services:
             wait=tenacity.wait_fixed(0.1),
         )
         try:
-            waiting(answers)
+            with session:
+                waiting(answers)
         except tenacity.RetryError as error:
             raise DagsterDown(
                 f"Dagster's UI did not answer on {self._door.url} within {START_SECONDS:g} s; its output above says why"

@@ -424,6 +424,7 @@ def test_with_tls_the_cookie_is_the_host_s_and_browsers_stay_with_tls(tmp_path: 
     with served(tmp_path, *words, **settings) as ui, requests.Session() as browser:
         browser.trust_env = False  # it would name other certificates
         browser.verify = str(certificate)
+        assert "Warning" not in ui.command.output
         url = f"https://localhost:{ui.port}"
         first = browser.get(f"{url}/?token={TOKEN}", allow_redirects=False, timeout=60)
         assert first.headers["Set-Cookie"].startswith(f"__Host-orchestrator-{ui.port}=")
