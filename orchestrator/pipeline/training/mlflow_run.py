@@ -10,26 +10,26 @@ from orchestrator import names
 from orchestrator.errors import (
     MlflowError,
     MlflowNotFound,
-    MlflowRejected,
     MlflowUnavailable,
     TrainingFailed,
     TrainingLost,
 )
 from orchestrator.pipeline.training.curves import Curves, curve_metrics
 from orchestrator.pipeline.training.finished import FinishedTraining, Registered, Usage
+from orchestrator.pipeline.training.logged_parameters import log_parameters
 from orchestrator.pipeline.training.model_run import choose
 from orchestrator.pipeline.training.other_runs import close_all, end_others, find_others, marks
 from orchestrator.pipeline.training.plan import Plan
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Instance
-from orchestrator.resources.mlflow import FinalStatus, Mlflow, Run
+from orchestrator.resources.mlflow import FinalStatus, MetricPoint, Mlflow, Run
+from orchestrator.resources.mlflow.errors import CUT_OFF
 from orchestrator.settings.groups import MlflowSettings, ModelChoice
 
 _log = logging.getLogger(__name__)
 
 MAX_ASKED = 10
 """Runs of a training that the model registry is asked about."""
-
 
 HISTORIES_SECONDS = 300.0
 """For the curves of a training; what does not come in this time is not drawn."""
@@ -211,11 +211,13 @@ class TrackedRun:
         Raises:
             TrainingFailed: MLflow does not hold the run as FINISHED.
             TrainingLost: MLflow holds no such run.
-            MlflowUnavailable: MLflow did not come back within MLFLOW_PATIENCE_MINUTES.
+            MlflowError: MLflow did not come back within MLFLOW_PATIENCE_MINUTES, or does not answer as it should; of
+                the kind that it was, and says that the build is trained.
         """
         mlflow = self._patient
         try:
             root = self._completed(self._mine(), usage)
+            kept = Usage.from_tags(root.tags)
             others = self._others(root)
             chosen = choose(root, others, self._choice)
             run = chosen.run
@@ -223,22 +225,31 @@ class TrackedRun:
                 run=run,
                 url=mlflow.run_url(run),
                 histories=self._histories(run),
-                usage=Usage.from_tags(root.tags),
+                usage=usage if kept is None else kept,
                 root=root,
                 others=others,
                 reason=chosen.reason,
                 registered=self._registered([run, root, *others]),
             )
-        except MlflowUnavailable as error:
-            raise MlflowUnavailable(
+        except MlflowError as error:
+            cure = "MLflow is back" if isinstance(error, MlflowUnavailable) else "that is put right"
+            raise type(error)(
                 f"build {self._plan.partition} is trained, but could not be recorded from MLflow run "
-                f"{self._id or 'of this build'}: {error}. When MLflow is back, re-execute this run from failure: "
+                f"{self._id or 'of this build'}: {error}. When {cure}, re-execute this run from failure: "
                 "it records without training again"
             ) from error
 
     def _histories(self, run: Run) -> Curves:
         until = time.monotonic() + HISTORIES_SECONDS
-        return {key: self._patient.metric_history(run.id, key, until=until) for key in curve_metrics(run)}
+        histories: dict[str, Sequence[MetricPoint]] = {}
+        try:
+            for key in curve_metrics(run):
+                histories[key] = self._patient.metric_history(run.id, key, until=until)
+        except CUT_OFF:
+            raise
+        except MlflowError as error:
+            _log.warning(f"Left out learning curves of MLflow run {run.id}: {error}")
+        return histories
 
     def _others(self, root: Run) -> Sequence[Run]:
         """The other runs that the training made; with our tags, and ended: its process is over."""
@@ -252,7 +263,9 @@ class TrackedRun:
             left = [run for run in others if run.status == "RUNNING"]
             close_all(mlflow, left, "FINISHED", reason="the training process exited 0 and left this run open")
             return find_others(mlflow, root) if left else others
-        except MlflowRejected as error:  # somebody deleted one of them just now: the model is still there
+        except CUT_OFF:
+            raise
+        except MlflowError as error:  # such as one that somebody deleted just now: the model is still there
             _log.warning(f"Recording nothing of the other runs that the training of MLflow run {root.id} made: {error}")
             return ()
 
@@ -294,10 +307,15 @@ class TrackedRun:
         # `mlflow run --run-id` does not log them; only now, because the training may log its own reading of them.
         missing = {key: value for key, value in self._plan.parameters.items() if key not in run.params}
         if missing:
-            self._patient.log_params(run.id, missing)
+            log_parameters(self._patient, run.id, missing)
         unwritten = usage is not None and Usage.from_tags(run.tags) is None
         if usage is not None and unwritten:
-            self._patient.set_tags(run.id, usage.tags())
+            try:
+                self._patient.set_tags(run.id, usage.tags())
+            except CUT_OFF:
+                raise
+            except MlflowError as error:
+                _log.warning(f"Not recorded in MLflow what instance {usage.instance_id} cost: {error}")
         return self._patient.run(run.id) if missing or unwritten else run
 
 

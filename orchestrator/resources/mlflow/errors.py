@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from orchestrator.errors import (
@@ -13,6 +14,9 @@ from orchestrator.errors import (
     MlflowUnavailable,
 )
 from orchestrator.resources.http import HttpAnswer, HttpFault, Problem
+
+CUT_OFF = (MlflowUnavailable, MlflowRefused)
+"""Nothing at all can be asked: what is asked next fails as well, and all of it may succeed later."""
 
 _NOT_MLFLOW = "MLFLOW_TRACKING_URI is not the address of an MLflow server"
 
@@ -49,6 +53,24 @@ def explain(fault: HttpFault, *, uri: str) -> MlflowError:
             "see whether the server runs, and whether MLFLOW_TRACKING_URI is its address"
         )
     return kind(sentence)
+
+
+def longest_allowed(error: MlflowError) -> int | None:
+    """How long a value may be that was too long, as far as the server says so.
+
+    What it says: `exceeded length limit of 500` (MLflow 1 and 2), `exceeds the maximum length of 6000 characters`.
+
+    Args:
+        error: what `explain` made of its answer.
+    """
+    fault = error.__cause__
+    answer = fault.answer if isinstance(fault, HttpFault) else None
+    message = (answer.json_object() or {}).get("message") if answer else None
+    # The last one, because the value is quoted before it.
+    limits = (
+        re.findall(r"(?:limit|length|maximum)(?: size)? of (\d{1,6})\b", message) if isinstance(message, str) else []
+    )
+    return int(limits[-1]) if limits else None
 
 
 def _sentence(fault: HttpFault, uri: str) -> str:
