@@ -14,6 +14,7 @@ from orchestrator.pipeline.training.curves import SYSTEM, Curves, as_markdown, l
 from orchestrator.pipeline.training.model_run import best_by, has_logged
 from orchestrator.printable import printable, without_colours
 from orchestrator.resources.jenkins import commit_url
+from orchestrator.resources.mlflow.history import INFINITE
 
 if TYPE_CHECKING:
     from orchestrator.pipeline.training.finished import FinishedTraining
@@ -135,7 +136,7 @@ def _runs_table(finished: FinishedTraining) -> dg.MetadataValue | None:
             "run ID": run.id,
             "status": run.status,
             "what": ", ".join(_roles(run, finished)),
-            "metrics": _shortened(", ".join(f"{key} {run.metrics[key]:g}" for key in _important_first(run.metrics))),
+            "metrics": _shortened(", ".join(_named(key, run.metrics[key]) for key in _important_first(run.metrics))),
         }
         for run in (finished.root, *finished.others)
     ]
@@ -163,9 +164,9 @@ def _best_runs_table(finished: FinishedTraining) -> dg.MetadataValue | None:
             rows.append(
                 {
                     "metric": _shortened(metric),
-                    "highest": highest.metrics[metric],
+                    "highest": _json_safe(highest.metrics[metric]),
                     "of run": _shortened(highest.name or highest.id),
-                    "lowest": lowest.metrics[metric],
+                    "lowest": _json_safe(lowest.metrics[metric]),
                     "of the run": _shortened(lowest.name or lowest.id),
                 }
             )
@@ -200,8 +201,21 @@ def _number(value: float | None) -> dg.MetadataValue | None:
 
 
 def _json_safe(value: float) -> float | str:
-    """NaN and infinity as text: JSON has no number for them, so Dagster's page would not load."""
-    return float(value) if math.isfinite(value) else str(value)
+    """NaN and infinity as text.
+
+    JSON has no number for them, so Dagster's page would not load; and the largest float, which MLflow's databases keep
+    in infinity's place, would flatten the plot over all builds.
+    """
+    if math.isnan(value):
+        return str(value)
+    if abs(value) >= INFINITE:
+        return "inf" if value > 0 else "-inf"
+    return float(value)
+
+
+def _named(key: str, value: float) -> str:
+    safe = _json_safe(value)
+    return f"{key} {safe}" if isinstance(safe, str) else f"{key} {safe:g}"
 
 
 def _text(value: str | None) -> dg.MetadataValue | None:

@@ -151,6 +151,26 @@ class TestMetadata:
         assert shown["metrics/loss"] == dg.MetadataValue.text(str(value))
         assert table(shown["metrics"])[0]["value"] == str(value)
 
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [(1.7976931348623157e308, "inf"), (-1.7976931348623157e308, "-inf"), (1.79e308, "inf"), (math.inf, "inf")],
+    )
+    def test_infinity_as_mlflow_keeps_it_is_text_everywhere(self, value: float, text: str) -> None:
+        # One diverged build would flatten the plot over all of them: FastTrackML#489, mlflow#22826.
+        other = dataclasses.replace(trained({"loss": value, "acc": 0.5}), id="b", name="fold")
+        root = trained({"loss": value, "acc": 0.25})
+        shown = training_metadata(
+            FinishedTraining(run=root, url="http://m/", histories={}, usage=None, root=root, others=[other]), BUILD
+        )
+        assert shown["metrics/loss"] == dg.MetadataValue.text(text)
+        assert [row["value"] for row in table(shown["metrics"])] == [0.25, text]
+        assert [row["metrics"] for row in table(shown["runs"])] == [f"acc 0.25, loss {text}", f"acc 0.5, loss {text}"]
+        assert "308" not in serialize_value(dg.AssetMaterialization("x", metadata=shown))
+
+    @pytest.mark.parametrize("value", [1e299, -1e299, 0.0, 5e-324])
+    def test_a_number_that_is_only_large_or_small_stays_one(self, value: float) -> None:
+        assert metadata(trained({"loss": value}))["metrics/loss"] == dg.MetadataValue.float(value)
+
     def test_thousands_of_metrics_and_parameters_do_not_explode_the_event(self) -> None:
         names = [f"{index:05}" for index in range(5000)]
         shown = metadata(
