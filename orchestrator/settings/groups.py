@@ -257,7 +257,14 @@ class MachineSettings(SettingsGroup):
     market: Markets = setting(
         "INSTANCE_MARKET", "on-demand or spot; `spot,on-demand` tries one after the other", ("on-demand",)
     )
-    root_volume_gb: int = setting("ROOT_VOLUME_GB", "size of the encrypted gp3 root volume, in GB", 30, ge=1, le=16384)
+    root_volume_gb: int | None = setting(
+        "ROOT_VOLUME_GB",
+        "size of the encrypted gp3 root volume, in GB, where the image's own is smaller; default: the image's own "
+        "size, and at least 30",
+        None,
+        ge=1,
+        le=16384,
+    )
     ready_when: Literal["status-checks", "ssh"] = setting(
         "READY_WHEN",
         "status-checks: wait for EC2's 2/2; ssh: only until SSH answers (saves minutes)",

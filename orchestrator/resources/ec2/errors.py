@@ -121,7 +121,7 @@ EXPLANATIONS = (
     ),
     Explanation(
         r"InvalidBlockDeviceMapping.*|InvalidParameter.*",
-        "the root volume cannot have {root_volume_gb} GB: set ROOT_VOLUME_GB to what the image {ami} needs",
+        "the root volume cannot have this size: set ROOT_VOLUME_GB to what the image {ami} needs",
         message=r"(?i)volume ?size|volume of size|smaller than snapshot",
     ),
     Explanation(

@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 # What most images call their root device; taken when AWS does not tell.
 _USUAL_ROOT_DEVICE = "/dev/sda1"
 
+# What a training gets at least where nothing is set: its packages, data and model lie beside the system.
+_LEAST_ROOT_GB = 30
+
 
 @dataclass(frozen=True)
 class LaunchOption:
@@ -82,15 +85,23 @@ def disks(settings: MachineSettings, image: ImageTypeDef) -> list[BlockDeviceMap
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-block-device-mapping.html
 
     Args:
-        settings: the root volume's size.
+        settings: how large the root volume should be; it is at least as large as the image's own.
         image: as DescribeImages tells it; empty when it does not.
     """
     root = image.get("RootDeviceName") or _USUAL_ROOT_DEVICE
+    theirs_gb = max(
+        (
+            disk.get("Ebs", {}).get("VolumeSize") or 0
+            for disk in image.get("BlockDeviceMappings", [])
+            if disk.get("DeviceName") == root
+        ),
+        default=0,
+    )
     mappings: list[BlockDeviceMappingTypeDef] = [
         {
             "DeviceName": root,
             "Ebs": {
-                "VolumeSize": settings.root_volume_gb,
+                "VolumeSize": _root_gb(settings, theirs_gb),
                 "VolumeType": "gp3",
                 "Encrypted": True,
                 "DeleteOnTermination": True,
@@ -105,6 +116,16 @@ def disks(settings: MachineSettings, image: ImageTypeDef) -> list[BlockDeviceMap
                 ours["VolumeSize"] = size
             mappings.append({"DeviceName": name, "Ebs": ours})
     return mappings
+
+
+def _root_gb(settings: MachineSettings, theirs: int) -> int:
+    """AWS refuses a root volume that is smaller than the image's own."""
+    wanted = settings.root_volume_gb
+    if wanted is None:
+        return max(_LEAST_ROOT_GB, theirs)
+    if wanted < theirs:
+        _log.info(f"Root volume: {theirs} GB, the size of image {settings.ami}, instead of ROOT_VOLUME_GB={wanted}")
+    return max(wanted, theirs)
 
 
 def run_instances_request(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -123,6 +124,43 @@ def test_the_root_volume_is_set_up_under_the_images_own_name_for_it(account: Acc
     ec2.launch(owner(), attempt="run-1")
     (request,) = account.asked("RunInstances")
     assert request["BlockDeviceMappings"][0]["DeviceName"] == "/dev/xvda"
+
+
+@pytest.mark.parametrize(
+    ("setting", "of_the_image", "asked_for", "logged"),
+    [
+        (None, 105, 105, False),  # the report: a Deep Learning AMI
+        (None, 8, 30, False),
+        (None, None, 30, False),
+        (44, 105, 105, True),
+        (200, 105, 200, False),
+        (10, 8, 10, False),
+    ],
+)
+def test_the_root_volume_is_never_smaller_than_the_images_own(
+    account: Account,
+    caplog: pytest.LogCaptureFixture,
+    setting: int | None,
+    of_the_image: int | None,
+    asked_for: int,
+    logged: bool,
+) -> None:
+    caplog.set_level(logging.INFO, logger="orchestrator.resources.ec2")
+    ec2 = account.ec2(root_volume_gb=setting)
+    root = {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": "snap-1"}}
+    if of_the_image:
+        root["Ebs"]["VolumeSize"] = of_the_image  # type: ignore[index]
+
+    def describe(parsed: dict[str, Any], **_: object) -> None:
+        data = {"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 500}}
+        parsed["Images"][0].update(RootDeviceName="/dev/xvda", BlockDeviceMappings=[data, root])
+
+    events(ec2).register("after-call.ec2.DescribeImages", describe)
+    ec2.launch(owner(), attempt="run-1")
+    (request,) = account.asked("RunInstances")
+    assert request["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] == asked_for
+    lines = [line for line in caplog.messages if line.startswith("Root volume: 105 GB")]
+    assert bool(lines) is logged
 
 
 def test_the_images_data_disks_go_with_the_instance_too(account: Account) -> None:
