@@ -12,13 +12,17 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,
+    CredentialRetrievalError,
     EndpointConnectionError,
     HTTPClientError,
+    LoginError,
     NoCredentialsError,
     NoRegionError,
     PartialCredentialsError,
     ProfileNotFound,
     SSLError,
+    SSOError,
+    TokenRetrievalError,
 )
 from botocore.parsers import ResponseParserError
 
@@ -48,6 +52,7 @@ class Explanation:
     message: str = ""
 
 
+_FORBIDDEN = r"UnauthorizedOperation|AccessDenied.*|UnauthorizedAccess|Client\.UnauthorizedOperation"
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 # The first line that fits is taken.
@@ -80,6 +85,23 @@ EXPLANATIONS = (
         message=r"[Aa]rchitecture",
     ),
     Explanation(
+        r"Unsupported.*|InvalidParameter.*",
+        "the image {ami} lacks ENA, which this instance type needs: set AMI_ID to a newer image, or INSTANCE_TYPE to "
+        "an older type",
+        message=r"\bENA\b|Elastic Network Adapter",
+    ),
+    Explanation(
+        r"Unsupported.*|InvalidParameter.*",
+        "the image {ami} cannot start on this instance type: change AMI_ID or INSTANCE_TYPE",
+        message=r"(?i)NVMe|boot mode|UEFI|virtualization type",
+    ),
+    Explanation(
+        r"Unsupported.*|InvalidParameter.*",
+        "the account's free plan does not cover this instance type: set INSTANCE_TYPE=t3.small or another one that it "
+        "covers, or upgrade the plan in the AWS console (Billing)",
+        message=r"(?i)free[ -]tier",
+    ),
+    Explanation(
         r"Unsupported",
         "this instance type is not offered here: change INSTANCE_TYPE, or SUBNET_ID to one of another zone",
         CapacityUnavailable,
@@ -92,6 +114,12 @@ EXPLANATIONS = (
     Explanation(
         r"InvalidKeyPair\..*|InvalidKey.*",
         "the key pair {key_pair} does not exist in {region}: set KEY_PAIR_NAME",
+    ),
+    Explanation(
+        r"InvalidGroup.*|InvalidSecurityGroup.*",
+        "the security group {security_group} is not in the VPC of the subnet (without SUBNET_ID: in the default VPC), so "
+        "it belongs to another VPC or is gone: change SECURITY_GROUP_ID or SUBNET_ID",
+        message=r"(?i)\bVPC\b",
     ),
     Explanation(
         r"InvalidGroup.*|InvalidSecurityGroup.*|InvalidPermission.*",
@@ -115,7 +143,7 @@ EXPLANATIONS = (
         message=r"(?i)instance ?profile",
     ),
     Explanation(
-        r"InvalidInstanceType.*|InvalidParameter.*",
+        r"InvalidInstanceType.*|InvalidParameterValue.*",
         "AWS knows no instance type {instance_types} in {region}: set INSTANCE_TYPE",
         message=r"(?i)instance[ -]?type",
     ),
@@ -128,6 +156,10 @@ EXPLANATIONS = (
         r"VolumeLimitExceeded|MaxIOPSLimitExceeded",
         "the account's quota for EBS volumes is used up: delete volumes, or raise it in AWS Service Quotas",
         CapacityUnavailable,
+    ),
+    Explanation(
+        r"InvalidParameterCombination",
+        "these settings do not go together: change INSTANCE_TYPE, AMI_ID, SUBNET_ID or INSTANCE_MARKET as AWS says",
     ),
     # Instances.
     Explanation(
@@ -149,7 +181,18 @@ EXPLANATIONS = (
     ),
     # Who we are, and what we may do.
     Explanation(
-        r"UnauthorizedOperation|AccessDenied.*|UnauthorizedAccess|Client\.UnauthorizedOperation",
+        _FORBIDDEN,
+        "a policy of the AWS organization (SCP) forbids {action}, whatever this user or role is allowed; often it asks "
+        "for a tag, an encryption key, a region or an instance type: ask who keeps it",
+        message=r"(service|resource) control polic(y|ies)",
+    ),
+    Explanation(
+        _FORBIDDEN,
+        "a policy denies {action} explicitly, and allowing it elsewhere does not help: change that policy",
+        message=r"explicit deny",
+    ),
+    Explanation(
+        _FORBIDDEN,
         "the AWS user or role may not do this: allow it the action {action}",
     ),
     Explanation(
@@ -158,9 +201,26 @@ EXPLANATIONS = (
         "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN",
     ),
     Explanation(
+        r"AuthFailure",
+        "the image {ami} is private, gone, or of another region than {region}: set AMI_ID, or have it shared with this "
+        "account",
+        message=r"(?i)not authorized for images?",
+    ),
+    Explanation(
+        r"AuthFailure\.ServiceLinkedRole.*",
+        "the account has no role AWSServiceRoleForEC2Spot, and we may not make it: run `aws iam "
+        "create-service-linked-role --aws-service-name spot.amazonaws.com`, or set INSTANCE_MARKET=on-demand",
+    ),
+    Explanation(
+        r"UnauthorizedException|ForbiddenException",
+        "the AWS login (SSO) has expired, or does not give this role: run `aws sso login`, and check the profile that "
+        "AWS_PROFILE names",
+    ),
+    Explanation(
         r"AuthFailure|InvalidClientTokenId|InvalidAccessKeyId|SignatureDoesNotMatch|IncompleteSignature"
         r"|UnrecognizedClient.*|MissingAuthenticationToken|InvalidSecurity",
-        f"AWS rejected the credentials: {_KEYS}",
+        f"AWS rejected the credentials: {_KEYS}, that the region {{region}} is enabled for the account, and that this "
+        "machine's clock is right",
     ),
     Explanation(
         r"OptInRequired",
@@ -173,9 +233,19 @@ EXPLANATIONS = (
     ),
 )
 
+_LOGIN_EXPIRED = "the AWS login (SSO) has expired: run `aws sso login` for the profile that AWS_PROFILE names"
+
 _WITHOUT_ANSWER: tuple[tuple[type[BotoCoreError], str], ...] = (
     (NoCredentialsError, "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
     (PartialCredentialsError, f"the AWS credentials are not complete: {_KEYS}"),
+    (SSOError, _LOGIN_EXPIRED),
+    (TokenRetrievalError, _LOGIN_EXPIRED),
+    (LoginError, "the AWS login has expired: run `aws login` for the profile that AWS_PROFILE names"),
+    (
+        CredentialRetrievalError,
+        "the AWS credentials could not be fetched: if they come from SSO, run `aws sso login`; else check what the "
+        "profile that AWS_PROFILE names gets them from",
+    ),
     (ProfileNotFound, "there is no such AWS profile: correct AWS_PROFILE, or unset it"),
     (NoRegionError, "no AWS region: set AWS_DEFAULT_REGION, for example to eu-central-1"),
     (SSLError, "the TLS certificate of AWS was not accepted: check AWS_ENDPOINT_URL and AWS_CA_BUNDLE"),

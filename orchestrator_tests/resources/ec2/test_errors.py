@@ -7,7 +7,9 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionClosedError,
+    CredentialRetrievalError,
     EndpointConnectionError,
+    LoginRefreshRequired,
     NoCredentialsError,
     NoRegionError,
     ParamValidationError,
@@ -15,6 +17,9 @@ from botocore.exceptions import (
     ProfileNotFound,
     ReadTimeoutError,
     SSLError,
+    SSOTokenLoadError,
+    TokenRetrievalError,
+    UnauthorizedSSOTokenError,
 )
 
 from orchestrator.errors import CapacityUnavailable, Ec2Error, InstanceLost, LaunchRefused
@@ -73,6 +78,81 @@ def explained(error: Exception) -> Ec2Error:
             LaunchRefused,
             ["ROOT_VOLUME_GB", "75GB"],
         ),
+        # The table of the field report; each message is one that somebody posted.
+        ("AuthFailure", "Not authorized for images: [ami-0abc]", LaunchRefused, ["ami-7", "eu-west-1", "AMI_ID"]),
+        (
+            "InvalidParameterCombination",
+            "The specified instance type is not eligible for Free Tier. For a list of Free Tier instance types, run "
+            "'describe-instance-types' with the filter 'free-tier-eligible=true'.",
+            LaunchRefused,
+            ["INSTANCE_TYPE=t3.small", "plan"],
+        ),
+        (
+            "InvalidParameterCombination",
+            "Enhanced networking with the Elastic Network Adapter (ENA) is required for the 't3.medium' instance type. "
+            "Ensure that you are using an AMI that is enabled for ENA.",
+            LaunchRefused,
+            ["lacks ENA", "ami-7", "AMI_ID"],
+        ),
+        (
+            "UnauthorizedOperation",
+            "You are not authorized to perform this operation. User: arn:aws:sts::1:assumed-role/me is not authorized "
+            "to perform: ec2:RunInstances on resource: arn:aws:ec2:us-east-1:1:instance/* with an explicit deny in a "
+            "service control policy. Encoded authorization failure message: aGVsbG8gd29ybGQ",
+            LaunchRefused,
+            ["organization (SCP) forbids ec2:RunInstances"],
+        ),
+        ("ForbiddenException", "No access", LaunchRefused, ["`aws sso login`"]),
+        ("UnauthorizedException", "Session token not found or invalid", LaunchRefused, ["`aws sso login`"]),
+        (
+            "AuthFailure",
+            "AWS was not able to validate the provided access credentials",
+            LaunchRefused,
+            ["AWS_ACCESS_KEY_ID", "region eu-west-1 is enabled", "clock"],
+        ),
+        (
+            "InvalidGroup.NotFound",
+            "The security group 'sg-7' does not exist in VPC 'vpc-1'",
+            LaunchRefused,
+            ["belongs to another VPC", "SECURITY_GROUP_ID", "SUBNET_ID"],
+        ),
+        # More of the same kinds.
+        (
+            "InvalidGroup.NotFound",
+            "The security group 'sg-7' does not exist in default VPC 'vpc-1'",
+            LaunchRefused,
+            ["belongs to another VPC", "default VPC"],
+        ),
+        (
+            "InvalidParameterValue",
+            "The instance type t2.micro does not support an AMI with the UEFI boot mode.",
+            LaunchRefused,
+            ["ami-7 cannot start on this instance type"],
+        ),
+        (
+            "InvalidParameterCombination",
+            "Network interfaces and an instance-level subnet ID may not be specified on the same request",
+            LaunchRefused,
+            ["do not go together"],
+        ),
+        (
+            "UnauthorizedOperation",
+            "User: u is not authorized to perform: ec2:CreateTags with an explicit deny in an identity-based policy",
+            LaunchRefused,
+            ["denies ec2:CreateTags explicitly"],
+        ),
+        (
+            "AccessDenied",
+            "User: u is not authorized to perform: ec2:RunInstances because no service control policy allows it",
+            LaunchRefused,
+            ["organization (SCP) forbids ec2:RunInstances"],
+        ),
+        (
+            "AuthFailure.ServiceLinkedRoleCreationNotPermitted",
+            "The provided credentials do not have permission to create the service-linked role for EC2 Spot Instances.",
+            LaunchRefused,
+            ["AWSServiceRoleForEC2Spot", "INSTANCE_MARKET=on-demand"],
+        ),
         ("UnauthorizedOperation", "You are not authorized.", LaunchRefused, ["ec2:RunInstances"]),
         (
             "UnauthorizedOperation",
@@ -119,6 +199,12 @@ def test_every_sentence_names_only_what_there_is(line: Any) -> None:
     ("error", "words"),
     [
         (NoCredentialsError(), "AWS_ACCESS_KEY_ID"),
+        (UnauthorizedSSOTokenError(), "`aws sso login`"),
+        (SSOTokenLoadError(error_msg="Token for x does not exist"), "`aws sso login`"),
+        (TokenRetrievalError(provider="sso", error_msg="Token has expired and refresh failed"), "`aws sso login`"),
+        (CredentialRetrievalError(provider="sso", error_msg="x"), "`aws sso login`"),
+        (CredentialRetrievalError(provider="custom-process", error_msg="vault: sealed"), "vault: sealed"),
+        (LoginRefreshRequired(), "`aws login`"),
         (PartialCredentialsError(provider="env", cred_var="x"), "AWS_SECRET_ACCESS_KEY"),
         (ProfileNotFound(profile="p"), "AWS_PROFILE"),
         (NoRegionError(), "AWS_DEFAULT_REGION"),
