@@ -19,11 +19,10 @@ from typing import Literal
 import tenacity
 
 from orchestrator.errors import SshError, SshRefused, SshUnreachable
-from orchestrator.printable import printable
 from orchestrator.remote.job import Argument, JobFile, job_file
 from orchestrator.remote.training_exit import TrainingExit
 from orchestrator.resources.retry import REMOTE_CALLS, REMOTE_FOLLOWING, RetryPolicy
-from orchestrator.resources.ssh import Completed, Ssh
+from orchestrator.resources.ssh import Completed, Ssh, login_advice, login_words
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +34,26 @@ _LOG_BEGINS = b"\x1eorchestrator log\n"
 _STATE = "state: "
 _UPLOAD = (
     'umask 077; d="$HOME/.orchestrator/$1"; mkdir -p "$d/hooks" && cd "$d" || exit 1; '
-    "[ -h pid ] && exit 0; "  # a started supervisor keeps its own verbs
-    'cat >"$3.$$" && [ $(($(wc -c <"$3.$$"))) -eq "$2" ] && mv -f "$3.$$" "$3"'
+    # a started supervisor keeps its own verbs
+    '[ -h pid ] || { cat >"$3.$$" && [ $(($(wc -c <"$3.$$"))) -eq "$2" ] && mv -f "$3.$$" "$3"; } || exit 1; '
+    'echo "state: uploaded"'
 )
+_ENDED = r"(?:exited|signaled|deadline|stopped|lost)\b.*"
+_UPLOADED = re.compile("uploaded")
+_STARTED = re.compile(r"(?P<how>started|adopted)(?P<as_login> as-login)?")
+_STATES = re.compile(rf"absent|running|{_ENDED}")
+"""Only these are answers: a login may run something else, say whatever it likes, and exit with status 0."""
+
+_STRANGE_ENDS = 5
+"""So many commands in a row that exit with status 0 and are not ours: no loss of a connection looks like that."""
+
+_LOOK_AT_THE_LOGIN = (
+    "look at what it runs first (~/.bashrc, ForceCommand): `ssh SSH_USER@instance echo hello` must print hello"
+)
+
+_KEPT_NOISE = 4096
+"""Bytes of what a login says before our command does."""
+
 _CALL = (
     'if cd "$HOME/.orchestrator/$1" 2>/dev/null && [ -e supervisor.sh ]; '
     'then shift; exec sh ./supervisor.sh "$@"; else echo "state: absent"; echo "state: absent" >&2; fi'
@@ -99,7 +115,8 @@ class RemoteTraining:
             Whether this call started it; False when an earlier one did, which is left as it was.
 
         Raises:
-            SshError: it could not be started, or the instance was not reached three times.
+            SshError: it could not be started, the login runs something else than what it is given, or the instance was
+                not reached three times. The environment goes only to a login that has taken the supervisor.
             ValueError: no program can be given this command or environment (see `job.py`).
         """
         job = job_file(command, environment, files)
@@ -107,23 +124,23 @@ class RemoteTraining:
         for name in _FILES:
             content = (_HERE / name).read_bytes()
             upload = ["sh", "-c", _UPLOAD, "sh", self._run_id, str(len(content)), name]
-            self._checked(upload, stdin=content, check=check)
-        answer = self._call("start", str(seconds), str(len(job)), *([user] if user else []), stdin=job, check=check)
-        started, _, as_login = _state_in(answer).partition(" ")
-        if as_login:
+            self._checked(upload, stdin=content, check=check, answers=_UPLOADED)
+        arguments = (str(seconds), str(len(job)), *([user] if user else []))
+        started = self._call("start", *arguments, stdin=job, check=check, answers=_STARTED)
+        if started["as_login"]:
             _log.warning(
                 f"The training runs as the login of SSH_USER: the instance has no user TRAINING_USER={user}, or "
                 "`sudo -n` cannot become it; its deadline is kept from outside only"
             )
-        return started == "started"
+        return started["how"] == "started"
 
     def state(self) -> TrainingExit | Literal["absent", "running"]:
         """What the instance knows of this training; `absent` when it was never started there.
 
         Raises:
-            SshError: the instance was not reached three times.
+            SshError: the instance was not reached three times, or its login runs something else than what it is given.
         """
-        state = _state_in(self._call("state"))
+        state = self._call("state", answers=_STATES)[0]
         return TrainingExit.parse(state) or ("running" if state == "running" else "absent")
 
     def follow(
@@ -152,9 +169,11 @@ class RemoteTraining:
         Raises:
             HostKeyMismatch: another machine answers at that address now.
             SshRefused: the login is refused for too long, and `check` finds nothing wrong.
+            SshError: the login runs something else than what it is given, several times in a row.
         """
         output = _SupervisorOutput(write, offset)
         pause = 0.0
+        strange_ends: list[tuple[float, int | None]] = []
         while True:
             try:
                 if not self._ssh.connected:
@@ -166,6 +185,11 @@ class RemoteTraining:
                 if count := output.skip():
                     skipped(count)
                     continue
+                strange_ends.append((time.monotonic(), output.exit_status))
+                if output.begun:
+                    strange_ends.clear()
+                elif self._is_no_loss(strange_ends):
+                    raise self._not_ours(output.noise, output.complaints, status=output.exit_status)
                 raise SshUnreachable("the command that reads the output was ended on the instance")
             except (SshUnreachable, SshRefused) as error:
                 now = time.monotonic()
@@ -192,7 +216,8 @@ class RemoteTraining:
         Raises:
             SshError: the instance was not reached three times.
         """
-        return TrainingExit.parse(_state_in(self._call("stop", str(grace_seconds), extra_seconds=grace_seconds + 20)))
+        stopped = self._call("stop", str(grace_seconds), extra_seconds=grace_seconds + 20, answers=_STATES)
+        return TrainingExit.parse(stopped[0])
 
     def last_lines(self, count: int) -> list[str]:
         """The last lines of the output, of its last 64 kB, unmasked.
@@ -203,7 +228,8 @@ class RemoteTraining:
         Raises:
             SshError: the instance was not reached three times.
         """
-        text = self._call("last", str(count)).stdout.decode(errors="replace")
+        answer = self._run(self._argv("last", str(count)))
+        text = answer.stdout.decode(errors="replace")
         return text.removesuffix("\n").split("\n")[-count:] if text else []
 
     def _follow_once(self, output: _SupervisorOutput, most_behind: Callable[[], int | None]) -> TrainingExit | None:
@@ -223,7 +249,7 @@ class RemoteTraining:
 
         output.begin()
         try:
-            self._ssh.stream(
+            output.exit_status = self._ssh.stream(
                 self._argv("follow", str(output.offset), "" if behind is None else str(behind)),
                 on_stdout=noticed(output.on_stdout),
                 on_stderr=noticed(output.on_stderr),
@@ -233,6 +259,17 @@ class RemoteTraining:
             return self._follow_once(output, most_behind)
         return TrainingExit("lost") if output.state == "absent" else TrainingExit.parse(output.state or "unknown")
 
+    def _is_no_loss(self, strange_ends: Sequence[tuple[float, int | None]]) -> bool:
+        """Whether commands that ended in a row without a word of the supervisor were not run at all.
+
+        A machine that shuts down or has no memory left kills what is started on it: for a while, this proves nothing.
+        """
+        if len(strange_ends) < _STRANGE_ENDS:
+            return False
+        (first, _), (last, _) = strange_ends[0], strange_ends[-1]
+        all_well = all(status == 0 for _, status in strange_ends[-_STRANGE_ENDS:])
+        return all_well or last - first > self._following.total_seconds
+
     def _argv(self, verb: str, *arguments: str) -> list[str]:
         return ["sh", "-c", _CALL, "sh", self._run_id, verb, *arguments]
 
@@ -240,17 +277,38 @@ class RemoteTraining:
         self,
         verb: str,
         *arguments: str,
+        answers: re.Pattern[str],
+        stdin: bytes = b"",
+        extra_seconds: float = 0,
+        check: Callable[[], object] = lambda: None,
+    ) -> re.Match[str]:
+        argv = self._argv(verb, *arguments)
+        return self._checked(argv, stdin=stdin, extra_seconds=extra_seconds, check=check, answers=answers)
+
+    def _checked(
+        self,
+        argv: Sequence[str],
+        *,
+        answers: re.Pattern[str],
+        stdin: bytes = b"",
+        extra_seconds: float = 0,
+        check: Callable[[], object] = lambda: None,
+    ) -> re.Match[str]:
+        """Run something that may be run twice, and that answers with one of these states."""
+        answer = self._run(argv, stdin=stdin, extra_seconds=extra_seconds, check=check)
+        found = answers.fullmatch(_state_in(answer))
+        if found is None:
+            raise self._not_ours(answer.stdout, answer.stderr, stdin=stdin)
+        return found
+
+    def _run(
+        self,
+        argv: Sequence[str],
+        *,
         stdin: bytes = b"",
         extra_seconds: float = 0,
         check: Callable[[], object] = lambda: None,
     ) -> Completed:
-        return self._checked(self._argv(verb, *arguments), stdin=stdin, extra_seconds=extra_seconds, check=check)
-
-    def _checked(
-        self, argv: Sequence[str], *, stdin: bytes, extra_seconds: float = 0, check: Callable[[], object]
-    ) -> Completed:
-        """Run something that may be run twice."""
-
         def before_another_try(_: tenacity.RetryCallState) -> None:
             check()
 
@@ -259,12 +317,22 @@ class RemoteTraining:
         )
         answer = retrying(self._once, argv, stdin=stdin, timeout_seconds=self._calls.answer_seconds + extra_seconds)
         if answer.exit_status != 0:
-            complaint = printable(answer.stderr.decode(errors="replace")).strip()[-300:]
-            raise SshError(
-                f"the supervisor of the training could not work on the instance (status {answer.exit_status}): "
-                f"{complaint or 'it said nothing'}; check the disk's space (ROOT_VOLUME_GB) and the image AMI_ID"
-            )
+            raise self._not_ours(answer.stdout, answer.stderr, stdin=stdin, status=answer.exit_status)
         return answer
+
+    def _not_ours(self, stdout: bytes, stderr: bytes, *, stdin: bytes = b"", status: int | None = 0) -> SshError:
+        advice = login_advice(stdout, stderr)
+        words = login_words(stdout, stderr, stdin=stdin)
+        if status == 0:
+            return SshError(
+                "the login of SSH_USER does not run the command that it is given, and exits with status 0: "
+                f"{words}; {advice or _LOOK_AT_THE_LOGIN}"
+            )
+        ended = "killed by a signal" if status is None else f"status {status}"
+        return SshError(
+            f"the supervisor of the training could not work on the instance ({ended}): {words}; "
+            f"{advice or 'check the disk (ROOT_VOLUME_GB), the image AMI_ID and SSH_USER'}"
+        )
 
     def _once(self, argv: Sequence[str], *, stdin: bytes, timeout_seconds: float) -> Completed:
         if not self._ssh.connected:
@@ -292,11 +360,16 @@ class _SupervisorOutput:
         self._before = b""
         self._line = b""
         self.state = ""
+        self.noise = b""
+        self.complaints = b""
+        self.exit_status: int | None = None
 
     def on_stdout(self, data: bytes) -> None:
         if not self.begun:  # what a login shell's profile prints comes before the mark
-            noise, mark, data = (self._before + data).partition(_LOG_BEGINS)
+            before = self._before
+            noise, mark, data = (before + data).partition(_LOG_BEGINS)
             self.begun, self._before = bool(mark), noise[-len(_LOG_BEGINS) :]
+            self.noise = (self.noise + noise[len(before) :])[-_KEPT_NOISE:]
         self.offset += len(data)
         if text := self._decoder.decode(data):
             self._write(text)
@@ -304,6 +377,8 @@ class _SupervisorOutput:
     def on_stderr(self, data: bytes) -> None:
         *lines, rest = (self._line + data).split(b"\n")
         self._line = rest[-1024:]
+        if not self.begun:
+            self.complaints = (self.complaints + data)[-_KEPT_NOISE:]
         for line in lines:
             if line.startswith(_STATE.encode()):
                 self.state = line.decode(errors="replace").removeprefix(_STATE)
@@ -326,4 +401,6 @@ class _SupervisorOutput:
 
 
 def _state_in(answer: Completed) -> str:
-    return answer.stdout.decode(errors="replace").rpartition(_STATE)[2].strip() or "unknown"
+    """The last state that was told, whatever a login shell prints before and after it."""
+    state = answer.stdout.decode(errors="replace").rpartition(_STATE)[2]
+    return state.partition("\n")[0].strip()

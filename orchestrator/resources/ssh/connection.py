@@ -24,6 +24,7 @@ from orchestrator.resources.retry import SshPolicy
 from orchestrator.resources.ssh.channel import FAULTS, KEPT_BYTES, Completed, ExchangeError, close, exchange
 from orchestrator.resources.ssh.host_keys import HostTrust
 from orchestrator.resources.ssh.login_key import private_key
+from orchestrator.resources.ssh.login_words import login_words
 from orchestrator.settings.groups import SshSettings
 
 KEEPALIVE_SECONDS = 15
@@ -130,14 +131,20 @@ class Ssh:
         """
         limit = self._policy.answer_seconds if timeout_seconds is None else timeout_seconds
         stdout, stderr = bytearray(), bytearray()
-        status = self._execute(
-            argv,
-            stdin=stdin,
-            on_stdout=lambda data: stdout.extend(data[: KEPT_BYTES - len(stdout)]),
-            on_stderr=lambda data: stderr.extend(data[: KEPT_BYTES - len(stderr)]),
-            silence_seconds=limit,
-            timeout_seconds=limit,
-        )
+        try:
+            status = self._execute(
+                argv,
+                stdin=stdin,
+                on_stdout=lambda data: stdout.extend(data[: KEPT_BYTES - len(stdout)]),
+                on_stderr=lambda data: stderr.extend(data[: KEPT_BYTES - len(stderr)]),
+                silence_seconds=limit,
+                timeout_seconds=limit,
+            )
+        except SshUnreachable as error:
+            if stdout or stderr:
+                words = login_words(bytes(stdout), bytes(stderr), stdin=stdin)
+                raise SshUnreachable(f"{error}; before that, {words}") from error
+            raise
         return Completed(exit_status=status, stdout=bytes(stdout), stderr=bytes(stderr))
 
     def stream(
