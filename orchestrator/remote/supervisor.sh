@@ -17,7 +17,9 @@
 #
 #   pid -> "PID BOOT BIRTH"  the supervisor;   child -> "PID"  the training, and its session
 #   stop -> "GRACE"          asked to stop;    cause -> "deadline" or "stopped"  why it is being ended
-#   exit -> "HOW STATUS EPOCH"                 how it ended: exited, signaled, deadline, stopped
+#   exit -> "HOW STATUS EPOCH FACT=NUMBER..."  how it ended: exited, signaled, deadline, stopped
+#   kernel -> "OOM_KILLS OOM_KILLS"  the kernel's counts at the start: of the machine, of our cgroup
+#   memory -> "KILOBYTES"            the least memory that was available
 #   user -> "NAME UID"  the training's own login (TRAINING_USER): none of the above is within its reach
 #
 # Without that login the training can reach all of it, so its deadline has keepers outside of the machine.
@@ -59,6 +61,15 @@ born() { # PID: "BOOT BIRTH" of a living process, which never come twice
   set -- ${stat##*) }
   case $1 in [ZX]) return 1 ;; esac
   echo "$boot ${20}"
+}
+
+rebooted() { # whether the supervisor of this directory lived on an earlier boot of the machine
+  owner=$(told pid) || return 1
+  { read -r boot </proc/sys/kernel/random/boot_id; } 2>/dev/null || return 1
+  case $owner in
+    *" - "*) return 1 ;;
+    *" $boot "*) return 1 ;;
+  esac
 }
 
 alive() { # whether the supervisor of this directory lives, on this boot of the machine
@@ -132,6 +143,54 @@ end() { # CAUSE GRACE: asks them to end, waits GRACE seconds, then ends them
   done
   end_containers # one that was about to start
 }
+
+# ------------------------------------------------------------------------------------- what the kernel can tell
+
+number_in() { # NAME FILE...: behind the name, in the first file that has it; "-" where none has
+  name=$1
+  shift
+  line=$(grep -hs "^$name[: ]" "$@" </dev/null)
+  # shellcheck disable=SC2086 # the fields are to be split
+  set -- ${line:-- -}
+  echo "$2"
+}
+
+oom_kills() { # how many processes the kernel has killed for lack of memory: of the machine, and of our cgroup
+  of=
+  while IFS=: read -r _ kinds group; do
+    case $kinds in
+      "") of="$of /sys/fs/cgroup$group/memory.events /sys/fs/cgroup/unified$group/memory.events" ;;
+      memory) of="$of /sys/fs/cgroup/memory$group/memory.oom_control" ;;
+    esac
+  done </proc/self/cgroup
+  # shellcheck disable=SC2086 # the files are to be split
+  echo "$(number_in oom_kill /proc/vmstat) $(number_in oom_kill $of)"
+} 2>/dev/null
+
+note_memory() { # keeps the least that was available, to within a hundredth
+  while read -r name available _; do
+    [ "$name" != MemAvailable: ] || break
+  done </proc/meminfo
+  [ "$name" = MemAvailable: ] && [ "$((available + available / 100))" -lt "${least:-999999999999}" ] || return 0
+  least=$available
+  ln -sfn "$least" memory
+} 2>/dev/null
+
+facts() { # as " NAME=NUMBER": what the machine can tell of an end; what it cannot tell is left out
+  # shellcheck disable=SC2046 # the numbers are to be split
+  set -- $(told kernel || echo - -) $(oom_kills)
+  for pair in "oom_kills $1 ${3--}" "cgroup_oom_kills $2 ${4--}"; do
+    # shellcheck disable=SC2086 # the fields are to be split
+    set -- $pair
+    case "$2$3" in *[!0-9]*) ;; *) [ "$3" -lt "$2" ] || printf ' %s=%s' "$1" $(($3 - $2)) ;; esac
+  done
+  disk=$(df -Pk . | tail -n 1)
+  # shellcheck disable=SC2086 # the fields are to be split
+  set -- ${disk:-- - - -}
+  for pair in "memory_kb $(number_in MemTotal /proc/meminfo)" "least_memory_kb $(told memory)" "disk_kb $4"; do
+    case ${pair#* } in "" | *[!0-9]*) ;; *) printf ' %s' "${pair% *}=${pair#* }" ;; esac
+  done
+} 2>/dev/null
 
 # --------------------------------------------------------------------------------------- the training itself
 
@@ -241,6 +300,7 @@ watch() { # DEADLINE
       end deadline 10
       return
     fi
+    note_memory
     pause 0.5
   done
 }
@@ -249,6 +309,7 @@ supervise() { # SECONDS JOB UMASK USER
   exec 3<"$2" # before anything else: whatever the job's variables do, no file of it is left
   rm -f -- "$2"
   ln -s "$$ $(born $$)" pid 2>/dev/null || return
+  ln -s "$(oom_kills)" kernel
   if [ -h user ]; then
     detached sh ./supervisor.sh as_user "$4" "$3" </dev/null >>log 2>&1 &
   else
@@ -274,12 +335,12 @@ supervise() { # SECONDS JOB UMASK USER
         ;;
     esac
   fi
-  ln -s "$how $status $(date +%s)" exit
+  ln -s "$how $status $(date +%s)$(facts)" exit
 }
 
 # ------------------------------------------------------------------------------------------------- the verbs
 
-state() { # absent, running, lost, or how it ended
+state() { # absent, running, lost, rebooted, or how it ended
   if [ -h exit ]; then
     told exit
   elif [ ! -h pid ]; then
@@ -287,7 +348,7 @@ state() { # absent, running, lost, or how it ended
   elif alive; then
     echo running
   else # it may have ended between the two looks
-    told exit || echo lost
+    told exit || { rebooted && echo rebooted; } || echo "lost$(facts)"
   fi
 }
 
@@ -366,10 +427,12 @@ stop() { # GRACE: returns when no process of the training is left
     ln -s "$1" stop 2>/dev/null
     limit=$(($(now) + $1 + 30))
     while [ "$(state)" = running ] && [ "$(now)" -lt "$limit" ]; do pause 0.2; done
-    if [ "$(state)" = lost ]; then
-      end stopped "$1"
-      ln -s "stopped 0 $(date +%s)" exit
-    fi
+    case $(state) in
+      lost* | rebooted)
+        end stopped "$1"
+        ln -s "stopped 0 $(date +%s)" exit
+        ;;
+    esac
   fi
   echo "state: $(state)"
 }

@@ -38,7 +38,7 @@ _UPLOAD = (
     '[ -h pid ] || { cat >"$3.$$" && [ $(($(wc -c <"$3.$$"))) -eq "$2" ] && mv -f "$3.$$" "$3"; } || exit 1; '
     'echo "state: uploaded"'
 )
-_ENDED = r"(?:exited|signaled|deadline|stopped|lost)\b.*"
+_ENDED = r"(?:exited|signaled|deadline|stopped|lost|rebooted)\b.*"
 _UPLOADED = re.compile("uploaded")
 _STARTED = re.compile(r"(?P<how>started|adopted)(?P<as_login> as-login)?")
 _STATES = re.compile(rf"absent|running|{_ENDED}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.errors import TrainingError, TrainingFailed, TrainingLost, TrainingTimedOut
 from orchestrator.pipeline.training.cause import cause_of_failure, shown
@@ -19,9 +20,18 @@ def failure(what: str, training_exit: TrainingExit, last_lines: Sequence[str]) -
         last_lines: of its output, masked.
     """
     tail = "; the last lines of its output:\n" + "\n".join(shown(last_lines)) if last_lines else "; it printed nothing"
+    cause = cause_of_failure(last_lines)
+    facts = training_exit.facts
+    advice = cause.advice or ""
+    # What the kernel knows is better than what the output lets us guess.
+    lacks = [lack for lack in (facts.lack_of_memory, facts.lack_of_disk) if lack]
+    if (facts.lack_of_memory and advice.startswith("its memory")) or (
+        facts.lack_of_disk and advice.startswith("its disk")
+    ):
+        cause = replace(cause, advice=None)
     kinds = {"deadline": TrainingTimedOut, "lost": TrainingLost}
     return kinds.get(training_exit.kind, TrainingFailed)(
-        f"{what}: {training_exit.describe()}{cause_of_failure(last_lines)}{tail}"
+        f"{what}: {training_exit.describe()}{cause}{''.join(f'; {lack}' for lack in lacks)}{tail}"
     )
 
 

@@ -100,6 +100,11 @@ class OnInstance:
             self._keep_whole(remote, most_bytes)
         if not training_exit.succeeded:
             self.check()  # a machine that is taken away ends its processes first
+            if training_exit.kind == "rebooted":
+                raise InstanceLost(
+                    f"instance {self.instance.id} rebooted under the training, which ended with it: AWS moved it to "
+                    "other hardware, it updated itself, or somebody restarted it"
+                )
             raise self._explain(remote, training_exit, output)
 
     def _keep_whole(self, remote: RemoteTraining, most_bytes: int) -> None:

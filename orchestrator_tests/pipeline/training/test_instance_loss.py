@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -162,6 +163,36 @@ def test_an_instance_that_somebody_stops_is_replaced_and_terminated(world: World
     assert attempt.train() != first.mlflow_run
     until(lambda: world.ec2.describe(first.id).state == "terminated")
     attempt.terminate()
+    attempt.close()
+
+
+REBOOT = """#!/bin/sh
+cd "$ORCHESTRATOR_TRAINING" && set -- $(readlink pid) && rm pid
+ln -s "$1 another-boot $3" pid
+kill -9 "$1"
+exec sleep 600
+"""
+
+
+def test_an_instance_that_reboots_is_replaced_and_terminated(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    once = f"#!/bin/sh\n[ -e {tmp_path}/again ] && exit 0\ntouch {tmp_path}/again\n"
+    attempt = world.attempt(108, run=ThisRun("run-108"), settings=world.script("reboots", once + REBOOT))
+    first = provisioned(attempt)
+    assert attempt.train() != first.mlflow_run
+    until(lambda: world.ec2.describe(first.id).state == "terminated")
+    assert f"Beginning anew on another instance: instance {first.id} rebooted under the training" in caplog.text
+    attempt.terminate()
+    attempt.close()
+
+
+def test_an_instance_that_reboots_again_and_again_makes_the_run_red(world: World) -> None:
+    settings = {**world.script("rebooting", REBOOT), "INSTANCE_LOSSES": "1"}
+    attempt = world.attempt(109, run=ThisRun("run-109"), settings=settings)
+    with pytest.raises(InstanceLost, match=r"instance i-\w+ rebooted under the training"):
+        attempt.train()
     attempt.close()
 
 
