@@ -117,8 +117,8 @@ EXPLANATIONS = (
     ),
     Explanation(
         r"InvalidGroup.*|InvalidSecurityGroup.*",
-        "the security group {security_group} is not in the VPC of the subnet (without SUBNET_ID: in the default VPC), so "
-        "it belongs to another VPC or is gone: change SECURITY_GROUP_ID or SUBNET_ID",
+        "the security group {security_group} is not in the VPC of the subnet (without SUBNET_ID: in the default VPC), "
+        "so it belongs to another VPC or is gone: change SECURITY_GROUP_ID or SUBNET_ID",
         message=r"(?i)\bVPC\b",
     ),
     Explanation(
