@@ -336,6 +336,12 @@ class MlflowSettings(SettingsGroup):
     username: str | None = setting("MLFLOW_TRACKING_USERNAME", "user, when the server asks for one", None)
     password: SecretStr | None = setting("MLFLOW_TRACKING_PASSWORD", "password of that user", None)
     token: SecretStr | None = setting("MLFLOW_TRACKING_TOKEN", "bearer token, instead of user and password", None)
+    ui_url: str | None = setting(
+        "MLFLOW_UI_URL",
+        "address of MLflow's pages for people, in links, where it differs; such as of an MLflow before 3.12 that has a "
+        "--static-prefix",
+        None,
+    )
     ca_bundle: Path | None = setting(
         "MLFLOW_TRACKING_SERVER_CERT_PATH", "PEM file with the CA of a privately signed MLflow server", None
     )

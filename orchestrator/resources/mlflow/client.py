@@ -80,7 +80,7 @@ class Mlflow:
         policy: how long one call rides out an outage.
 
     Raises:
-        SettingsError: MLFLOW_TRACKING_URI or MLFLOW_TRACKING_SERVER_CERT_PATH is wrong.
+        SettingsError: MLFLOW_TRACKING_URI, MLFLOW_UI_URL or MLFLOW_TRACKING_SERVER_CERT_PATH is wrong.
     """
 
     def __init__(self, settings: MlflowSettings, *, policy: RetryPolicy = retry.MLFLOW) -> None:
@@ -99,6 +99,10 @@ class Mlflow:
             ca_setting="MLFLOW_TRACKING_SERVER_CERT_PATH",
         )
         self._http = HttpClient(server, policy=policy, explain=functools.partial(explain, uri=address.uri))
+        self._ui = address.uri
+        if settings.ui_url:
+            example = "https://mlflow.example.com/mlflow"
+            self._ui = Address.parse(settings.ui_url, setting="MLFLOW_UI_URL", example=example).uri
 
     def __enter__(self) -> Self:
         return self
@@ -363,8 +367,8 @@ class Mlflow:
         return self._get("model-versions/search", query, versions_page)
 
     def run_url(self, run: Run) -> str:
-        """The page of a run in MLflow's user interface."""
-        return f"{self.uri}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
+        """The page of a run in MLflow's user interface, as people reach it."""
+        return f"{self._ui}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
 
     def _experiment_named(self, name: str) -> Experiment | None:
         query = {"experiment_name": name}

@@ -111,7 +111,7 @@ def _sentence(fault: HttpFault, uri: str) -> str:
         case Problem.REJECTED if _is_mlflows(fault.answer):
             return f"MLflow at {uri} rejected the request ({_reply(fault.answer)})"
         case Problem.NOT_FOUND | Problem.REJECTED:
-            return f"{uri} has no MLflow REST API ({_reply(fault.answer)}): {_NOT_MLFLOW}"
+            return f"{uri} has no MLflow REST API ({_reply(fault.answer)}): {_NOT_MLFLOW}{_of_prefix(uri)}"
         case Problem.OTHER_SHAPE:
             return f"{uri} answered with JSON of another shape than MLflow's ({fault.detail}): {_NOT_MLFLOW}"
         case _:
@@ -137,6 +137,17 @@ def _refusal(fault: HttpFault, uri: str) -> str:
     )
 
 
+def _of_prefix(uri: str) -> str:
+    """What may be wrong with an address that has a path: https://github.com/mlflow/mlflow/pull/22159."""
+    parts = urlsplit(uri)
+    if not parts.path:
+        return ""
+    return (
+        "; MLflow before 3.12 serves its API without --static-prefix, its pages with it: if that server has one, set "
+        f"MLFLOW_TRACKING_URI={parts.scheme}://{parts.netloc} and MLFLOW_UI_URL={uri}"
+    )
+
+
 def _reply(answer: HttpAnswer | None) -> str:
     """Status and message of an answer."""
     if answer is None:
@@ -146,5 +157,5 @@ def _reply(answer: HttpAnswer | None) -> str:
 
 
 def _is_mlflows(answer: HttpAnswer | None) -> bool:
-    """Whether MLflow itself speaks: a proxy's errors are pages."""
-    return answer is not None and answer.json_object() is not None
+    """Whether MLflow itself speaks: a proxy's errors are pages, or JSON without MLflow's code."""
+    return answer is not None and "error_code" in (answer.json_object() or {})

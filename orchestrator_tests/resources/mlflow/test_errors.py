@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import MlflowError, MlflowRefused, MlflowUnavailable, SettingsError
 from orchestrator.resources.http import Address
+from orchestrator.resources.mlflow import Run
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.proxy import HUNG_UP, STALLED, FaultyProxy, ProxyFault
 from orchestrator_tests.support.mlflow_client import SHORT, client
@@ -109,6 +110,10 @@ class TestRefusals:
             (ProxyFault(status=404, body="<html>nginx</html>"), "has no MLflow REST API (404 Not Found)"),
             (ProxyFault(body='{"hello": 1}', content_type="application/json"), "JSON of another shape"),
             (ProxyFault(status=499, body="?"), "has no MLflow REST API (499)"),
+            (
+                ProxyFault(status=404, body='{"message": "Not Found"}', content_type="application/json"),
+                "has no MLflow REST API (404 Not Found: Not Found)",
+            ),
         ],
     )
     def test_another_server_is_not_taken_for_mlflow(self, proxy: FaultyProxy, fault: ProxyFault, told: str) -> None:
@@ -118,6 +123,29 @@ class TestRefusals:
         assert told in str(error.value)
         assert "MLFLOW_TRACKING_URI is not the address of an MLflow server" in str(error.value)
         assert len(proxy.seen) == 1
+
+    @pytest.mark.parametrize("path", ["/mlflow", "/tools/mlflow/"])
+    def test_an_address_with_a_prefix_may_be_that_of_an_older_servers_pages(
+        self, proxy: FaultyProxy, path: str
+    ) -> None:
+        # As MLflow 2.22 does with --static-prefix: https://github.com/mlflow/mlflow/issues/4484
+        with (
+            proxy.faulty(ProxyFault(status=404, body="<html>"), applies=lambda asked: asked.path.startswith("/mlflow")),
+            proxy.faulty(ProxyFault(status=404, body="<html>"), applies=lambda asked: asked.path.startswith("/tools")),
+            client(f"{proxy.url}{path}") as mlflow,
+            pytest.raises(MlflowError) as error,
+        ):
+            mlflow.experiment("0")
+        assert str(error.value).endswith(
+            "MLflow before 3.12 serves its API without --static-prefix, its pages with it: if that server has one, set "
+            f"MLFLOW_TRACKING_URI={proxy.url} and MLFLOW_UI_URL={proxy.url}{path.rstrip('/')}"
+        )
+
+    def test_an_address_without_a_prefix_needs_no_such_advice(self, proxy: FaultyProxy) -> None:
+        proxy.standing = ProxyFault(status=404)
+        with client(proxy.url) as mlflow, pytest.raises(MlflowError) as error:
+            mlflow.experiment("0")
+        assert "prefix" not in str(error.value)
 
     def test_a_web_page_for_ever_is_not_taken_for_mlflow(self, proxy: FaultyProxy) -> None:
         proxy.standing = HTML
@@ -187,10 +215,28 @@ class TestAddress:
 
     @pytest.mark.parametrize("uri", ["http://host:port", "http://[::1", "http://host:99999"])
     def test_what_is_no_address_is_said_to_be_none(self, uri: str) -> None:
+        with pytest.raises(SettingsError, match="MLFLOW_UI_URL is not an address"):
+            client("http://127.0.0.1:1", ui_url=uri)
         with pytest.raises(SettingsError, match="MLFLOW_TRACKING_URI is not an address"):
             client(uri)
 
+    @pytest.mark.parametrize(
+        ("uri", "ui", "page"),
+        [
+            ("http://mlflow:5000", None, "http://mlflow:5000"),
+            ("http://mlflow:5000", "https://ml.example.com/mlflow/", "https://ml.example.com/mlflow"),
+            ("http://127.0.0.1:5000/", "http://ann:s3cret@ml.example.com", "http://ml.example.com"),
+        ],
+    )
+    def test_links_lead_to_where_people_find_mlflow(self, uri: str, ui: str | None, page: str) -> None:
+        answer = {"run": {"info": {"run_id": "a1", "experiment_id": "3", "status": "RUNNING"}}}
+        with client(uri, ui_url=ui) as mlflow:
+            assert mlflow.run_url(Run.from_json(answer)) == f"{page}/#/experiments/3/runs/a1"
+            assert mlflow.uri == uri.rstrip("/")
+
     def test_the_address_of_a_page_is_not_the_servers(self) -> None:
+        with pytest.raises(SettingsError, match="MLFLOW_UI_URL is the address of a page: leave out all from the # or"):
+            client("http://127.0.0.1:5000", ui_url="http://127.0.0.1:5000/#/experiments/3")
         with pytest.raises(SettingsError, match="leave out all from the # or"):
             client("http://127.0.0.1:5000/#/experiments/3")
 
