@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -30,12 +31,14 @@ class MlflowServer:
     Args:
         directory: holds database, artifacts and log; a later server in the same directory keeps them.
         port: where it listens; 0: any free port.
+        options: further options of `mlflow server`.
     """
 
-    def __init__(self, directory: Path, port: int = 0) -> None:
+    def __init__(self, directory: Path, port: int = 0, *, options: Sequence[str] = ()) -> None:
         self.directory = directory.resolve()
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self._options = options
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -81,6 +84,7 @@ class MlflowServer:
                 *("--x-frame-options", "SAMEORIGIN"),
                 *("--backend-store-uri", f"sqlite:///{self.directory / 'mlflow.db'}"),
                 *("--serve-artifacts", "--artifacts-destination", str(self.directory / "artifacts")),
+                *self._options,
             ],
             name="the MLflow server",
             log=self.directory / "mlflow.log",

@@ -336,6 +336,12 @@ class MlflowSettings(SettingsGroup):
     username: str | None = setting("MLFLOW_TRACKING_USERNAME", "user, when the server asks for one", None)
     password: SecretStr | None = setting("MLFLOW_TRACKING_PASSWORD", "password of that user", None)
     token: SecretStr | None = setting("MLFLOW_TRACKING_TOKEN", "bearer token, instead of user and password", None)
+    workspace: str | None = setting(
+        "MLFLOW_WORKSPACE",
+        "workspace that the experiment is in, of a server with --enable-workspaces (MLflow 3.10 and newer); the "
+        "training gets it, too",
+        None,
+    )
     ui_url: str | None = setting(
         "MLFLOW_UI_URL",
         "address of MLflow's pages for people, in links, where it differs; such as of an MLflow before 3.12 that has a "

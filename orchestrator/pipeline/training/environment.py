@@ -34,7 +34,7 @@ Who has the machine's mounted names them under `docker_env.environment`."""
 
 
 _MLFLOW_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-_OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", *_MLFLOW_LOGIN)
+_OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_WORKSPACE", *_MLFLOW_LOGIN)
 """The training gets these whether TRAINING_ENV names them or not, and as the instance needs them."""
 
 _RECOGNISED = 12
@@ -72,6 +72,7 @@ def training_environment(settings: PipelineSettings) -> dict[str, str]:
         # A docker_env project names what it needs, and MLflow looks for that before it has set anything itself.
         "MLFLOW_TRACKING_URI": _mlflow_address(mlflow),
         "MLFLOW_EXPERIMENT_ID": mlflow.experiment_id,
+        "MLFLOW_WORKSPACE": (mlflow.workspace or "").strip() or None,
         **login,
         **{name: settings.variables.get(name) or None for name in REGION},
         "PYTHONUNBUFFERED": "1",  # else Python holds a piped log back, and nothing is live

@@ -96,6 +96,7 @@ class HttpServer:
         auth: the login, if it takes one.
         ca_bundle: PEM file with the CA of its certificate; None: as of all the world.
         ca_setting: where that comes from.
+        headers: sent with each request.
     """
 
     address: Address
@@ -103,6 +104,7 @@ class HttpServer:
     auth: requests.auth.AuthBase | None
     ca_bundle: Path | None
     ca_setting: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class BearerToken(requests.auth.AuthBase):
@@ -177,7 +179,7 @@ class HttpClient:
         self._verify: str | bool = str(server.ca_bundle) if server.ca_bundle else True
         self._session = Session()
         self._session.auth = server.auth
-        self._session.headers["Accept"] = "application/json"
+        self._session.headers.update({"Accept": "application/json", **server.headers})
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, BoundedAdapter())
 

@@ -10,8 +10,10 @@ import copy
 import functools
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import IO, Literal, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -26,6 +28,7 @@ from orchestrator.resources.http import (
     LARGEST_ANSWER,
     Address,
     BearerToken,
+    HttpAnswer,
     HttpClient,
     HttpRequest,
     HttpServer,
@@ -65,6 +68,10 @@ MOST_PAGES = 1000
 LARGEST_HISTORY = 16 * 2**20
 """A page has about 1 MB; a server that knows no pages answers with all of them."""
 
+WORKSPACE_HEADER = "X-MLFLOW-WORKSPACE"
+"""https://github.com/mlflow/mlflow/blob/v3.17.2/mlflow/utils/workspace_utils.py"""
+
+_WITHOUT_WORKSPACES = "FEATURE_DISABLED"
 _ARTIFACTS = "api/2.0/mlflow-artifacts/artifacts/"
 
 
@@ -80,7 +87,8 @@ class Mlflow:
         policy: how long one call rides out an outage.
 
     Raises:
-        SettingsError: MLFLOW_TRACKING_URI, MLFLOW_UI_URL or MLFLOW_TRACKING_SERVER_CERT_PATH is wrong.
+        SettingsError: MLFLOW_TRACKING_URI, MLFLOW_WORKSPACE, MLFLOW_UI_URL or MLFLOW_TRACKING_SERVER_CERT_PATH is
+            wrong.
     """
 
     def __init__(self, settings: MlflowSettings, *, policy: RetryPolicy = retry.MLFLOW) -> None:
@@ -91,12 +99,14 @@ class Mlflow:
             why=": the training runs on another machine, which reaches no file or database of this one; "
             "start one with `mlflow server`",
         )
+        self._workspace = _workspace(settings)
         server = HttpServer(
             address=address,
             setting="MLFLOW_TRACKING_URI",
             auth=_login(settings, address),
             ca_bundle=settings.ca_bundle,
             ca_setting="MLFLOW_TRACKING_SERVER_CERT_PATH",
+            headers={WORKSPACE_HEADER: self._workspace} if self._workspace else {},
         )
         self._http = HttpClient(server, policy=policy, explain=functools.partial(explain, uri=address.uri))
         self._ui = address.uri
@@ -138,15 +148,20 @@ class Mlflow:
         Raises:
             MlflowNotFound: it does not exist or was deleted; tells the ID when a name was given.
         """
-        query = {"experiment_id": experiment_id}
+        request = _request("GET", "experiments/get", {"experiment_id": experiment_id})
         try:
-            experiment = self._get("experiments/get", query, Experiment.from_json)
+            experiment = self._http.ask(replace(request, accepts=_is_without_workspaces), self._read_experiment)
         except (MlflowNotFound, MlflowRejected) as error:
             named = self._experiment_named(experiment_id)
             if named is not None:
                 raise MlflowNotFound(
                     f"{experiment_id!r} is the name of an experiment on {self.uri}, not its ID: "
                     f"set MLFLOW_EXPERIMENT_ID={named.id}"
+                ) from error
+            if self._workspace:
+                raise MlflowNotFound(
+                    f"no experiment with ID {experiment_id} in workspace {self._workspace} on {self.uri}: set "
+                    f"MLFLOW_EXPERIMENT_ID or MLFLOW_WORKSPACE, or create it ({error})"
                 ) from error
             raise MlflowNotFound(
                 f"no experiment with ID {experiment_id} on {self.uri}: set MLFLOW_EXPERIMENT_ID or create it"
@@ -368,7 +383,16 @@ class Mlflow:
 
     def run_url(self, run: Run) -> str:
         """The page of a run in MLflow's user interface, as people reach it."""
-        return f"{self._ui}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
+        page = f"{self._ui}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
+        return f"{page}?workspace={self._workspace}" if self._workspace else page
+
+    def _read_experiment(self, answer: JsonObject) -> Experiment:
+        if answer.get("error_code") == _WITHOUT_WORKSPACES:
+            raise MlflowError(
+                f"MLflow at {self.uri} has no workspaces: take MLFLOW_WORKSPACE out, or start that server with "
+                "--enable-workspaces"
+            )
+        return Experiment.from_json(answer)
 
     def _experiment_named(self, name: str) -> Experiment | None:
         query = {"experiment_name": name}
@@ -419,6 +443,21 @@ def _request(
         query = {key: str(value) for key, value in fields.items()}
         return HttpRequest(method=method, path=path, query=query, largest_bytes=largest_bytes)
     return HttpRequest(method=method, path=path, json=fields, largest_bytes=largest_bytes)
+
+
+def _is_without_workspaces(answer: HttpAnswer) -> bool:
+    """MLflow says so with 500, as if another try might help."""
+    return (answer.json_object() or {}).get("error_code") == _WITHOUT_WORKSPACES
+
+
+def _workspace(settings: MlflowSettings) -> str:
+    name = (settings.workspace or "").strip()
+    if name and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
+        raise SettingsError(
+            f"MLFLOW_WORKSPACE: {name:.80} cannot be the name of a workspace, which has small letters, digits and "
+            "hyphens only"
+        )
+    return name
 
 
 def _login(settings: MlflowSettings, address: Address) -> requests.auth.AuthBase | None:

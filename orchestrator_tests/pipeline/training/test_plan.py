@@ -362,6 +362,19 @@ def test_what_the_instance_needs_prevails_over_what_training_env_repeats() -> No
     assert given["MLFLOW_TRACKING_URI"] == "http://10.0.0.7:5000"
 
 
+@pytest.mark.parametrize(
+    ("changed", "workspace"),
+    [
+        ({"MLFLOW_WORKSPACE": "team-a"}, "team-a"),
+        ({"MLFLOW_WORKSPACE": " team-a ", "TRAINING_ENV": "MLFLOW_WORKSPACE"}, "team-a"),
+        ({"MLFLOW_WORKSPACE": "team-a", "OTHER": "team-b", "TRAINING_ENV": "MLFLOW_WORKSPACE=OTHER"}, "team-b"),
+        ({}, None),
+    ],
+)
+def test_the_training_works_in_the_workspace_of_its_experiment(changed: dict[str, str], workspace: str | None) -> None:
+    assert environment(**changed).get("MLFLOW_WORKSPACE") == workspace
+
+
 def test_the_experiment_and_the_region_reach_the_training_without_being_asked_for() -> None:
     given = environment(MLFLOW_EXPERIMENT_ID="12", AWS_DEFAULT_REGION="eu-west-3", AWS_REGION="")
     assert given["MLFLOW_EXPERIMENT_ID"] == "12"
