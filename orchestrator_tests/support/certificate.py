@@ -31,3 +31,18 @@ def certificate_in(folder: Path, *, passphrase: str = "") -> tuple[Path, Path]:
     cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
     return cert_file, key_file
+
+
+PEM = """\
+-----BEGIN CERTIFICATE-----
+MIIBcDCCARegAwIBAgIUQ6VhRz/P1uljruNllys5wVNCR6owCgYIKoZIzj0EAwIw
+DTELMAkGA1UEAwwCY2EwIBcNMjYxMTI3MDQxMzM3WhgPMjEyNjExMDMwNDEzMzda
+MA0xCzAJBgNVBAMMAmNhMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEU4X0zfph
+MDME3lhJq+1eTOFUSHFpRk6P5+yGK7XIJ7eg5/hLv/TL0qOdldY9MK5SA9kl09ac
+VDbt3hpKFcM2AKNTMFEwHQYDVR0OBBYEFNpl5gV2bFIzPbg9N/kS1kB402g8MB8G
+A1UdIwQYMBaAFNpl5gV2bFIzPbg9N/kS1kB402g8MA8GA1UdEwEB/wQFMAMBAf8w
+CgYIKoZIzj0EAwIDRwAwRAIgJOdA//VUIbc/KOHQ4YOX67EiXZzg0J8zFgQQljn+
+3XkCIELJmpNAhzRYD2EiXd+3x7nthJ052/J9+O5MthPCGZDs
+-----END CERTIFICATE-----
+"""
+"""One that nobody has the key of."""

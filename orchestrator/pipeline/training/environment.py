@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 
 from orchestrator.errors import SettingsError
@@ -213,12 +214,26 @@ def job_files(environment: Mapping[str, str], settings: PipelineSettings) -> lis
             text = settings.mlflow.ca_bundle.read_text(errors="surrogateescape")
         except OSError as error:
             raise SettingsError(f"{MLFLOW_CA}: {settings.mlflow.ca_bundle} cannot be read ({error})") from error
-        if not can_be_given(text):
+        if not can_be_given(text) or not _is_pem(text):
             raise SettingsError(f"{MLFLOW_CA}: {settings.mlflow.ca_bundle} is no PEM file")
         files.append(JobFile("mlflow-ca.pem", text, variable=MLFLOW_CA))
     variables = [*environment, *(file.variable for file in files if file.variable)]
     names = [f"{name}\n" for name in variables if name not in OF_THE_MACHINE]
     return [*files, JobFile(DOCKER_ENV, "".join(names))]
+
+
+def _is_pem(text: str) -> bool:
+    """Whether all the certificates in a text, and there is one, can be read; what stands between them is a comment."""
+    certificates = re.findall(
+        r"-----BEGIN (?:X509 )?CERTIFICATE-----(.*?)-----END (?:X509 )?CERTIFICATE-----", text, re.DOTALL
+    )
+    try:
+        for certificate in certificates:
+            der = base64.b64decode("".join(certificate.split()), validate=True)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
+    except (ValueError, ssl.SSLError):  # no base64, or no certificate
+        return False
+    return bool(certificates) or "-----BEGIN TRUSTED CERTIFICATE-----" in text
 
 
 def secrets_in(environment: Mapping[str, str], settings: PipelineSettings) -> list[str]:

@@ -21,6 +21,7 @@ from orchestrator.pipeline.training.plan import make_plan
 from orchestrator.remote.job import Argument, JobFile
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.settings.source import PipelineSettings, SettingsSource
+from orchestrator_tests.support.certificate import PEM
 from orchestrator_tests.support.environment import COMPLETE
 
 DIRECTORY = "/home/ubuntu/.orchestrator/1/"
@@ -156,17 +157,44 @@ def test_a_place_on_the_machine_is_no_place_in_a_container(name: str) -> None:
 
 def test_mlflow_s_ca_goes_with_the_training_whether_training_env_names_it_or_not(tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
-    ca.write_text("PEM")
+    text = f"# Ümläut & 'Söhne'\r\n{PEM}{PEM}"
+    ca.write_text(text, newline="")
     for named in ("", "MLFLOW_TRACKING_SERVER_CERT_PATH"):
         settings = read(MLFLOW_TRACKING_SERVER_CERT_PATH=str(ca), TRAINING_ENV=named)
         environment = training_environment(settings)
         assert "MLFLOW_TRACKING_SERVER_CERT_PATH" not in environment, "it is not where it is here"
         file, names = job_files(environment, settings)
-        assert (file.text, file.variable) == ("PEM", "MLFLOW_TRACKING_SERVER_CERT_PATH")
+        assert (file.text.splitlines(), file.variable) == (text.splitlines(), "MLFLOW_TRACKING_SERVER_CERT_PATH")
         assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in names.text.splitlines()
 
 
-@pytest.mark.parametrize("content", [None, b"\0DER"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"\0DER",
+        b"",
+        b"<html>404 Not Found</html>",
+        PEM.replace("CERTIFICATE", "PRIVATE KEY").encode(),
+        PEM.replace("MII", "***").encode(),
+        PEM[:200].encode(),
+        PEM.replace("MIIB", "AAAA").encode(),
+        b"/etc/ssl/certs/ca.pem\n",
+        b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
+    ],
+    ids=[
+        "none",
+        "DER",
+        "empty",
+        "a web page",
+        "a key",
+        "no base64",
+        "cut off",
+        "no certificate",
+        "a path",
+        "nothing in it",
+    ],
+)
 def test_a_ca_that_cannot_be_sent_is_named(tmp_path: Path, content: bytes | None) -> None:
     ca = tmp_path / "ca.pem"
     if content is not None:

@@ -22,6 +22,7 @@ from orchestrator.resources.jenkins.answers import Build
 from orchestrator_sandbox.docker_engine import DockerEngine
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_tests.support.attempts import ThisRun, World, gone
+from orchestrator_tests.support.certificate import PEM
 from orchestrator_tests.support.containers import mlproject
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.waiting import until
@@ -187,7 +188,7 @@ def test_a_container_gets_what_the_training_gets_and_its_output_is_live(
     boxed: BoxedWorld, closed: Gate, tmp_path: Path
 ) -> None:
     ca = tmp_path / "ca.pem"
-    ca.write_text("-----BEGIN CERTIFICATE-----\nnot 'really'\n-----END CERTIFICATE-----\n")
+    ca.write_text(f"# of 'Miller & Sons'\n{PEM}")
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     training = Training(
         boxed,
