@@ -92,6 +92,7 @@ class Mlflow:
     """
 
     def __init__(self, settings: MlflowSettings, *, policy: RetryPolicy = retry.MLFLOW) -> None:
+        _refuse_managed(settings.tracking_uri)
         address = Address.parse(
             settings.tracking_uri,
             setting="MLFLOW_TRACKING_URI",
@@ -443,6 +444,26 @@ def _request(
         query = {key: str(value) for key, value in fields.items()}
         return HttpRequest(method=method, path=path, query=query, largest_bytes=largest_bytes)
     return HttpRequest(method=method, path=path, json=fields, largest_bytes=largest_bytes)
+
+
+def _refuse_managed(uri: str) -> None:
+    """Refuse what MLflow's own client takes, by plugins or other libraries, and ours does not.
+
+    Raises:
+        SettingsError: it is one of these.
+    """
+    scheme = uri.strip().partition(":")[0].lower()
+    if scheme == "arn":
+        raise SettingsError(
+            "MLFLOW_TRACKING_URI is an ARN of AWS: SageMaker's managed MLflow asks for signed requests, which are not "
+            "supported; set it to an MLflow server with an address, http:// or https://, that takes a user and "
+            "password, or a token"
+        )
+    if scheme in ("databricks", "databricks-uc", "uc"):
+        raise SettingsError(
+            f"MLFLOW_TRACKING_URI is {scheme}, which needs the libraries of Databricks: set it to the address of the "
+            "workspace, https://..., and MLFLOW_TRACKING_TOKEN to an access token"
+        )
 
 
 def _is_without_workspaces(answer: HttpAnswer) -> bool:

@@ -202,7 +202,6 @@ class TestAddress:
             "file:///mlruns",
             "./mlruns",
             "sqlite:///mlflow.db",
-            "databricks",
             "postgresql://u:hidden@db/x",
             "http://",
             "",
@@ -212,6 +211,21 @@ class TestAddress:
         with pytest.raises(SettingsError, match="MLFLOW_TRACKING_URI has to begin with http:// or https://") as error:
             client(uri)
         assert "hidden" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("uri", "sentence"),
+        [
+            ("arn:aws:sagemaker:eu-west-1:123456789012:mlflow-tracking-server/ml", "signed requests, .* not supported"),
+            (" arn:aws-us-gov:sagemaker:us-gov-west-1:123456789012:mlflow-app/app-1", "signed requests, .* not supp"),
+            ("databricks", "address of the workspace, .* MLFLOW_TRACKING_TOKEN"),
+            ("databricks://profile", "address of the workspace, .* MLFLOW_TRACKING_TOKEN"),
+        ],
+    )
+    def test_a_managed_server_that_we_cannot_ask_is_named_with_what_to_do(self, uri: str, sentence: str) -> None:
+        # https://github.com/mlflow/skills/pull/23
+        with pytest.raises(SettingsError, match=sentence) as error:
+            client(uri)
+        assert "mlflow server`" not in str(error.value)
 
     @pytest.mark.parametrize("uri", ["http://host:port", "http://[::1", "http://host:99999"])
     def test_what_is_no_address_is_said_to_be_none(self, uri: str) -> None:
