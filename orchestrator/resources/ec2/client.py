@@ -131,6 +131,7 @@ class Ec2:
 
         Raises:
             InstanceLost: it ended; the sentence says why.
+            LaunchRefused: it never ran, for a reason that another launch would meet again.
             Ec2Error: READY_MINUTES have passed, or it has no such address as INSTANCE_ADDRESS asks for.
         """
         return Readiness(self._api).wait(instance)

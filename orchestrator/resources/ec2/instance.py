@@ -20,6 +20,14 @@ Market = Literal["on-demand", "spot"]
 ALIVE = ("pending", "running")
 NOT_GONE = (*ALIVE, "stopping", "stopped")
 
+# What starts with Client. and says nothing of whether it could start.
+_ENDED_BY_SOMEBODY = (
+    "Client.UserInitiatedShutdown",
+    "Client.UserInitiatedHibernate",
+    "Client.InstanceInitiatedShutdown",
+    "Client.InstanceTerminated",
+)
+
 # https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_StateReason.html
 _ENDINGS = {
     "Server.SpotInstanceTermination": "AWS took the spot instance back",
@@ -30,7 +38,8 @@ _ENDINGS = {
     "Client.UserInitiatedShutdown": "somebody terminated or stopped it through AWS's API",
     "Client.InstanceInitiatedShutdown": "it was shut down from within: its deadline, or a shutdown command",
     "Client.InstanceTerminated": "it was shut down while it started",
-    "Client.InternalError": "it could not start, most often because its encrypted volume's KMS key is refused to us",
+    "Client.InternalError": "it could not start, most often because the KMS key of its encrypted volume is refused to "
+    "us: allow what docs/aws.md says about KMS",
     "Client.InvalidSnapshot.NotFound": "the snapshot of its image is gone: set AMI_ID",
     "Client.VolumeLimitExceeded": "the account's quota for EBS volumes is used up: delete volumes or raise it",
 }
@@ -50,6 +59,7 @@ class Instance:
         launched_at: in UTC.
         tags: all of them, ours and others.
         state_reason: why it ended, in plain words; None while it is alive.
+        state_code: AWS's code for that; empty while it is alive, and where AWS gives none.
     """
 
     id: str
@@ -61,6 +71,7 @@ class Instance:
     launched_at: datetime
     tags: Mapping[str, str] = field(default_factory=dict)
     state_reason: str | None = None
+    state_code: str = ""
 
     @classmethod
     def from_api(cls, raw: InstanceTypeDef, *, address: Literal["auto", "public", "private"]) -> Self:
@@ -88,12 +99,18 @@ class Instance:
                 code=reason.get("Code", ""),
                 message=reason.get("Message") or raw.get("StateTransitionReason", ""),
             ),
+            state_code="" if state in ALIVE else reason.get("Code") or "",
         )
 
     @property
     def alive(self) -> bool:
         """Whether it runs or is about to."""
         return self.state in ALIVE
+
+    @property
+    def refused_to_start(self) -> bool:
+        """Whether AWS could not start it for a reason on our side, which another launch would meet again."""
+        return self.state_code.startswith("Client.") and self.state_code not in _ENDED_BY_SOMEBODY
 
     @property
     def host_key(self) -> str | None:

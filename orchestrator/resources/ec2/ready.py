@@ -7,7 +7,7 @@ import time
 
 import tenacity
 
-from orchestrator.errors import Ec2Error, InstanceLost
+from orchestrator.errors import Ec2Error, InstanceLost, LaunchRefused
 from orchestrator.resources.ec2.api import Ec2Api
 from orchestrator.resources.ec2.instance import Instance
 
@@ -38,9 +38,11 @@ class Readiness:
         self._settings = api.settings
         self._new_until = time.monotonic() + api.policy.appearance_seconds
         self._last_line = ""
+        self._ran = False
 
     def wait(self, instance: Instance) -> Instance:
         """Wait for this instance; the one that is returned has its address."""
+        self._ran = instance.state == "running"
         minutes = self._settings.ready_minutes
         polling = self._api.policy.with_total(minutes * 60).polling(
             retry=tenacity.retry_if_result(lambda look: bool(look[1]))
@@ -63,7 +65,10 @@ class Readiness:
             if not self._new:
                 raise InstanceLost(f"AWS does not know instance {instance.id} any more: start the run again")
             return instance, "AWS does not list it yet"
+        if seen.refused_to_start and not self._ran:
+            raise LaunchRefused(f"instance {seen.id} never ran: {seen.state_reason}")
         lack = self._lack(require_alive(seen))
+        self._ran = self._ran or seen.state == "running"
         line = (
             f"Waiting for instance {seen.id} ({seen.state}): {lack}"
             if lack

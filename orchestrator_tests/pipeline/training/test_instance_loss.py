@@ -12,7 +12,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from orchestrator.errors import InstanceLost
+from orchestrator.errors import InstanceLost, LaunchRefused
 from orchestrator.pipeline.training import on_instance
 from orchestrator.remote import RemoteTraining
 from orchestrator.resources import retry
@@ -79,6 +79,25 @@ def test_an_instance_that_ends_before_it_is_ready_is_replaced(world: World, aws_
     assert world.mlflow.run(first.mlflow_run).status == "KILLED"
     assert gone(world, first.id)
     attempt.close()
+
+
+def test_a_launch_that_aws_cannot_start_for_our_own_settings_is_not_repeated(
+    world: World, aws_proxy: FaultyProxy
+) -> None:
+    before = set(world.ec2_server.instance_ids())
+
+    def refuse_the_key(request: Request) -> bool:
+        if b"Action=DescribeInstances" in request.body and b"InstanceId.1=" in request.body:
+            for new in set(world.ec2_server.instance_ids()) - before:
+                world.ec2_server.terminate_from_outside(new, code="Client.InternalError")
+        return False
+
+    attempt = world.attempt(117, run=ThisRun("run-117"), settings=world.script("quick", QUICK))
+    with aws_proxy.held(refuse_the_key), pytest.raises(LaunchRefused, match="KMS"):
+        attempt.provision()
+    attempt.close()
+    [instance_id] = set(world.ec2_server.instance_ids()) - before
+    assert gone(world, instance_id)
 
 
 def test_an_instance_that_ends_while_its_traffic_is_swallowed_is_noticed_and_the_training_begins_anew(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import Ec2Error, InstanceLost
+from orchestrator.errors import Ec2Error, InstanceLost, LaunchRefused
 from orchestrator.resources.ec2.client import Ec2
 from orchestrator_tests.support.ec2_account import (
     IMPATIENT,
@@ -114,10 +114,9 @@ def test_the_deadline_says_what_was_missing(account: Account, ready_when: str, s
     ("code", "words"),
     [
         ("Server.SpotInstanceTermination", "AWS took the spot instance back"),
-        ("Client.VolumeLimitExceeded", "quota for EBS volumes"),
+        ("Server.InternalError", "AWS had an internal error"),
         ("Client.InstanceInitiatedShutdown", "from within"),
-        ("Client.InternalError", "KMS"),
-        ("Client.BrandNew", "as AWS words it"),
+        ("Client.UserInitiatedShutdown", "somebody terminated"),
     ],
 )
 def test_an_instance_that_ends_while_it_starts_is_lost_and_says_why(account: Account, code: str, words: str) -> None:
@@ -129,6 +128,34 @@ def test_an_instance_that_ends_while_it_starts_is_lost_and_says_why(account: Acc
     }
     rewrite(ec2, "DescribeInstances", PENDING, ending)
     with pytest.raises(InstanceLost, match=f"{instance.id} is shutting-down: .*{words}"):
+        ec2.wait_until_ready(instance)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("Client.InternalError", "KMS"),  # the report
+        ("Client.VolumeLimitExceeded", "quota for EBS volumes"),
+        ("Client.InvalidSnapshot.NotFound", "AMI_ID"),
+        ("Client.BrandNew", "as AWS words it"),
+    ],
+)
+def test_what_keeps_an_instance_from_ever_running_is_a_refusal(account: Account, code: str, words: str) -> None:
+    ec2 = account.ec2()
+    instance = ec2.launch(owner(), attempt="run-1")
+    ending = {"State": {"Code": 48, "Name": "terminated"}, "StateReason": {"Code": code, "Message": "as AWS words it"}}
+    rewrite(ec2, "DescribeInstances", PENDING, ending)
+    with pytest.raises(LaunchRefused, match=f"{instance.id} never ran: .*{words}"):
+        ec2.wait_until_ready(instance)
+
+
+def test_an_instance_that_ran_is_lost_whatever_aws_calls_its_end(account: Account) -> None:
+    ec2 = account.ec2()
+    instance = ec2.launch(owner(), attempt="run-1")
+    rewrite(ec2, "DescribeInstanceStatus", INITIALIZING)
+    ending = {"State": {"Code": 48, "Name": "terminated"}, "StateReason": {"Code": "Client.InternalError"}}
+    rewrite(ec2, "DescribeInstances", PENDING, {}, ending)
+    with pytest.raises(InstanceLost, match="KMS"):
         ec2.wait_until_ready(instance)
 
 
