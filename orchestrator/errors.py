@@ -11,6 +11,8 @@ OrchestratorError
 ├── Ec2Error
 │   ├── LaunchRefused        AWS does not start this instance, whatever the number of tries
 │   ├── CapacityUnavailable  not now, not of this type, or not here
+│   │   ├── QuotaUsedUp      the account's quota is used up, until instances end
+│   │   └── NotOffered       this option never has an instance; another one may
 │   └── InstanceLost         the instance is gone, or went away under us
 ├── SshError
 │   ├── SshUnreachable       no connection before the deadline
@@ -87,6 +89,14 @@ class LaunchRefused(Ec2Error):
 
 class CapacityUnavailable(Ec2Error):
     """Not now, not of this type, or not in this zone: another try or place may succeed."""
+
+
+class QuotaUsedUp(CapacityUnavailable):
+    """The account's quota is used up: instances that end make room."""
+
+
+class NotOffered(CapacityUnavailable):
+    """Not of this type in this place, or with this account, however long we wait; another option may do."""
 
 
 class InstanceLost(Ec2Error):

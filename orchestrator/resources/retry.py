@@ -64,6 +64,12 @@ class RetryPolicy:
         even = replace(self, jitter=False)
         return tenacity.Retrying(retry=retry, stop=tenacity.stop_after_delay(self.total_seconds), wait=even.pauses)
 
+    def pause(self, failures: int) -> float:
+        """The pause after so many failed tries."""
+        state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+        state.attempt_number = failures
+        return self.pauses(state)
+
     @property
     def pauses(self) -> tenacity.wait.wait_base:
         """The pauses between two tries."""
@@ -97,6 +103,17 @@ class SshPolicy(RetryPolicy):
     login_seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class CapacityPolicy(RetryPolicy):
+    """How patient we are with an AWS that has no instance for us; each try is a round over all launch options.
+
+    Attributes:
+        look_seconds: between two looks at whether an instance of ours has ended, which makes room in a quota.
+    """
+
+    look_seconds: float
+
+
 # ---- the table: how patient we are with whom
 #
 # An instance that is gone is noticed within 30 s in every phase: a test adds these numbers up.
@@ -106,6 +123,16 @@ EC2 = Ec2Policy(total_seconds=150, connect_seconds=5, answer_seconds=30)
 
 EC2_ONE_TRY = Ec2Policy(total_seconds=0, connect_seconds=2.5, answer_seconds=5, appearance_seconds=0)
 """Questions whose answer is of use at once or not at all, such as whether an instance that does not answer is gone."""
+
+CAPACITY = CapacityPolicy(
+    total_seconds=3600,
+    connect_seconds=EC2.connect_seconds,
+    answer_seconds=EC2.answer_seconds,
+    first_pause_seconds=5,
+    longest_pause_seconds=60,
+    look_seconds=10,
+)
+"""No capacity, or a quota that is used up. `total_seconds` is CAPACITY_PATIENCE_MINUTES."""
 
 EC2_PRICES = RetryPolicy(total_seconds=0, connect_seconds=3, answer_seconds=5)
 """A price is nice to have."""

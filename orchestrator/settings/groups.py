@@ -257,6 +257,15 @@ class MachineSettings(SettingsGroup):
     market: Markets = setting(
         "INSTANCE_MARKET", "on-demand or spot; `spot,on-demand` tries one after the other", ("on-demand",)
     )
+    capacity_patience_minutes: float = setting(
+        "CAPACITY_PATIENCE_MINUTES",
+        "how long a build waits, in its place of the queue, for an instance that AWS does not have now; a quota that "
+        "our own instances of these types use up is waited for until they end; 0: no waiting",
+        60,
+        ge=0,
+        le=LONGEST_MINUTES,
+        allow_inf_nan=False,
+    )
     root_volume_gb: int | None = setting(
         "ROOT_VOLUME_GB",
         "size of the encrypted gp3 root volume, in GB, where the image's own is smaller; default: the image's own "

@@ -11,9 +11,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 from orchestrator import names
-from orchestrator.errors import BuildBusy, Ec2Error, InstanceLost, OrchestratorError
+from orchestrator.errors import BuildBusy, CapacityUnavailable, Ec2Error, InstanceLost, OrchestratorError
 from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training import lease
+from orchestrator.pipeline.training.capacity import CapacityWait
 from orchestrator.pipeline.training.deadline import GRACE, Deadline
 from orchestrator.pipeline.training.environment import job_files, training_environment, with_run_tags
 from orchestrator.pipeline.training.failure import timed_out
@@ -174,14 +175,31 @@ class Attempt:
             raise
 
     def _ready_instance(self) -> Instance:
-        if self._instance is None or not self._ready:
-            instance = self._instance or self._adopt() or self._launch()
-            key = instance.tags.get(Ec2Tag.HOST_KEY)
-            ready = self._ec2.wait_until_ready(instance)
+        if self._instance is not None and self._ready:
+            return self._instance
+        waiting = self._capacity_wait()
+        while True:
+            try:
+                instance = self._instance or self._adopt() or self._launch()
+                key = instance.tags.get(Ec2Tag.HOST_KEY)
+                ready = self._ec2.wait_until_ready(instance)
+            except CapacityUnavailable as refusal:
+                self._instance, self._record, self._deadline = None, None, None
+                waiting.pause(refusal)
+                continue
             # The key that we know: the tag may have been changed while we waited.
             self._instance = ready if key is None else replace(ready, tags={**ready.tags, Ec2Tag.HOST_KEY: key})
             self._ready = True
-        return self._instance
+            return self._instance
+
+    def _capacity_wait(self) -> CapacityWait:
+        machine = self._settings.machine
+        return CapacityWait(
+            self._ec2_once,
+            types=[self.plan.instance_type] if self.plan.instance_type else machine.instance_types,
+            markets=machine.market,
+            policy=retry.CAPACITY.with_total(machine.capacity_patience_minutes * 60),
+        )
 
     def _adopt(self) -> Instance | None:
         """Take over what an earlier attempt of this build left running.
@@ -246,7 +264,7 @@ class Attempt:
                 "before its worker went on. It launches nothing; what it began is left to the run that retries it"
             )
         mlflow_run = self._tracked.open()
-        self._launches += 1
+        self._launches += 1  # each round has tokens and a deadline of its own: neither is older than its launch
         owner = self._owner(mlflow_run, power_off_at=datetime.now(UTC) + self._most_time)
         self._instance = self._ec2.launch(
             owner,

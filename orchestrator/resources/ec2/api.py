@@ -62,6 +62,7 @@ class Ec2Api:
         self.policy = policy
         self.session = boto3.session.Session()
         self._new_until: dict[str, float] = {}
+        self._refusals: set[str] = set()
 
     @cached_property
     def client(self) -> EC2Client:
@@ -95,6 +96,12 @@ class Ec2Api:
     def note_launch(self, instance_id: str) -> None:
         """Remember that an instance is new, so that not all of AWS's servers know it yet."""
         self._new_until[instance_id] = time.monotonic() + self.policy.appearance_seconds
+
+    def is_new_refusal(self, refusal: str) -> bool:
+        """Whether this client has not met this refusal yet; who waits meets it again and again."""
+        new = refusal not in self._refusals
+        self._refusals.add(refusal)
+        return new
 
     def call_about(self, instance_id: str, doing: str, send: Callable[[], T]) -> T:
         """Call, and be patient when AWS does not know an instance yet that we have just launched."""

@@ -112,7 +112,8 @@ class Ec2:
 
         Raises:
             CapacityUnavailable: no market, type or subnet has an instance now; says what each answered.
-            LaunchRefused: AWS does not start such an instance; names the setting to change.
+            QuotaUsedUp: likewise, and the end of another instance may make room.
+            LaunchRefused: AWS does not start such an instance, now or later; names the setting to change.
             InstanceLost: this very attempt launched an instance before, and it has ended.
             Ec2Error: AWS was away for longer than an outage is waited for.
         """
@@ -132,6 +133,7 @@ class Ec2:
         Raises:
             InstanceLost: it ended; the sentence says why.
             LaunchRefused: it never ran, for a reason that another launch would meet again.
+            CapacityUnavailable: it never ran, because AWS had no capacity for it after all.
             Ec2Error: READY_MINUTES have passed, or it has no such address as INSTANCE_ADDRESS asks for.
         """
         return Readiness(self._api).wait(instance)

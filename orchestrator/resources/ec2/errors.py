@@ -26,7 +26,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from orchestrator.errors import CapacityUnavailable, Ec2Error, InstanceLost
+from orchestrator.errors import CapacityUnavailable, Ec2Error, InstanceLost, NotOffered, QuotaUsedUp
 from orchestrator.settings.groups import MachineSettings
 
 AWS_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
@@ -69,15 +69,28 @@ EXPLANATIONS = (
         CapacityUnavailable,
     ),
     Explanation(
-        r"SpotMaxPriceTooLow|MaxSpotInstanceCountExceeded|MaxSpotFleetRequestCountExceeded",
+        r"SpotMaxPriceTooLow",
         "no spot instance for us now: try later, or set INSTANCE_MARKET=spot,on-demand",
         CapacityUnavailable,
+    ),
+    Explanation(
+        r"VcpuLimitExceeded|InstanceLimitExceeded|MaxSpotInstanceCountExceeded",
+        "the account's quota for this kind of instance is 0: ask for one in AWS Service Quotas, or change "
+        "INSTANCE_TYPE or INSTANCE_MARKET",
+        NotOffered,
+        message=r"limit of 0\b",
+    ),
+    Explanation(
+        r"MaxSpotInstanceCountExceeded|MaxSpotFleetRequestCountExceeded",
+        "the account's quota for spot instances is used up: raise it in AWS Service Quotas, run fewer trainings at "
+        "once, or set INSTANCE_MARKET=spot,on-demand",
+        QuotaUsedUp,
     ),
     Explanation(
         r"VcpuLimitExceeded|InstanceLimitExceeded|.*InstanceCountExceeded",
         "the account's quota for running instances is used up: raise it in AWS Service Quotas, run fewer "
         "trainings at once, or add types to INSTANCE_TYPE",
-        CapacityUnavailable,
+        QuotaUsedUp,
     ),
     Explanation(
         r"Unsupported|InvalidParameter.*|UnsupportedOperation",
@@ -104,7 +117,7 @@ EXPLANATIONS = (
     Explanation(
         r"Unsupported",
         "this instance type is not offered here: change INSTANCE_TYPE, or SUBNET_ID to one of another zone",
-        CapacityUnavailable,
+        NotOffered,
     ),
     # A setting is wrong.
     Explanation(
@@ -155,7 +168,7 @@ EXPLANATIONS = (
     Explanation(
         r"VolumeLimitExceeded|MaxIOPSLimitExceeded",
         "the account's quota for EBS volumes is used up: delete volumes, or raise it in AWS Service Quotas",
-        CapacityUnavailable,
+        QuotaUsedUp,
     ),
     Explanation(
         r"InvalidParameterCombination",
@@ -270,7 +283,8 @@ def transient(error: BaseException) -> bool:
     """
     if isinstance(error, ClientError):
         code = error_code(error)
-        if (explanation := _explanation(error)) and explanation.error is CapacityUnavailable:
+        explanation = _explanation(error)
+        if explanation and explanation.error and issubclass(explanation.error, CapacityUnavailable):
             return False
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if status == 501:
@@ -299,7 +313,7 @@ def explain(
         refusal: the class of an error that another try would not change.
 
     Returns:
-        The error to raise: CapacityUnavailable, LaunchRefused, InstanceLost or Ec2Error.
+        The error to raise: CapacityUnavailable or one of its kinds, LaunchRefused, InstanceLost or Ec2Error.
     """
     if not isinstance(error, ClientError):
         sentence = next(

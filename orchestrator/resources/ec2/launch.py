@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from orchestrator.errors import CapacityUnavailable, Ec2Error, LaunchRefused
+from orchestrator.errors import CapacityUnavailable, Ec2Error, LaunchRefused, NotOffered, QuotaUsedUp
 from orchestrator.resources.ec2.api import Ec2Api
 from orchestrator.resources.ec2.instance import Instance, Market
 from orchestrator.resources.ec2.tags import Owner, api_tags, build_tags, launch_tags
@@ -194,7 +194,7 @@ def launch(api: Ec2Api, owner: Owner, *, attempt: str, instance_type: str | None
     user_data = cloud_config(host_key=host_key, deadline=owner.power_off_at, training_user=settings.training_user)
     build = build_tags(deployment=settings.deployment, pipeline=owner.pipeline, partition=owner.partition)
     block_devices = disks(settings, _image(api))
-    refusals: list[str] = []
+    refusals: list[CapacityUnavailable] = []
     for option in launch_options(settings, instance_type=instance_type):
         request = run_instances_request(
             settings,
@@ -208,11 +208,19 @@ def launch(api: Ec2Api, owner: Owner, *, attempt: str, instance_type: str | None
             launched = _launch_once(api, owner, request, host_key=host_key.public, doing=f"launch {option}")
             return replace(launched, tags={**launched.tags, **tags})  # not every API answers with its tags
         except CapacityUnavailable as error:
-            _log.warning(f"No capacity, looking for another market, type or subnet: {error}")
-            refusals.append(str(error))
-    raise CapacityUnavailable(
-        f"there is no instance for {owner.pipeline} {owner.partition} now: " + "; ".join(refusals)
-    )
+            refusals.append(error)
+            if api.is_new_refusal(f"{option} {type(error).__name__}"):
+                _log.warning(f"No capacity, looking for another market, type or subnet: {error}")
+    raise _no_instance(owner, refusals)
+
+
+def _no_instance(owner: Owner, refusals: Sequence[CapacityUnavailable]) -> Ec2Error:
+    reasons = "; ".join(str(refusal) for refusal in refusals)
+    if all(isinstance(refusal, NotOffered) for refusal in refusals):
+        return LaunchRefused(f"there never is an instance for {owner.pipeline} {owner.partition}: {reasons}")
+    used_up = any(isinstance(refusal, QuotaUsedUp) for refusal in refusals)
+    kind = QuotaUsedUp if used_up else CapacityUnavailable
+    return kind(f"there is no instance for {owner.pipeline} {owner.partition} now: {reasons}")
 
 
 def _launch_once(

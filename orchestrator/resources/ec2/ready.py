@@ -7,7 +7,7 @@ import time
 
 import tenacity
 
-from orchestrator.errors import Ec2Error, InstanceLost, LaunchRefused
+from orchestrator.errors import CapacityUnavailable, Ec2Error, InstanceLost, LaunchRefused
 from orchestrator.resources.ec2.api import Ec2Api
 from orchestrator.resources.ec2.instance import Instance
 
@@ -67,6 +67,8 @@ class Readiness:
             return instance, "AWS does not list it yet"
         if seen.refused_to_start and not self._ran:
             raise LaunchRefused(f"instance {seen.id} never ran: {seen.state_reason}")
+        if seen.state_code == "Server.InsufficientInstanceCapacity" and not self._ran:
+            raise CapacityUnavailable(f"instance {seen.id} never ran: {seen.state_reason}")
         lack = self._lack(require_alive(seen))
         self._ran = self._ran or seen.state == "running"
         line = (

@@ -22,7 +22,14 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 
-from orchestrator.errors import CapacityUnavailable, Ec2Error, InstanceLost, LaunchRefused
+from orchestrator.errors import (
+    CapacityUnavailable,
+    Ec2Error,
+    InstanceLost,
+    LaunchRefused,
+    NotOffered,
+    QuotaUsedUp,
+)
 from orchestrator.resources.ec2.client import Ec2
 from orchestrator.resources.ec2.errors import EXPLANATIONS, explain, transient
 from orchestrator.settings.groups import MachineSettings
@@ -171,9 +178,12 @@ def explained(error: Exception) -> Ec2Error:
         ("InsufficientInstanceCapacity", "", CapacityUnavailable, ["INSTANCE_TYPE", "SUBNET_ID"]),
         ("InsufficientHostCapacity", "", CapacityUnavailable, ["capacity"]),
         ("SpotMaxPriceTooLow", "", CapacityUnavailable, ["INSTANCE_MARKET=spot,on-demand"]),
-        ("VcpuLimitExceeded", "", CapacityUnavailable, ["Service Quotas"]),
+        ("VcpuLimitExceeded", "current vCPU limit of 50 allows", QuotaUsedUp, ["Service Quotas"]),
+        ("VcpuLimitExceeded", "than your current vCPU limit of 0 allows", NotOffered, ["is 0", "Service Quotas"]),
+        ("MaxSpotInstanceCountExceeded", "", QuotaUsedUp, ["INSTANCE_MARKET=spot,on-demand"]),
+        ("InstanceLimitExceeded", "", QuotaUsedUp, ["Service Quotas"]),
         ("InsufficientFreeAddressesInSubnet", "", CapacityUnavailable, ["SUBNET_ID"]),
-        ("Unsupported", "not supported in your requested Availability Zone", CapacityUnavailable, ["INSTANCE_TYPE"]),
+        ("Unsupported", "not supported in your requested Availability Zone", NotOffered, ["INSTANCE_TYPE"]),
         ("InvalidInstanceID.NotFound", "", InstanceLost, ["eu-west-1"]),
         ("OperationNotPermitted", "", Ec2Error, ["termination protection"]),
     ],

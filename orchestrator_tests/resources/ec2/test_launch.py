@@ -264,6 +264,24 @@ def test_when_no_option_has_capacity_each_answer_is_named(account: Account) -> N
     assert account.alive() == []
 
 
+@pytest.mark.parametrize(
+    "never",
+    [
+        aws_error("Unsupported", "Your requested instance type is not supported in your requested zone"),
+        aws_error(
+            "VcpuLimitExceeded", "You have requested more vCPU capacity than your current vCPU limit of 0 allows"
+        ),
+    ],
+)
+def test_what_no_option_ever_has_is_refused_instead_of_waited_for(account: Account, never: Exception) -> None:
+    ec2 = account.ec2(instance_types=("p3.2xlarge", "g5.xlarge"))
+    inject(ec2, "RunInstances", never, never, NO_CAPACITY, never)
+    with pytest.raises(LaunchRefused, match=r"p3\.2xlarge.*g5\.xlarge"):
+        ec2.launch(owner(), attempt="run-1")
+    with pytest.raises(CapacityUnavailable):
+        ec2.launch(owner(), attempt="run-1-2")
+
+
 def test_a_refusal_ends_the_search_at_once(account: Account) -> None:
     ec2 = account.ec2(key_pair="nobody", subnets=tuple(account.subnets[:3]))
     with pytest.raises(LaunchRefused, match="KEY_PAIR_NAME"):
