@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO
 
 from orchestrator import names
@@ -62,6 +62,7 @@ class OnInstance:
     ec2: Ec2
     write: Callable[[str], None]
     keep: Callable[[IO[bytes]], object]
+    _addresses: list[str] = field(default_factory=list, init=False, repr=False)
 
     def train(self, ssh: Ssh) -> None:
         """Run the training to its end.
@@ -85,10 +86,10 @@ class OnInstance:
         try:
             self._start(ssh, remote)
             training_exit = remote.follow(
-                output.feed, check=self.check, most_behind=output.most_behind, skipped=output.skip
+                output.feed, check=lambda: self.check(ssh), most_behind=output.most_behind, skipped=output.skip
             )
         except SshError:
-            self.check()  # a machine that shuts down refuses logins and kills commands; its address gets a new owner
+            self.check(ssh)  # a machine that shuts down refuses logins and kills commands; its address gets a new owner
             raise
         except OrchestratorError:
             raise
@@ -97,9 +98,9 @@ class OnInstance:
             raise
         output.finish()
         if output.left_out:
-            self._keep_whole(remote, most_bytes)
+            self._keep_whole(ssh, remote, most_bytes)
         if not training_exit.succeeded:
-            self.check()  # a machine that is taken away ends its processes first
+            self.check(ssh)  # a machine that is taken away ends its processes first
             if training_exit.kind == "rebooted":
                 raise InstanceLost(
                     f"instance {self.instance.id} rebooted under the training, which ended with it: AWS moved it to "
@@ -107,11 +108,11 @@ class OnInstance:
                 )
             raise self._explain(remote, training_exit, output)
 
-    def _keep_whole(self, remote: RemoteTraining, most_bytes: int) -> None:
+    def _keep_whole(self, ssh: Ssh, remote: RemoteTraining, most_bytes: int) -> None:
         """Bring the whole output to where there is room for it; without it, the training is as good."""
 
         def follow(write: Callable[[str], None]) -> None:
-            remote.follow(write, check=self.check)
+            remote.follow(write, check=lambda: self.check(ssh))
 
         try:
             with whole_output(follow, secrets=secrets_in(self.environment, self.read), most_bytes=most_bytes) as file:
@@ -125,8 +126,11 @@ class OnInstance:
         _log.error(f"Terminating instance {self.instance.id}: its training {self.deadline}, and nothing else ended it")
         self.ec2.with_policy(EC2).terminate(self.instance.id)
 
-    def check(self) -> None:
-        """Find out whether it makes sense to go on.
+    def check(self, ssh: Ssh) -> None:
+        """Find out whether it makes sense to go on, and where the instance is now.
+
+        Args:
+            ssh: connects to the address that EC2 names, from its next attempt on.
 
         Raises:
             InstanceLost: the instance is gone or going.
@@ -135,7 +139,12 @@ class OnInstance:
         if self.deadline.over:
             raise self._late()
         try:
-            self.ec2.require_alive(self.instance.id)
+            address = self.ec2.require_alive(self.instance.id).address
+            known = self._addresses[-1] if self._addresses else self.instance.address
+            if address and address != known:
+                _log.info(f"New address of instance {self.instance.id}: {address}")
+                self._addresses.append(address)
+                ssh.move(address)
         except InstanceLost as loss:
             if self.deadline.passed:  # one of the deadline's other keepers
                 raise self._late() from loss
@@ -161,14 +170,22 @@ class OnInstance:
                     deadline=self.deadline.at,
                     files=files,
                     user=self.read.machine.training_user,
-                    check=self.check,
+                    check=lambda: self.check(ssh),
                 ):
                     _log.info("Following the training, which is under way already")
                 return
-            except SshUnreachable:
-                self.check()
+            except SshUnreachable as error:
+                self.check(ssh)
                 if time.monotonic() > give_up:
-                    raise
+                    raise self._unreachable(error) from error
+
+    def _unreachable(self, error: SshUnreachable) -> SshUnreachable:
+        if self.instance.public or self.read.machine.address == "private":
+            return error
+        return SshUnreachable(
+            f"instance {self.instance.id} has no public address, and we do not reach its private one: set SUBNET_ID to "
+            f"a subnet that gives its instances public addresses, or run the orchestrator in their network ({error})"
+        )
 
     def _stop(self, ssh: Ssh) -> None:
         """End a training that was cancelled before its instance is: one that goes on could call itself FINISHED."""

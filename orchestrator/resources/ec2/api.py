@@ -138,6 +138,19 @@ class Ec2Api:
         except InstanceLost:
             return None
 
+    def gives_public_addresses(self, subnet: str) -> bool:
+        """Whether instances in this subnet may get a public address; yes, where AWS does not say."""
+        if not subnet:
+            return True
+        try:
+            answer = self.call(
+                f"look at subnet {subnet}", lambda: self.client.describe_subnets(SubnetIds=[subnet])["Subnets"]
+            )
+        except Ec2Error as error:
+            _log.info(f"Could not tell whether instances get public addresses: {error}")
+            return True
+        return any(found.get("MapPublicIpOnLaunch", True) for found in answer) or not answer
+
     def find_once(self, *, pipeline: str, partition: str) -> Instance | None:
         """The instance that is alive for a build, the newest of several; to be used in what is handed to `call`."""
         return next(reversed(self.of_build_once(pipeline=pipeline, partition=partition)), None)

@@ -60,6 +60,8 @@ class Instance:
         tags: all of them, ours and others.
         state_reason: why it ended, in plain words; None while it is alive.
         state_code: AWS's code for that; empty while it is alive, and where AWS gives none.
+        public: whether it has a public address, whichever is ours to use.
+        subnet: where it is; empty where AWS does not say.
     """
 
     id: str
@@ -72,6 +74,8 @@ class Instance:
     tags: Mapping[str, str] = field(default_factory=dict)
     state_reason: str | None = None
     state_code: str = ""
+    public: bool = False
+    subnet: str = ""
 
     @classmethod
     def from_api(cls, raw: InstanceTypeDef, *, address: Literal["auto", "public", "private"]) -> Self:
@@ -100,6 +104,8 @@ class Instance:
                 message=reason.get("Message") or raw.get("StateTransitionReason", ""),
             ),
             state_code="" if state in ALIVE else reason.get("Code") or "",
+            public=bool(public),
+            subnet=raw.get("SubnetId") or "",
         )
 
     @property

@@ -39,6 +39,8 @@ class Readiness:
         self._new_until = time.monotonic() + api.policy.appearance_seconds
         self._last_line = ""
         self._ran = False
+        self._address_until: float | None = None
+        self._private_only = False
 
     def wait(self, instance: Instance) -> Instance:
         """Wait for this instance; the one that is returned has its address."""
@@ -90,17 +92,35 @@ class Readiness:
         if instance.state == "pending":
             return "it does not run yet"
         if not instance.address:
-            if not self._new:
+            if not self._address_may_come():
                 raise Ec2Error(
                     f"instance {instance.id} has no {self._settings.address.replace('auto', 'IPv4')} address: set "
                     "INSTANCE_ADDRESS=private if we can reach that, or SUBNET_ID to a subnet that gives its "
                     "instances public addresses"
                 )
             return "it has no address yet"
+        if self._settings.address == "auto" and not instance.public and self._public_address_may_come(instance):
+            return "it has no public address yet"
         if self._settings.ready_when == "ssh":
             return ""
         passed = self._checks_passed(instance.id)
         return "" if passed == 2 else f"{passed}/2 status checks"
+
+    def _address_may_come(self) -> bool:
+        """Whether it runs so recently that AWS may not show its address yet."""
+        if self._address_until is None:
+            self._address_until = time.monotonic() + self._api.policy.appearance_seconds
+        return time.monotonic() < self._address_until
+
+    def _public_address_may_come(self, instance: Instance) -> bool:
+        if self._private_only:
+            return False
+        begun = self._address_until is not None
+        if self._address_may_come() and (begun or self._api.gives_public_addresses(instance.subnet)):
+            return True
+        _log.info(f"No public address, using {instance.address} of instance {instance.id}")
+        self._private_only = True
+        return False
 
     def _checks_passed(self, instance_id: str) -> int:
         """How many of the two checks are ok.

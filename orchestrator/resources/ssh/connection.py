@@ -76,6 +76,14 @@ class Ssh:
         self._closed.set()
         self._hang_up()
 
+    def move(self, address: str) -> None:
+        """Connect to this address from the next attempt on: the same host, with the same key, may get another one.
+
+        Args:
+            address: host name or IP address.
+        """
+        self._address = address
+
     @property
     def connected(self) -> bool:
         """Whether the connection is open, as far as is known here."""

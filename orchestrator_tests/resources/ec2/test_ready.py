@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import Ec2Error, InstanceLost, LaunchRefused
 from orchestrator.resources.ec2.client import Ec2
+from orchestrator.resources.retry import Ec2Policy
 from orchestrator_tests.support.ec2_account import (
     IMPATIENT,
+    QUICK,
     Account,
     aws_error,
     events,
@@ -81,11 +84,54 @@ def test_the_address_is_the_one_that_the_setting_says(account: Account, wanted: 
     assert ec2.wait_until_ready(instance).address == address
 
 
-def test_without_a_public_address_the_private_one_is_used_on_auto(account: Account) -> None:
-    ec2 = account.ec2()
+PRIVATE = {"PublicIpAddress": None, "PrivateIpAddress": "10.0.1.7"}
+
+
+@pytest.mark.parametrize("looks", [1, 5])
+@pytest.mark.parametrize("ready_when", ["ssh", "status-checks"])
+def test_a_public_address_may_come_a_moment_after_the_instance_runs(
+    account: Account, looks: int, ready_when: str
+) -> None:
+    ec2 = account.ec2(ready_when=ready_when)
     instance = ec2.launch(owner(), attempt="run-1")
-    rewrite(ec2, "DescribeInstances", {"PublicIpAddress": None, "PrivateIpAddress": "10.0.0.7"})
-    assert ec2.wait_until_ready(instance).address == "10.0.0.7"
+    rewrite(ec2, "DescribeInstances", *[PRIVATE] * looks, {**PRIVATE, "PublicIpAddress": "3.4.5.6"})
+    ready = ec2.wait_until_ready(instance)
+    assert (ready.address, ready.public) == ("3.4.5.6", True)
+
+
+@pytest.mark.parametrize(
+    ("gives", "patience"),
+    [
+        ({"MapPublicIpOnLaunch": False}, QUICK),  # its patience is longer than any test
+        ({"MapPublicIpOnLaunch": True}, replace(QUICK, appearance_seconds=0.05)),
+        (aws_error("UnauthorizedOperation", status=403), replace(QUICK, appearance_seconds=0.05)),
+        (aws_error("InvalidAction", "this EC2 knows no subnets"), replace(QUICK, appearance_seconds=0.05)),
+    ],
+)
+def test_without_a_public_address_the_private_one_is_used_on_auto(
+    account: Account, caplog: pytest.LogCaptureFixture, gives: dict[str, Any] | Exception, patience: Ec2Policy
+) -> None:
+    caplog.set_level(logging.INFO, logger="orchestrator.resources.ec2")
+    ec2 = account.ec2(policy=patience)
+    instance = ec2.launch(owner(), attempt="run-1")
+    rewrite(ec2, "DescribeInstances", PRIVATE)
+    rewrite(ec2, "DescribeInstanceStatus", INITIALIZING, {})
+    if isinstance(gives, Exception):
+        inject(ec2, "DescribeSubnets", gives)
+    else:
+        events(ec2).register("after-call.ec2.DescribeSubnets", lambda parsed, **_: parsed["Subnets"][0].update(gives))
+    ready = ec2.wait_until_ready(instance)
+    assert (ready.address, ready.public) == ("10.0.1.7", False)
+    assert caplog.messages.count(f"No public address, using 10.0.1.7 of instance {instance.id}") == 1
+    assert len(account.asked("DescribeSubnets")) == 1
+
+
+def test_with_a_private_address_asked_for_no_public_one_is_waited_for(account: Account) -> None:
+    ec2 = account.ec2(address="private")
+    instance = ec2.launch(owner(), attempt="run-1")
+    rewrite(ec2, "DescribeInstances", PRIVATE)
+    assert ec2.wait_until_ready(instance).address == "10.0.1.7"
+    assert account.asked("DescribeSubnets") == []
 
 
 def test_an_instance_without_the_wanted_address_is_reported_with_the_settings_to_change(
