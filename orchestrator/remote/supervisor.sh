@@ -194,17 +194,59 @@ facts() { # as " NAME=NUMBER": what the machine can tell of an end; what it cann
 
 # --------------------------------------------------------------------------------------- the training itself
 
-find_program() { # NAME: widens PATH, for a login over SSH lacks what the profile of a terminal adds
+known_places() { # where programs are that a login over SSH often lacks on its PATH, those of `mlflow` first; as a PATH
+  for place in ~/.local/bin ~/venv/bin ~/.venv/bin ~/mlflow/bin ~/miniconda3/bin ~/miniforge3/bin ~/mambaforge/bin \
+    ~/anaconda3/bin /opt/conda/bin /opt/miniconda3/bin /opt/miniforge3/bin /opt/anaconda3/bin /opt/venv/bin \
+    /opt/mlflow/bin ~/.cargo/bin ~/.pyenv/bin ~/.pyenv/shims /opt/pyenv/bin /opt/pyenv/shims /usr/local/bin /snap/bin; do
+    [ ! -d "$place" ] || printf '%s:' "$place"
+  done
+}
+
+login_path() { # what the profile of a terminal makes of PATH; nothing where that takes longer than 5 s
+  # Into a file and in the background: what a profile waits for, or leaves behind, must not hold us up.
+  export ORCHESTRATOR_PATH="${ORCHESTRATOR_TRAINING}profile.$$"
   # shellcheck disable=SC2016 # that shell expands it
-  wider=$("${SHELL:-/bin/sh}" -lc 'printf "\n%s" "$PATH"' </dev/null 2>/dev/null | tail -n 1)
-  PATH=$PATH${wider:+:$wider}
-  for place in ~/.local/bin ~/venv/bin ~/.venv/bin ~/mlflow/bin ~/miniconda3/bin ~/miniforge3/bin \
-    ~/anaconda3/bin /opt/conda/bin /opt/miniconda3/bin /opt/venv/bin /opt/mlflow/bin /usr/local/bin /snap/bin; do
+  "${SHELL:-/bin/sh}" -lc \
+    'printf "%s\n" "$PATH" >"$ORCHESTRATOR_PATH.new" && mv -f "$ORCHESTRATOR_PATH.new" "$ORCHESTRATOR_PATH"' \
+    </dev/null >/dev/null 2>&1 &
+  probe=$!
+  limit=$(($(now) + 5))
+  until [ -e "$ORCHESTRATOR_PATH" ] || ! born "$probe" >/dev/null; do
+    if [ "$(now)" -ge "$limit" ]; then
+      kill -s KILL "$probe"
+      echo "orchestrator: the login's profile (~/.profile) did not end within 5 s, so PATH is without what it adds" >&3
+      break
+    fi
+    pause 0.1
+  done
+  [ ! -e "$ORCHESTRATOR_PATH" ] || tail -n 1 "$ORCHESTRATOR_PATH"
+  rm -f -- "$ORCHESTRATOR_PATH" "$ORCHESTRATOR_PATH.new"
+} 3>&2 2>/dev/null
+
+wider_path() { # PROGRAM: PATH and, behind it, what is not on it yet: what was found before stays what it is
+  # Its variables are those of a subshell: the training may have some of the same names.
+  more=$(login_path):$(known_places)
+  wider=$PATH
+  set -f
+  IFS=:
+  command -v "$1" >/dev/null || for place in $(known_places); do
     if [ -x "$place/$1" ]; then
-      PATH=$place:$PATH
-      return
+      wider=$place:$PATH # as an activated environment would: its python goes with its mlflow
+      break
     fi
   done
+  for place in $more; do
+    case :$wider: in *":$place:"*) ;; *) wider=$wider${place:+:$place} ;; esac
+  done
+  printf '%s\n' "$wider"
+}
+
+docker_of_snap() { # whether that is the Docker of the PATH that we widen
+  case $(command -v docker) in
+    */snap/*) ;;
+    "") [ -x /snap/bin/docker ] ;;
+    *) return 1 ;;
+  esac
 }
 
 reach_docker() { # keeps what it takes: the supervisor has neither the training's PATH nor its variables
@@ -233,9 +275,9 @@ run() { # PROGRAM ARGUMENT...: the last line of the job; becomes the program
   exec 3<&-
   cd || exit 126
   case $1 in
-    */*) PATH=${1%/*}:$PATH ;; # as an activated environment would: its python goes with its mlflow
-    *) command -v "$1" >/dev/null || find_program "$1" ;;
+    */*) PATH=${1%/*}:$PATH ;; # likewise
   esac
+  PATH=$(wider_path "$1")
   export PATH
   if ! command -v "$1" >/dev/null; then
     echo "orchestrator: there is no program $1 on this machine (PATH=$PATH): set MLFLOW_COMMAND to where it is," \
@@ -252,12 +294,10 @@ train() { # UMASK; the job on file descriptor 3
   export ORCHESTRATOR_TRAINING="$PWD/"
   export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}" # or Python would hold back what it prints, and mix its order
   ORCHESTRATOR_FILES=$ORCHESTRATOR_TRAINING
-  case $(command -v docker) in
-    */snap/*) # it sees no hidden folder
-      ORCHESTRATOR_FILES=~/snap/docker/common/orchestrator-${PWD##*/}/
-      mkdir -p "$ORCHESTRATOR_FILES"
-      ;;
-  esac
+  if docker_of_snap; then # it sees no hidden folder
+    ORCHESTRATOR_FILES=~/snap/docker/common/orchestrator-${PWD##*/}/
+    mkdir -p "$ORCHESTRATOR_FILES"
+  fi
   export ORCHESTRATOR_FILES
   case $ORCHESTRATOR_FILES in # as a word of bash: `mlflow run` has bash read the arguments of `docker run`
     *[!A-Za-z0-9_./-]*) directory='"${ORCHESTRATOR_FILES}"' ;;
@@ -268,7 +308,7 @@ train() { # UMASK; the job on file descriptor 3
 }
 
 unprivileged() { # PROGRAM ARGUMENT...: becomes it, without a way to more rights by sudo and its like, where that can be had
-  case $(command -v docker) in */snap/*) exec "$@" ;; esac # what snap starts needs more rights
+  if docker_of_snap; then exec "$@"; fi # what snap starts needs more rights
   if setpriv --no-new-privs true 2>/dev/null; then exec setpriv --no-new-privs "$@"; else exec "$@"; fi
 }
 

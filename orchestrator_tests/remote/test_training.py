@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +76,70 @@ def test_a_program_that_only_the_login_profile_knows_is_found(host: SshHost, fol
     follower.start("profiled-mlflow")
     assert follower.follow().succeeded
     assert follower.text == "found\n"
+
+
+def tool(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho {path}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_path_is_widened_though_the_program_is_on_it(
+    host: SshHost, follower: Follower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = tool(tmp_path / "bin" / "our-mlflow")
+    mlflow.write_text('#!/bin/sh\nfor name in conda uv pyenv own; do command -v our-$name; done; echo "$PATH"\n')
+    monkeypatch.setitem(host.environment, "PATH", f"{mlflow.parent}:{host.environment['PATH']}")
+    conda = tool(host.home / "miniconda3" / "bin" / "our-conda")
+    uv = tool(host.home / ".local" / "bin" / "our-uv")
+    pyenv = tool(host.home / ".pyenv" / "bin" / "our-pyenv")
+    own = tool(host.home / "of profile" / "our-own")
+    (host.home / ".profile").write_text(f'echo noise\nPATH="{own.parent}:$PATH"\n')
+    tool(host.home / ".local" / "bin" / "sh")  # never before what is there
+    follower.start("our-mlflow")
+    follower.follow()
+    found = follower.text.splitlines()
+    assert found[:-1] == [str(program) for program in (conda, uv, pyenv, own)], follower.text
+    assert found[-1].startswith(host.environment["PATH"])
+    added = found[-1].removeprefix(host.environment["PATH"]).strip(":").split(":")
+    assert {str(program.parent) for program in (conda, uv, pyenv, own)} <= set(added)
+    assert len(added) == len(set(added))
+    for place in ("miniconda3", ".local", ".pyenv"):
+        shutil.rmtree(host.home / place)
+
+
+@pytest.mark.parametrize(
+    ("profile", "is_complained_of"),
+    [
+        ("PATH=$PATH:{place}\nsleep 300 &\n", False),
+        ("PATH=$PATH:{place}\nwhile :; do sleep 1; done\n", True),
+        ("PATH=$PATH:{place}\nexit 0\n", False),
+        ("read answer; sleep 300 | cat\n", True),
+    ],
+)
+def test_a_profile_that_leaves_something_behind_or_waits_holds_nothing_up(
+    host: SshHost, follower: Follower, profile: str, is_complained_of: bool
+) -> None:
+    program = tool(host.home / "venv" / "bin" / "our-mlflow")
+    (host.home / ".profile").write_text(profile.format(place=host.home / "elsewhere"))
+    follower.start("our-mlflow", seconds=60)
+    assert follower.follow().succeeded
+    *complaint, line = follower.text.splitlines()
+    assert line == str(program)
+    assert ["profile" in text for text in complaint] == [True] * is_complained_of
+    (host.home / ".profile").unlink()
+
+
+@pytest.mark.parametrize("shell", ["/bin/false", "/no/such/shell"])
+def test_a_login_whose_shell_answers_nothing_goes_on_with_the_known_places(
+    host: SshHost, follower: Follower, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    monkeypatch.setitem(host.environment, "SHELL", shell)
+    program = tool(host.home / "venv" / "bin" / "our-mlflow")
+    follower.start("our-mlflow")
+    assert follower.follow().succeeded
+    assert follower.text.strip() == str(program)
 
 
 def test_a_missing_program_is_explained(follower: Follower) -> None:
