@@ -49,7 +49,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer)
         aws = {name: value for name, value in ec2.env().items() if name.startswith("AWS_")}
         before = {name: os.environ.get(name) for name in aws}
         os.environ.update(aws)
-        yield World(git, ec2, mlflow_server, directory)
+        world = World(git, ec2, mlflow_server, directory)
+        yield world
+        world.end_leases()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 

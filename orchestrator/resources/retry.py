@@ -97,10 +97,15 @@ class SshPolicy(RetryPolicy):
     Attributes:
         last_attempt_seconds: the last attempt gets so much, even beyond `total_seconds`.
         login_seconds: how long a refused login is tried again; cloud-init may write authorized_keys after sshd answers.
+        refused_pause_seconds: the first pause after a refused login; OpenSSH makes who comes again too soon wait
+            (PerSourcePenalties: 5 s after a failed login), and fail2ban counts.
+        longest_login_seconds: a login that is slow gets twice what the slowest has taken so far, and at most this.
     """
 
     last_attempt_seconds: float
     login_seconds: float
+    refused_pause_seconds: float = 5
+    longest_login_seconds: float = 60
 
 
 @dataclass(frozen=True, kw_only=True)

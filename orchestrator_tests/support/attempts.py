@@ -108,6 +108,7 @@ class World:
     directory: Path
 
     def __post_init__(self) -> None:
+        self._attempts: list[Attempt] = []
         self.environment = {
             **self.ec2_server.env(),
             **self.mlflow_server.env(),
@@ -165,7 +166,7 @@ class World:
         def connect(instance: Instance) -> Ssh:
             return Ssh(read.ssh, address=instance.address or "", host_key=instance.host_key)
 
-        return Attempt(
+        attempt = Attempt(
             plan=plan,
             settings=read,
             ec2=Ec2(read.machine),
@@ -175,6 +176,13 @@ class World:
             write=write,
             grace=grace,
         )
+        self._attempts.append(attempt)
+        return attempt
+
+    def end_leases(self) -> None:
+        """Of the attempts that a test left as a dead worker leaves them: but their threads live on in this process."""
+        for attempt in self._attempts:
+            attempt._lease.close()
 
     @property
     def ec2(self) -> Ec2:

@@ -37,6 +37,7 @@ class SshHost:
         host_key: its public host key, as it stands in the tag of an instance.
         authorized: public keys that may log in (OpenSSH format); may change at any time.
         greeting: commands that each login runs first, as ~/.bashrc may.
+        login_seconds: how long each login takes.
         network: what lies between it and us.
     """
 
@@ -51,6 +52,7 @@ class SshHost:
         self.authorized = {client.export_public_key().decode().strip()}
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "SHELL": "/bin/sh"}
         self.greeting = ""
+        self.login_seconds = 0.0
         self._sessions: set[int] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -100,7 +102,8 @@ class SshHost:
         host = self
 
         class Server(asyncssh.SSHServer):
-            def begin_auth(self, username: str) -> bool:
+            async def begin_auth(self, username: str) -> bool:
+                await asyncio.sleep(host.login_seconds)
                 return True
 
             def public_key_auth_supported(self) -> bool:

@@ -17,6 +17,7 @@ from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.pipeline.training.executor import require_one_process
 from orchestrator.pipeline.training.finished import FinishedTraining
 from orchestrator.pipeline.training.metadata import logged_something, training_metadata
+from orchestrator.pipeline.training.on_instance import young_seconds
 from orchestrator.pipeline.training.plan import make_plan
 from orchestrator.pipeline.training.run_history import RunHistory
 from orchestrator.pipeline.training.run_scope import TrainingAttempts
@@ -67,7 +68,12 @@ def trained_model(name: str, settings: SettingsSource, *, group: str | None = No
             read = PipelineSettings.read(settings)
 
             def connect(instance: Instance) -> Ssh:
-                return ssh.connect(read.ssh, address=instance.address or "", host_key=instance.host_key)
+                return ssh.connect(
+                    read.ssh,
+                    address=instance.address or "",
+                    host_key=instance.host_key,
+                    young_seconds=young_seconds(instance),
+                )
 
             partition = context.partition_key
             with jenkins.connect(read.jenkins, project=read.project.uri) as server:

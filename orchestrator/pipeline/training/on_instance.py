@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import IO
 
 from orchestrator import names
@@ -35,6 +36,15 @@ _log = logging.getLogger(__name__)
 
 STOP_GRACE_SECONDS = 2
 """What the processes of a training that was cancelled get to end by themselves."""
+
+_YOUNG = timedelta(minutes=3)
+"""From its launch on, an instance may still be given its keys and logins by cloud-init."""
+
+
+def young_seconds(instance: Instance) -> float:
+    """For how long from now on it may still be being set up; by two clocks, so it is never more than that is."""
+    left = instance.launched_at + _YOUNG - datetime.now(UTC)
+    return min(max(left, timedelta()), _YOUNG).total_seconds()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ class HistoryThinner:
 
     A bucket holds one step at first. When there are too many buckets, each two neighbours become one. NaN and
     infinity, which no curve can show, are left out.
+
+    Args:
+        most_buckets: two or more, because steps on both sides of 0 never share one.
     """
 
     def __init__(self, *, most_buckets: int = MOST_BUCKETS) -> None:

@@ -18,7 +18,7 @@ import dagster as dg
 import paramiko
 import tenacity
 
-from orchestrator.errors import SshRefused, SshUnreachable
+from orchestrator.errors import HostKeyMismatch, SshRefused, SshUnreachable
 from orchestrator.resources import retry
 from orchestrator.resources.retry import SshPolicy
 from orchestrator.resources.ssh.channel import FAULTS, KEPT_BYTES, Completed, ExchangeError, close, exchange
@@ -47,6 +47,8 @@ class Ssh:
         address: host name or IP address.
         host_key: the key planted on the instance, as `ssh-ed25519 AAAA...`.
         policy: how patient to be.
+        young_seconds: for so long from now on, the host may still be being set up: another host key, or a refused
+            login, is no final answer. Nothing is sent to a host that is not verified.
 
     Raises:
         SshRefused: the private key cannot be used.
@@ -54,7 +56,13 @@ class Ssh:
     """
 
     def __init__(
-        self, settings: SshSettings, *, address: str, host_key: str | None, policy: SshPolicy = retry.SSH
+        self,
+        settings: SshSettings,
+        *,
+        address: str,
+        host_key: str | None,
+        policy: SshPolicy = retry.SSH,
+        young_seconds: float = 0,
     ) -> None:
         self._settings = settings
         self._address = address
@@ -62,6 +70,11 @@ class Ssh:
         self._trust = HostTrust(settings, address=address, host_key=host_key)
         self._key = private_key(settings)
         self._transport: paramiko.Transport | None = None
+        self._young_until = time.monotonic() + young_seconds
+        self._refusals = 0
+        self._next_login_at = time.monotonic()
+        self._slowest_login = 0.0
+        self._opened = False  # a session, over this connection
         self._reached = False
         self._closed = threading.Event()
 
@@ -97,34 +110,50 @@ class Ssh:
             deadline_seconds: how long to try; None: as the policy says.
 
         Raises:
-            SshUnreachable: no connection before the deadline.
-            SshRefused: the login is still refused after the policy's `login_seconds`.
-            HostKeyMismatch: another machine answers; not tried again.
+            SshUnreachable: no connection before the deadline, or a host that is still young refuses us or is another.
+            SshRefused: the login is still refused after the policy's `login_seconds`, or can never succeed.
+            HostKeyMismatch: another machine answers.
         """
         policy = self._policy if deadline_seconds is None else self._policy.with_total(deadline_seconds)
         deadline = time.monotonic() + policy.total_seconds
         refused_since: list[float] = []
 
         def worth_another(error: BaseException) -> bool:
-            if isinstance(error, SshRefused):
+            if isinstance(error, _NotYet):
                 refused_since.append(time.monotonic())
-                return time.monotonic() - refused_since[0] < policy.login_seconds
+                return self._is_young or (
+                    not isinstance(error.reason, HostKeyMismatch)
+                    and time.monotonic() - refused_since[0] < policy.login_seconds
+                )
             return isinstance(error, SshUnreachable)
 
         def pause(state: tenacity.RetryCallState) -> float:
             """The last attempt begins at the deadline, and no later."""
-            return min(policy.pauses(state), max(0.0, deadline - time.monotonic()))
+            wait = max(policy.pauses(state), self._next_login_at - time.monotonic())
+            return min(wait, max(0.0, deadline - time.monotonic()))
 
         def attempt() -> None:
-            self._attempt(min(policy.connect_seconds, max(policy.last_attempt_seconds, deadline - time.monotonic())))
+            left = max(policy.last_attempt_seconds, deadline - time.monotonic())
+            self._attempt(min(policy.connect_seconds, left))
 
-        tenacity.Retrying(
-            retry=tenacity.retry_if_exception(worth_another),
-            stop=tenacity.stop_after_delay(policy.total_seconds) | tenacity.stop_when_event_set(self._closed),
-            wait=pause,
-            sleep=tenacity.sleep_using_event(self._closed),
-            reraise=True,
-        )(attempt)
+        self._closed.wait(min(max(0.0, self._next_login_at - time.monotonic()), policy.total_seconds))
+        remaining = max(0.0, deadline - time.monotonic())
+        try:
+            tenacity.Retrying(
+                retry=tenacity.retry_if_exception(worth_another),
+                stop=tenacity.stop_after_delay(remaining) | tenacity.stop_when_event_set(self._closed),
+                wait=pause,
+                sleep=tenacity.sleep_using_event(self._closed),
+                reraise=True,
+            )(attempt)
+        except _NotYet as error:
+            if self._is_young:
+                raise SshUnreachable(f"{error.reason}. It is being set up, and gets more time") from error.reason
+            raise error.reason from error
+
+    @property
+    def _is_young(self) -> bool:
+        return time.monotonic() < self._young_until
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float | None = None) -> Completed:
         """Run a short command to its end.
@@ -200,16 +229,37 @@ class Ssh:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         transport = paramiko.Transport(sock)
         transport.set_log_channel(_PARAMIKO_LOG)
+        seconds = self._login_seconds(seconds)
         transport.handshake_timeout = seconds  # else its timer thread would outlive the attempt
-        self._transport = transport
+        self._transport, self._opened = transport, False
         try:
-            with self._limited(transport, seconds):
+            with self._limited(transport, seconds), self._measured():
                 self._log_in(transport)
             transport.set_keepalive(KEEPALIVE_SECONDS)
             self._reached = True
+            self._refusals = 0
+        except (HostKeyMismatch, _LoginRefused) as error:
+            self._hang_up()
+            pause = min(self._policy.refused_pause_seconds * 2**self._refusals, 2 * self._policy.refused_pause_seconds)
+            self._refusals += 1
+            self._next_login_at = time.monotonic() + pause
+            raise _NotYet(error) from error
         except BaseException:
             self._hang_up()
             raise
+
+    def _login_seconds(self, seconds: float) -> float:
+        """What a login gets once the host has accepted the connection, and is thus there."""
+        return max(seconds, min(2 * self._slowest_login, self._policy.longest_login_seconds))
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Note how long a part of a login takes, also when that was too long."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._slowest_login = max(self._slowest_login, time.monotonic() - started)
 
     def _log_in(self, transport: paramiko.Transport) -> None:
         try:
@@ -217,7 +267,9 @@ class Ssh:
                 transport.get_security_options().key_types = self._trust.algorithms
             transport.start_client()
             self._trust.verify(transport.get_remote_server_key())
-            transport.auth_publickey(self._settings.user, self._key)
+            further = transport.auth_publickey(self._settings.user, self._key)
+            if further:
+                raise self._never(f"wants more than the key: {', '.join(further)} as well")
         except paramiko.ssh_exception.IncompatiblePeer as error:
             if "host key" in str(error):
                 raise self._trust.mismatch(f"no {' or '.join(self._trust.algorithms)} key") from error
@@ -227,10 +279,18 @@ class Ssh:
         except paramiko.AuthenticationException as error:
             if not transport.is_active():
                 raise  # it went away
-            raise SshRefused(
+            if isinstance(error, paramiko.BadAuthenticationType) and error.allowed_types:
+                raise self._never(f"takes no key, but {', '.join(error.allowed_types)}") from error
+            raise _LoginRefused(
                 f"{self._address} refused the login of SSH_USER={self._settings.user} with the key "
                 f"KEY_PATH={self._settings.key_path}; compare with the image's user and with KEY_PAIR_NAME"
             ) from error
+
+    def _never(self, demand: str) -> SshRefused:
+        return SshRefused(
+            f"{self._address} {demand} (sshd's AuthenticationMethods or PubkeyAuthentication), which nobody is here to "
+            f"give: let SSH_USER={self._settings.user} log in with the key alone there, or choose another image AMI_ID"
+        )
 
     def _execute(
         self,
@@ -246,9 +306,15 @@ class Ssh:
         if transport is None or not transport.is_active():
             raise self._unreachable("the connection is not open")
         try:
-            with self._limited(transport, silence_seconds):
+            # The first session is a part of the login: PAM sets it up, and may ask a directory service.
+            first = not self._opened
+            with (
+                self._limited(transport, self._login_seconds(silence_seconds) if first else silence_seconds),
+                self._measured() if first else contextlib.nullcontext(),
+            ):
                 channel = transport.open_session()
                 channel.exec_command(shlex.join(argv))
+            self._opened = True
             try:
                 status = exchange(
                     channel,
@@ -303,15 +369,28 @@ class Ssh:
         )
 
 
+class _LoginRefused(SshRefused):
+    """The key is not accepted, which may be so because it is not there yet."""
+
+
+class _NotYet(Exception):
+    """An answer that a host may take back while it is being set up."""
+
+    def __init__(self, reason: HostKeyMismatch | _LoginRefused) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 class SshResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Opens SSH connections with a pipeline's settings."""
 
-    def connect(self, settings: SshSettings, *, address: str, host_key: str | None) -> Ssh:
+    def connect(self, settings: SshSettings, *, address: str, host_key: str | None, young_seconds: float = 0) -> Ssh:
         """A connection that is yet to be opened with `Ssh.connect`.
 
         Args:
             settings: of the pipeline.
             address: host name or IP address of the instance.
             host_key: the key planted on it.
+            young_seconds: see `Ssh`.
         """
-        return Ssh(settings, address=address, host_key=host_key)
+        return Ssh(settings, address=address, host_key=host_key, young_seconds=young_seconds)
