@@ -50,6 +50,16 @@ detached() { # PROGRAM ARGUMENT...: becomes it, in a session of its own, under t
   fi
 }
 
+scope() { # what to start a program with, so that it outlives the login; nothing where it does so anyway, or cannot
+  # logind's KillUserProcesses: a session of setsid is still a part of the login for it.
+  case $(timeout 2 loginctl show-session --property=KillUserProcesses) in
+    *=yes)
+      timeout 2 loginctl enable-linger >/dev/null && timeout 4 systemd-run --user --scope --quiet -- true >/dev/null &&
+        echo systemd-run --user --scope --quiet --
+      ;;
+  esac
+} </dev/null 2>/dev/null
+
 # ---------------------------------------------------------------------------- processes, seen through /proc
 # Field numbers of /proc/PID/stat: proc(5). The name in parentheses may hold anything, so we cut behind it.
 
@@ -412,10 +422,13 @@ start() { # SECONDS BYTES [USER], and the job on standard input; the second star
   else
     as=" as-login"
   fi
+  in_scope=$(scope)
+  # shellcheck disable=SC2086 # the words are to be split
   if [ -h user ]; then # sudo is how its login is become
-    detached sh ./supervisor.sh supervise "$1" "$job" "$login_umask" "$3" </dev/null >>supervisor.log 2>&1 &
+    detached $in_scope sh ./supervisor.sh supervise "$1" "$job" "$login_umask" "$3" </dev/null >>supervisor.log 2>&1 &
   else
-    unprivileged sh ./supervisor.sh detach supervise "$1" "$job" "$login_umask" "" </dev/null >>supervisor.log 2>&1 &
+    unprivileged sh ./supervisor.sh detach $in_scope sh ./supervisor.sh supervise "$1" "$job" "$login_umask" "" \
+      </dev/null >>supervisor.log 2>&1 &
   fi
   launched=$!
   limit=$(($(now) + 10))
@@ -479,7 +492,7 @@ stop() { # GRACE: returns when no process of the training is left
 
 case $1 in
   start) start "$2" "$3" "${4-}" ;;
-  detach) shift && detached sh ./supervisor.sh "$@" ;;
+  detach) shift && detached "$@" ;;
   supervise) supervise "$2" "$3" "$4" "$5" ;;
   begin) unprivileged sh ./supervisor.sh train "$2" ;;
   train) train "$2" ;;
