@@ -277,6 +277,9 @@ class FaultyProxy:
             def do_PATCH(self) -> None:
                 self._serve()
 
+            def do_PUT(self) -> None:
+                self._serve()
+
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 request = Request(self.command, self.path, dict(self.headers), body)

@@ -91,6 +91,7 @@ def test_an_attribute_is_there(owner: type, name: str) -> None:
 DAGSTERS_NAMES = {
     "PARTITION": "PARTITION_NAME_TAG",
     "PRIORITY": "PRIORITY_TAG",
+    "RUN_KEY": "RUN_KEY_TAG",
     "BACKFILL": "BACKFILL_ID_TAG",
     "ROOT_RUN": "ROOT_RUN_ID_TAG",
     "WILL_RETRY": "WILL_RETRY_TAG",

@@ -44,7 +44,7 @@ class Problem(enum.Enum):
     UNAUTHORIZED = "401"
     FORBIDDEN = "403"
     NOT_FOUND = "404"
-    REJECTED = "any other 4xx"
+    REJECTED = "any other 4xx, or a request that the server does not know: 501, 505"
     OTHER_SHAPE = "JSON of another shape"
 
     @property
@@ -63,6 +63,8 @@ _STATUSES = {
     401: Problem.UNAUTHORIZED,
     403: Problem.FORBIDDEN,
     404: Problem.NOT_FOUND,
+    501: Problem.REJECTED,
+    505: Problem.REJECTED,
 }
 
 # The first that fits counts: several of these classes inherit from several others.

@@ -28,7 +28,8 @@ from orchestrator_tests.support.waiting import until
 
 def log_metrics(server: MlflowServer, run: Run, key: str, values: Sequence[float | str]) -> None:
     metrics = [{"key": key, "value": value, "step": step, "timestamp": step} for step, value in enumerate(values)]
-    post(server.url, "runs/log-batch", run_id=run.id, metrics=metrics)
+    for begin in range(0, len(metrics), 1000):  # MLflow takes no more at once
+        post(server.url, "runs/log-batch", run_id=run.id, metrics=metrics[begin : begin + 1000])
 
 
 @pytest.fixture(scope="module")
