@@ -89,7 +89,7 @@ def test_a_machine_with_another_host_key_gets_nothing_and_is_terminated(world: O
     world.ec2.impostors.add(partition)
     build.result = "SUCCESS"
     run_id = world.launched(partition)
-    assert world.ended(run_id).status == "FAILURE"
+    assert world.ended(run_id, seconds=300).status == "FAILURE"  # it gets two minutes to show the right key
     failure = world.dagster.failure(run_id) or ""
     assert "it is not the machine that was launched" in failure
     assert world.instance_states(partition) == ["terminated"]

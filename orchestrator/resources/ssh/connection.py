@@ -18,7 +18,7 @@ import dagster as dg
 import paramiko
 import tenacity
 
-from orchestrator.errors import HostKeyMismatch, SshRefused, SshUnreachable
+from orchestrator.errors import HostKeyMismatch, SshError, SshRefused, SshUnreachable
 from orchestrator.resources import retry
 from orchestrator.resources.retry import SshPolicy
 from orchestrator.resources.ssh.channel import FAULTS, KEPT_BYTES, Completed, ExchangeError, close, exchange
@@ -71,6 +71,8 @@ class Ssh:
         self._key = private_key(settings)
         self._transport: paramiko.Transport | None = None
         self._young_until = time.monotonic() + young_seconds
+        # Sooner, because a host that goes on showing another key is none that is being set up.
+        self._another_key_until = time.monotonic() + young_seconds * 2 / 3
         self._refusals = 0
         self._next_login_at = time.monotonic()
         self._slowest_login = 0.0
@@ -121,7 +123,7 @@ class Ssh:
         def worth_another(error: BaseException) -> bool:
             if isinstance(error, _NotYet):
                 refused_since.append(time.monotonic())
-                return self._is_young or (
+                return self._may_be_set_up(error.reason) or (
                     not isinstance(error.reason, HostKeyMismatch)
                     and time.monotonic() - refused_since[0] < policy.login_seconds
                 )
@@ -147,13 +149,14 @@ class Ssh:
                 reraise=True,
             )(attempt)
         except _NotYet as error:
-            if self._is_young:
+            if self._may_be_set_up(error.reason):
                 raise SshUnreachable(f"{error.reason}. It is being set up, and gets more time") from error.reason
             raise error.reason from error
 
-    @property
-    def _is_young(self) -> bool:
-        return time.monotonic() < self._young_until
+    def _may_be_set_up(self, reason: SshError) -> bool:
+        """Whether the host is so young that this may pass."""
+        until = self._another_key_until if isinstance(reason, HostKeyMismatch) else self._young_until
+        return time.monotonic() < until
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float | None = None) -> Completed:
         """Run a short command to its end.
