@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 
 from orchestrator.resources.ssh.connection import Ssh
@@ -49,6 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer)
         aws = {name: value for name, value in ec2.env().items() if name.startswith("AWS_")}
         before = {name: os.environ.get(name) for name in aws}
         os.environ.update(aws)
+        boto3.setup_default_session()  # the one that there is has kept the credentials of an earlier world
         world = World(git, ec2, mlflow_server, directory)
         yield world
         world.end_leases()
