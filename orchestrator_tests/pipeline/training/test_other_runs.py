@@ -38,7 +38,8 @@ SCRIPTS = {
         from sklearn.datasets import load_iris
         from sklearn.model_selection import GridSearchCV
         from sklearn.tree import DecisionTreeClassifier
-        mlflow.sklearn.autolog(log_datasets=False)
+        # One trial is recorded: MLflow's server, on SQLite, refuses one of two who log the same dataset at once.
+        mlflow.sklearn.autolog(log_datasets=False, max_tuning_runs=1)
         GridSearchCV(DecisionTreeClassifier(), {"max_depth": [1, 2]}, cv=2).fit(*load_iris(return_X_y=True))
         """,
     # Steps are made by `mlflow.run`, which knows nothing of our mark: they name their parent.
@@ -167,7 +168,7 @@ def test_what_autologging_makes_is_its_own_and_the_model_is_in_the_first_run(wor
     finished = train(world, many, 804, "autolog")
     assert finished.run.id == finished.root.id
     assert finished.root.has_model
-    assert len(finished.others) == 2
+    assert len(finished.others) == 1
     assert {run.tags["mlflow.parentRunId"] for run in finished.others} == {finished.root.id}
 
 
