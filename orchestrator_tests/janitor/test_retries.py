@@ -140,6 +140,7 @@ def janitors_tick(instance: dg.DagsterInstance) -> list[str]:
     return [f"{type(result.action).__name__} {result.summary}" for result in results]
 
 
+@pytest.mark.services
 def test_a_retry_that_dagster_gave_up_while_its_code_server_was_away_is_made_after_all(
     instance: dg.DagsterInstance,
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_retry_that_dagster_gave_up_while_its_code_server_was_away_is_made_aft
         assert len(retries(instance, run)) == 1
 
 
+@pytest.mark.services
 def test_a_failure_that_dagster_missed_is_retried_after_all(instance: dg.DagsterInstance) -> None:
     daemon = EventLogConsumerDaemon()
     with with_code_server(instance) as workspace:
@@ -174,6 +176,7 @@ def test_a_failure_that_dagster_missed_is_retried_after_all(instance: dg.Dagster
         assert janitors_tick(instance) == []
 
 
+@pytest.mark.services
 def test_the_retry_of_a_run_that_the_janitor_ended_does_not_queue_behind_a_backfill(
     instance: dg.DagsterInstance,
 ) -> None:
@@ -288,6 +291,7 @@ def test_the_facts_about_all_failures_are_asked_for_at_once() -> None:
     assert asked == ["group sizes", "backfills", "successors"]
 
 
+@pytest.mark.services
 @given(
     tags=st.fixed_dictionaries(
         {},

@@ -116,6 +116,7 @@ def test_a_killed_supervisor_s_container_can_still_be_stopped(host: SshHost, box
     assert not boxed.containers()
 
 
+@pytest.mark.services
 def test_a_docker_that_does_not_answer_delays_the_end_by_a_bounded_time(
     host: SshHost, follower: Follower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,7 @@ def test_a_first_part_that_failed_inside_its_run_is_not_made_good_by_one_that_ta
     assert "left its MLflow run as FAILED or KILLED" in output
 
 
+@pytest.mark.services
 def test_a_python_that_loads_no_hook_is_asked_for_by_the_other_one(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     program = tmp_path / "isolated"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -m mlflow "$@"\n')
@@ -272,6 +273,7 @@ entry_points:
 """
 
 
+@pytest.mark.services
 def test_the_defaults_of_the_entry_point_and_the_user_are_recorded_without_being_in_the_scripts_way(
     mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_words_after_the_answer_change_nothing(
     assert follower.text.startswith("only this\n")
 
 
+@pytest.mark.services
 def test_a_login_that_is_replaced_under_way_is_no_lost_connection(
     host: SshHost, follower: Follower, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 from orchestrator_tests.support.follower import Follower, of_training, supervisor_of
 from orchestrator_tests.support.ssh_server import SshHost
 
+pytestmark = pytest.mark.services
+
 SYSTEMD_RUN = """#!/bin/sh
 [ "$1 $2 $3 $4" = "--user --scope --quiet --" ] || exit 1
 shift 4

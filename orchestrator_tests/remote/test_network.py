@@ -16,6 +16,8 @@ from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.ssh_server import SshHost
 from orchestrator_tests.support.waiting import until
 
+pytestmark = pytest.mark.services
+
 
 def logged(caplog: pytest.LogCaptureFixture, lines: int) -> bool:
     return len(connection_log(caplog)) == lines

@@ -19,6 +19,8 @@ from orchestrator_tests.support.follower import Follower, of_training, shell
 from orchestrator_tests.support.ssh_server import SshHost
 from orchestrator_tests.support.waiting import until
 
+pytestmark = pytest.mark.services
+
 UID = 54321
 """Of nobody else on this machine: `stop` ends all processes of it."""
 

@@ -416,6 +416,7 @@ def test_without_a_login_the_guard_stays(tmp_path: Path) -> None:
             socket(ui, ("Origin", EVIL))
 
 
+@pytest.mark.services
 def test_with_tls_the_cookie_is_the_host_s_and_browsers_stay_with_tls(tmp_path: Path) -> None:
     certificate, key = certificate_in(tmp_path)
     frames = "https://huggingface.co"

@@ -608,6 +608,7 @@ def fleet(count: int) -> Model:
     return model
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(("count", "most_bytes"), [(1000, 6_500), (5000, 30_000)])
 def test_a_cursor_of_thousands_of_branches_is_kilobytes_at_each_tick(count: int, most_bytes: int) -> None:
     model = fleet(count)

@@ -14,6 +14,8 @@ from orchestrator.resources.ssh import Ssh
 from orchestrator_tests.support import attempts
 from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 
+pytestmark = pytest.mark.services
+
 NOBODY = "127.99.99.99"
 
 

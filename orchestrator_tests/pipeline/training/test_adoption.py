@@ -18,6 +18,8 @@ from orchestrator.settings.groups import SshSettings
 from orchestrator_tests.support import attempts
 from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 
+pytestmark = pytest.mark.services
+
 QUICK = "#!/bin/sh\nexit 0\n"
 
 

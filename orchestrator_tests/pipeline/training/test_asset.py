@@ -12,6 +12,7 @@ from orchestrator_tests.support.asset_runs import NODE, train
 from orchestrator_tests.support.attempts import World
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("implicit", [False, True], ids=["run of the job", "asset page"])
 def test_a_build_that_jenkins_has_deleted_is_trained_as_the_launchpad_says(
     world: World,

@@ -80,6 +80,7 @@ def test_a_training_that_exits_non_zero_is_red_with_its_last_lines_and_leaves_no
     assert "exited with status 1" in run.tags["orchestrator.reason"]
 
 
+@pytest.mark.services
 def test_an_unknown_entry_point_is_told_in_the_error(world: World) -> None:
     attempt = world.attempt(3, run=ThisRun("run-3"), config=TrainingConfig(entry_point="evaluate"))
     with pytest.raises(TrainingFailed, match="Could not find evaluate among entry points"):
@@ -139,6 +140,7 @@ def test_secrets_that_the_training_prints_are_masked(world: World) -> None:
     assert "correct horse" not in "".join(output) + str(error.value)
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("status", [0, 1])
 def test_of_a_flood_of_output_the_log_holds_both_ends_and_mlflow_the_whole(world: World, status: int) -> None:
     text = (
@@ -173,6 +175,7 @@ def test_of_a_flood_of_output_the_log_holds_both_ends_and_mlflow_the_whole(world
     assert kept == [*(f"{number:09d}" for number in range(300_000)), "it is ****"]
 
 
+@pytest.mark.services
 def test_a_training_past_its_deadline_is_ended(world: World) -> None:
     program = world.script("forever", "#!/bin/sh\necho begun\nexec sleep 600\n")
     attempt = world.attempt(7, run=ThisRun("run-7"), settings=program, config=TrainingConfig(max_minutes=0.05))
@@ -205,6 +208,7 @@ def test_a_run_that_ends_between_two_steps_leaves_nothing_either(world: World) -
     assert world.mlflow.run(instance.mlflow_run).status == "KILLED"
 
 
+@pytest.mark.services
 def test_an_instance_that_is_taken_away_in_mid_training_is_named_as_the_reason(world: World) -> None:
     program = world.script("endless", "#!/bin/sh\necho begun\nexec sleep 600\n")
     instances: list[str] = []
@@ -220,6 +224,7 @@ def test_an_instance_that_is_taken_away_in_mid_training_is_named_as_the_reason(w
     assert gone(world, instances[0])
 
 
+@pytest.mark.services
 def test_a_training_whose_instance_is_taken_away_begins_anew_on_another(world: World, tmp_path: Path) -> None:
     program = world.script("second-time", f"#!/bin/sh\necho begun\n[ -e {tmp_path}/again ] || exec sleep 600\n")
     instances: list[str] = []
@@ -252,6 +257,7 @@ def test_a_live_attempt_renews_its_lease_on_the_instance(world: World) -> None:
     attempt.close()
 
 
+@pytest.mark.services
 def test_an_attempt_that_was_taken_for_dead_leaves_the_instance_to_its_successor(world: World) -> None:
     program = world.script("quick", "#!/bin/sh\nexit 0\n")
     frozen = world.attempt(20, run=ThisRun("run-20a", live={"run-20b"}), settings=program)
@@ -285,6 +291,7 @@ def test_a_retry_of_a_run_that_died_after_its_training_only_records(world: World
     retry.close()
 
 
+@pytest.mark.services
 def test_launching_a_trained_build_again_by_hand_trains_it_again(world: World) -> None:
     program = world.script("quick", "#!/bin/sh\nexit 0\n")
     first = world.attempt(22, run=ThisRun("run-22a"), settings=program)
@@ -293,6 +300,7 @@ def test_launching_a_trained_build_again_by_hand_trains_it_again(world: World) -
     second.terminate()
 
 
+@pytest.mark.services
 def test_an_mlflow_that_is_away_at_the_end_is_waited_for_and_then_named_with_what_to_do(world: World) -> None:
     program = world.script("quick", "#!/bin/sh\nexit 0\n")
     with FaultyProxy(world.mlflow_server.url) as mlflow:
@@ -338,6 +346,7 @@ def test_an_instance_of_another_request_is_not_taken_over(world: World) -> None:
     attempt.close()
 
 
+@pytest.mark.services
 def test_a_build_that_a_live_run_trains_is_left_to_it(world: World) -> None:
     first = world.attempt(13, run=ThisRun("run-13a"))
     instance = provisioned(first)
@@ -349,6 +358,7 @@ def test_a_build_that_a_live_run_trains_is_left_to_it(world: World) -> None:
     first.close()
 
 
+@pytest.mark.services
 def test_an_instance_of_a_run_that_dagster_does_not_know_is_left_to_it_while_its_lease_lasts(world: World) -> None:
     others = provisioned(world.attempt(24, run=ThisRun("run-24a")))
     attempt = world.attempt(24, run=ThisRun("run-24b", "run-24a", unknown={"run-24a"}))
@@ -365,6 +375,7 @@ def test_an_instance_of_a_run_that_dagster_does_not_know_is_left_to_it_while_its
     world.ec2.terminate(others.id)
 
 
+@pytest.mark.services
 def test_a_retry_waits_longer_for_mlflow_than_a_run_that_has_nothing_to_lose(world: World) -> None:
     with FaultyProxy(world.mlflow_server.url) as mlflow, ThreadPoolExecutor() as threads:
         away = {"MLFLOW_TRACKING_URI": mlflow.url, "MLFLOW_PATIENCE_MINUTES": "1"}

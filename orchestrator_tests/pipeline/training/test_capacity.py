@@ -20,6 +20,8 @@ from orchestrator_sandbox.proxy import FaultyProxy, Request
 from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 from orchestrator_tests.support.waiting import until
 
+pytestmark = pytest.mark.services
+
 NO_CAPACITY = AwsFault("InsufficientInstanceCapacity", status=500)
 QUOTA = AwsFault("VcpuLimitExceeded", message="You have requested more vCPU capacity than your current vCPU limit of 5")
 FOR_EVER = 10_000

@@ -20,6 +20,8 @@ from orchestrator_tests.support.attempts import ThisRun, World, gone, provisione
 from orchestrator_tests.support.silent_relay import SilentRelay
 from orchestrator_tests.support.waiting import until
 
+pytestmark = pytest.mark.services
+
 MINUTES = 0.05
 SENTENCE = r"the training ran past its deadline of 0\.05 min, and its instance was terminated.*MAX_TRAINING_MINUTES"
 

@@ -138,6 +138,7 @@ def names(runs: object) -> list[str]:
     return [run.name for run in runs]
 
 
+@pytest.mark.services
 def test_trials_made_one_after_the_other_are_all_known_and_the_best_is_the_model(world: World, many: GitRemote) -> None:
     finished = train(world, many, 801, "trials", "best:acc:max")
     assert names(finished.others) == ["t1", "t2"]

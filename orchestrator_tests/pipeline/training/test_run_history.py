@@ -19,6 +19,8 @@ from orchestrator.resources.ec2 import Instance, fingerprint
 from orchestrator_tests.support.dagster_internals import PARENT_RUN_ID_TAG
 from orchestrator_tests.support.janitor_world import instance
 
+pytestmark = pytest.mark.services
+
 MODEL = dg.AssetKey(["tiny", "trained_model"])
 FAILURE, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS
 STARTED = dg.DagsterRunStatus.STARTED

@@ -48,6 +48,7 @@ def full_life(mlflow: Mlflow, experiment: str) -> str:
     return run.id
 
 
+@pytest.mark.services
 def test_a_run_lives_in_the_workspace_that_the_setting_names(server: MlflowServer, experiment: str) -> None:
     with client(server.url, workspace=" team-a\n") as mlflow:
         assert mlflow.experiment(experiment).name == "fraud"

@@ -109,6 +109,7 @@ def test_a_reconnect_gets_twice_what_the_slowest_login_took(slow: SshHost) -> No
         assert ssh.run(["true"]).exit_status == 0
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("seconds", [1.5, 3])
 def test_a_login_that_takes_longer_than_a_try_gets_longer_tries(slow: SshHost, seconds: float) -> None:
     slow.login_seconds = seconds
