@@ -333,9 +333,7 @@ as_user() { # NAME UMASK: the training of its own login, which reads all that it
   {
     printf 'umask 077; cd || exit 126; mkdir -p .orchestrator/%s/hooks && cd .orchestrator/%s || exit 126\n' \
       "${PWD##*/}" "${PWD##*/}"
-    text_of supervisor.sh supervisor.sh
-    text_of hooks/sitecustomize.py hooks/sitecustomize.py
-    text_of hooks/pipes.bash hooks/pipes.bash
+    for file in supervisor.sh hooks/*.*; do text_of "$file" "$file"; done
     text_of /proc/self/fd/3 job
     printf 'exec 3<job && rm -f job && exec sh ./supervisor.sh begin %s </dev/null\n' "$2"
   } | sudo -n -H -u "$1" sh -s

@@ -27,7 +27,13 @@ from orchestrator.resources.ssh import Completed, Ssh, login_advice, login_words
 _log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
-_FILES = ("hooks/sitecustomize.py", "hooks/pipes.bash", "supervisor.sh")
+_FILES = (
+    "hooks/preflight.py",
+    "hooks/checkout.py",
+    "hooks/sitecustomize.py",
+    "hooks/pipes.bash",
+    "supervisor.sh",
+)
 """What is uploaded; the last one is what makes the upload usable."""
 
 _LOG_BEGINS = b"\x1eorchestrator log\n"

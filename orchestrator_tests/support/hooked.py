@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import orchestrator.remote
 from orchestrator_sandbox.mlflow import MlflowServer
@@ -39,6 +41,14 @@ SCRIPTS = {
 }
 
 
+def hook(name: str) -> Any:
+    """A module of the hooks, by its file."""
+    spec: Any = importlib.util.spec_from_file_location(f"hook_{name}", HOOKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def mlproject(directory: Path, script: str, command: str = "python train.py") -> Path:
     (directory / "MLproject").write_text(f"name: p\nentry_points:\n  main:\n    command: {command!r}\n")
     (directory / "train.py").write_text("import os, sys\nimport mlflow\n" + textwrap.dedent(script))
@@ -52,6 +62,7 @@ def mlflow_run(
     home: Path,
     program: str | None = None,
     arguments: Sequence[str] = (),
+    address: str = "",
 ) -> tuple[int, str, str]:
     """The exit status of `mlflow run` below our hooks, its output, and the status that MLflow then holds.
 
@@ -61,6 +72,7 @@ def mlflow_run(
         home: where the directory of the training is made.
         program: another `mlflow`, whose `python` goes with it; None: ours.
         arguments: further ones.
+        address: of MLflow, as the training has it; empty: the server's own.
     """
     mlflow = client(server.url)
     run = mlflow.create_run("0", name="hooks", tags={})
@@ -69,6 +81,7 @@ def mlflow_run(
     environment = {
         **os.environ,
         **server.env(),
+        **({"MLFLOW_TRACKING_URI": address} if address else {}),
         "PATH": f"{Path(command).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ORCHESTRATOR_TRAINING": f"{home}/run/",
         "ORCHESTRATOR_MLFLOW": command,

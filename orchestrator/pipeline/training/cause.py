@@ -31,6 +31,24 @@ class KnownFailure:
 
 KNOWN = (
     KnownFailure(
+        r"MLflow at \S+ did not answer",
+        "the instance has to reach it, too: check MLFLOW_TRACKING_URI_ON_INSTANCE, MLflow's security group, and a "
+        "proxy between them (HTTPS_PROXY, NO_PROXY in TRAINING_ENV)",
+    ),
+    KnownFailure(
+        r"MLflow at \S+ refuses the login",
+        "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN, or those that end in "
+        "_ON_INSTANCE",
+    ),
+    KnownFailure(
+        r"MLflow at \S+ knows no run",
+        "MLFLOW_TRACKING_URI_ON_INSTANCE leads to another server than MLFLOW_TRACKING_URI",
+    ),
+    KnownFailure(
+        r"\bgit: (?:command )?not found|No such file or directory: 'git'",
+        "there is no Git on the instance: install it in AMI_ID",
+    ),
+    KnownFailure(
         r"active experiment ID does not match environment run ID",
         # MLflow's own sentence names options of `mlflow run` that nobody here gives.
         "the script chooses an experiment of its own: set MLFLOW_EXPERIMENT_ID to that experiment's ID, or take "
@@ -139,6 +157,9 @@ _TOOL = re.compile(
     r"|unable to find image|ResolvePackageNotFound)|^stderr: '(?:fatal|error|remote|ERROR)",
     re.IGNORECASE,
 )
+_CANNOT_BEGIN = "orchestrator: the training cannot begin: "
+"""Before what `remote/hooks` found out before the training; nothing else says more."""
+
 _CONSEQUENCE = re.compile(r"^\W*(?:cause|caused by): ", re.IGNORECASE)
 _FRAME = re.compile(r'\s+File "[^"]*(?:/site-packages/(?:mlflow|click)/|/bin/mlflow")')
 
@@ -185,7 +206,7 @@ def cause_of_failure(lines: Sequence[str]) -> Cause:
     index = _telling(lines)
     if index is None:
         return Cause()
-    line = lines[index].strip()
+    line = lines[index].strip().removeprefix(_CANNOT_BEGIN)
     message = [line, *(text.strip() for text in lines[index + 1 : index + 6])]  # one that goes on in further lines
     for text in message:
         for pattern, known in _PATTERNS:
@@ -204,6 +225,8 @@ def _telling(lines: Sequence[str]) -> int | None:
     exceptions = []
     for index in range(len(lines) - 1, -1, -1):
         line = lines[index].strip()
+        if line.startswith(_CANNOT_BEGIN):
+            return index
         is_exception = _is_exception(lines, index)
         if is_exception and _NO_REASON.search(line):
             exceptions.append(index)

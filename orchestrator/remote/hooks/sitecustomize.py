@@ -1,7 +1,8 @@
 """Loaded by Python itself in the process of `mlflow run`, so that a training is what it says.
 
-FINISHED is not written over FAILED or KILLED, no pointer of Git LFS is trained in the place of the file, and the run
-gets what `mlflow run` does not record of a run that it is handed: the entry point's default parameters, and the user.
+FINISHED is not written over FAILED or KILLED, and the run gets what `mlflow run` does not record of a run that it is
+handed: the entry point's default parameters, and the user. What it needs is looked at first (`preflight.py`), and the
+project is fetched by us (`checkout.py`), so that a commit comes from any Git server, and whole.
 
 `mlflow run` means to look before it writes, and compares text with numbers, so it never sees that a run has ended
 (`_maybe_set_run_terminated`, the same in 2.x):
@@ -13,13 +14,21 @@ import contextlib
 import importlib.abc
 import importlib.util
 import os
-import subprocess
 import sys
+import tempfile
 from types import ModuleType
 from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _PROJECTS = "mlflow.projects"
+
+
+def _sibling(name: str) -> Any:
+    """A file beside this one, as a module that nobody else can import."""
+    spec: Any = importlib.util.spec_from_file_location(f"_orchestrator_{name}", os.path.join(_HERE, f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _leave_the_path() -> None:
@@ -64,7 +73,8 @@ def _guard(projects: Any) -> None:
     if write is None:
         return
 
-    given = _Given(projects)
+    preflight = _sibling("preflight")
+    given = _Given(projects, preflight)
 
     def look_and_write(active_run: Any, status: str) -> None:
         given.log_parameters(active_run)
@@ -78,7 +88,8 @@ def _guard(projects: Any) -> None:
 
     projects._maybe_set_run_terminated = look_and_write
     given.learn()
-    _complete_checkouts(projects)
+    _fetch_ourselves(projects)
+    _look_first(projects, preflight, given)
     sign = os.environ.get("ORCHESTRATOR_TRAINING")
     if sign:
         # Tells `pipes.bash`, below us, that somebody looks.
@@ -89,9 +100,11 @@ def _guard(projects: Any) -> None:
 class _Given:
     """What the project and its entry point are given; MLflow says so of the runs that it creates itself only."""
 
-    def __init__(self, projects: Any) -> None:
+    def __init__(self, projects: Any, preflight: Any) -> None:
         self._projects = projects
+        self._preflight = preflight
         self._parameters: dict[str, str] = {}  # the defaults of the entry point
+        self.manager: Any = None  # of the environment; None: MLflow chooses
 
     def learn(self) -> None:
         """See what `mlflow run` is about to run, before it builds an image or an environment for it."""
@@ -107,6 +120,7 @@ class _Given:
             _, entry_point, parameters = rest
             project = self._projects.load_project(work_dir)
             self._require_variables(project)
+            self._require_manager(project, local)
             with _never_failing("MLflow's run lacks its user or parameters"):
                 if "mlflow.user" not in run.data.tags:
                     user = self._projects.utils._get_user()
@@ -133,12 +147,24 @@ class _Given:
         wanted = (project.docker_env or {}).get("environment") or []
         missing = [name for name in wanted if isinstance(name, str) and name not in os.environ]
         if missing:
-            raise self._projects.ExecutionException(
+            _refuse(
                 f"MLproject asks for {', '.join(missing)} (docker_env: environment), which the training does not have: "
                 f"name {'it' if len(missing) == 1 else 'them'} in TRAINING_ENV, as "
                 + ",".join(f"{name}=YOUR_{name}" for name in missing)
                 + " where the training is to have a value of its own"
             )
+
+    def _require_manager(self, project: Any, local: Any) -> None:
+        with _never_failing("the environment manager was not looked for"):
+            manager = self.manager or local._env_type_to_env_manager(project.env_type)
+            environments = local._get_mlflow_virtualenv_root()
+            fault = self._preflight.manager_fault(
+                manager,
+                in_container=bool(project.docker_env),
+                conda=importlib.import_module("mlflow.utils.conda").get_conda_bin_executable("conda"),
+                has_environments=os.path.isdir(environments) and bool(os.listdir(environments)),
+            )
+            _refuse(fault)
 
 
 @contextlib.contextmanager
@@ -149,65 +175,43 @@ def _never_failing(loss: str) -> Any:
         sys.stderr.write(f"orchestrator: {loss}: {error}\n")
 
 
-def _complete_checkouts(projects: Any) -> None:
-    """Have each project that is fetched hold its large files, wherever `git lfs install` was never called."""
+def _fetch_ourselves(projects: Any) -> None:
+    """Have each project that is fetched come from any Git server, and hold its large files."""
     fetch = getattr(projects.utils, "_fetch_git_repo", None)
     if fetch is None:
         return
+    checkout = _sibling("checkout")
 
     def fetch_whole(uri: str, version: Any, dst_dir: str) -> None:
-        fetch(uri, version, dst_dir)
-        fault = _lfs_fault(dst_dir)
-        if fault:
-            raise projects.ExecutionException(fault)
+        if version is None or os.listdir(dst_dir):  # a folder of this machine, which may be a clone already
+            fetch(uri, version, dst_dir)
+        else:
+            _refuse(checkout.fetch(uri, version, dst_dir))
+        _refuse(checkout.complete(dst_dir))
 
     projects.utils._fetch_git_repo = fetch_whole
 
 
-def _lfs_fault(checkout: str) -> str:
-    """Fetch what Git LFS keeps of a checkout and of its submodules; why that failed, or nothing."""
-    places = _git(checkout, "submodule", "foreach", "--quiet", "--recursive", "pwd").stdout.splitlines()
-    for place in [checkout, *places]:
-        pointers = _lfs_pointers(place)
-        if not pointers or os.environ.get("GIT_LFS_SKIP_SMUDGE", "0") not in ("", "0"):
-            continue
-        held = f"the project keeps {len(pointers)} files in Git LFS, such as {pointers[0]}"
-        if _git(place, "lfs", "version").returncode:
-            return f"{held}, and there is no git-lfs on this machine: choose an image (AMI_ID) that has it"
-        for command in (("lfs", "install", "--local"), ("lfs", "pull")):
-            done = _git(place, *command)
-            if done.returncode:
-                reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-                return f"{held}, and `git {' '.join(command)}` failed: {reason}"
-        left = _lfs_pointers(place)
-        if left:  # as `lfs.fetchexclude` wants it
-            sys.stderr.write(f"orchestrator: {len(left)} files stay pointers of Git LFS, such as {left[0]}\n")
-    return ""
+def _look_first(projects: Any, preflight: Any, given: _Given) -> None:
+    """Have `mlflow run` begin with what it will need."""
+    run = projects.run
+
+    def look_and_run(*arguments: Any, **options: Any) -> Any:
+        given.manager = options.get("env_manager")
+        _refuse(preflight.disk_fault([tempfile.gettempdir(), os.path.expanduser("~")]))
+        if options.get("run_id"):
+            address = projects.tracking.get_tracking_uri()
+            _refuse(preflight.mlflow_fault(projects.tracking.MlflowClient, options["run_id"], address))
+        return run(*arguments, **options)
+
+    projects.run = look_and_run
 
 
-def _lfs_pointers(checkout: str) -> list[str]:
-    """The files that are pointers where Git LFS would put what they point to.
-
-    https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
-    """
-    files = _git(checkout, "ls-files", "-z").stdout
-    answers = _git(checkout, "check-attr", "--stdin", "-z", "filter", given=files).stdout.split("\0")
-    kept = [answers[at] for at in range(0, len(answers) - 2, 3) if answers[at + 2] == "lfs"]
-    return [name for name in kept if _is_pointer(os.path.join(checkout, name))]
-
-
-def _is_pointer(file: str) -> bool:
-    try:
-        with open(file, "rb") as content:
-            return content.read(42) == b"version https://git-lfs.github.com/spec/v1"
-    except OSError:
-        return False
-
-
-def _git(place: str, *arguments: str, given: str = "") -> Any:
-    return subprocess.run(
-        ["git", *arguments], cwd=place, input=given, capture_output=True, text=True, errors="surrogateescape"
-    )
+def _refuse(fault: str) -> None:
+    """End `mlflow run` with one sentence, which `cause.py` takes for the cause; no fault: go on."""
+    if fault:
+        sys.stderr.write(f"orchestrator: the training cannot begin: {fault}\n")
+        raise SystemExit(1)
 
 
 _leave_the_path()

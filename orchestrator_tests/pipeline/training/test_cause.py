@@ -155,3 +155,29 @@ def test_any_output_is_read(lines: list[str]) -> None:
     cause = cause_of_failure(lines)
     assert cause.line is None or any(line.strip() in cause.line for line in lines)
     assert len(shown(lines)) <= SHOWN_LINES
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (
+            "Git cannot fetch 1f2e of https://git.example/p: fatal: could not read Username for 'https://git.example'",
+            "could not read Username for 'https://git.example'); Git has no access to the repository on the instance",
+        ),
+        (
+            "there is no 1f2e in git://x/p, in none of its branches and tags (fatal: remote error: not our ref 1f2e)",
+            "; the repository does not hand out this commit (any more)",
+        ),
+        (
+            "/tmp has 9 MB left on its disk: raise ROOT_VOLUME_GB",
+            " (/tmp has 9 MB left on its disk: raise ROOT_VOLUME_GB)",
+        ),
+        ("git: not found on the training's PATH (/bin)", "; there is no Git on the instance"),
+    ],
+)
+def test_what_was_found_out_before_the_training_is_the_cause(fault: str, sentence: str) -> None:
+    output = ["error: an older one", f"orchestrator: the training cannot begin: {fault}", ""]
+    cause = str(cause_of_failure(output))
+    assert sentence in cause
+    assert "older" not in cause
+    assert "cannot begin" not in cause

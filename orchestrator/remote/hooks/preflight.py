@@ -1,0 +1,140 @@
+"""What a training cannot do without, looked at on its machine before minutes are spent on it.
+
+Loaded by `sitecustomize.py` into the process of `mlflow run`, so all of it is seen as that one sees it: login, CA,
+proxy, PATH. Each fault is one sentence; an empty one says that there is none. Needs Python 3.8.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+PATIENCE_SECONDS = 90.0
+"""For an MLflow that is briefly away; a restart of it takes a minute."""
+
+LEAST_MB = 200
+LITTLE_MB = 1000
+
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_TIMEOUT_SECONDS = "30"
+
+_UNTRUSTED = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED|suitable TLS CA certificate bundle|could not find the TLS cert", re.I
+)
+_REFUSED = re.compile(r"error code 40[13]\b|^(?:UNAUTHENTICATED|PERMISSION_DENIED|CUSTOMER_UNAUTHORIZED)\b")
+_REASON = re.compile(r"\[Errno -?\d+\] [^'\")]+|\[SSL[^'\")]+|[Cc]onnect(?:ion to \S+)? timed out|Read timed out")
+
+
+def disk_fault(places: Iterable[str]) -> str:
+    """Whether there is room for the project and what it needs.
+
+    Args:
+        places: folders that are written to.
+    """
+    seen = set()
+    for place in places:
+        try:
+            free, device = shutil.disk_usage(place).free >> 20, os.stat(place).st_dev
+        except OSError:
+            continue
+        if free < LEAST_MB:
+            return (
+                f"{place} has {free} MB left on its disk, and a training needs {LEAST_MB} MB at least: "
+                "raise ROOT_VOLUME_GB, or take an image (AMI_ID) with more room there"
+            )
+        if free < LITTLE_MB and device not in seen:
+            _say(f"there is little room left: {free} MB on the disk of {place}; raise ROOT_VOLUME_GB if it fills up")
+        seen.add(device)
+    return ""
+
+
+def mlflow_fault(client: Callable[[], Any], run: str, address: str) -> str:
+    """Whether MLflow gives this training its run, as `mlflow run` will ask for it.
+
+    Args:
+        client: makes MLflow's own client.
+        run: the run's ID.
+        address: of MLflow, for the sentence.
+    """
+    # We try again ourselves, and say so: MLflow's own seven tries are minutes of silence.
+    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", _TIMEOUT: os.environ.get(_TIMEOUT, _TIMEOUT_SECONDS)}
+    where = f"MLflow at {_without_login(address)}"
+    give_up, pause, reason = time.monotonic() + PATIENCE_SECONDS, 0.5, ""
+    while True:
+        try:
+            with _Settings(settings):
+                client().get_run(run)
+            return ""
+        except Exception as error:  # noqa: BLE001 - of MLflow, requests, a plug-in for its login: all have a text
+            text = " ".join(f"{getattr(error, 'error_code', '')} {error}".split())
+            first, reason = not reason, _reason(str(error))
+        if _UNTRUSTED.search(text):
+            return f"{where} has a certificate that is not trusted here: {reason}"
+        if text.startswith("RESOURCE_DOES_NOT_EXIST"):
+            return f"{where} knows no run {run}"
+        if _REFUSED.search(text):
+            return f"{where} refuses the login of the training: {reason}"
+        if time.monotonic() + pause > give_up:
+            return f"{where} did not answer within {PATIENCE_SECONDS:g} s: {reason}"
+        if first:
+            _say(f"{where} does not answer yet ({reason}): waiting for it, for {PATIENCE_SECONDS:g} s at most")
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def manager_fault(manager: str, *, in_container: bool, conda: str, has_environments: bool) -> str:
+    """Whether the program is there that makes the project's environment.
+
+    Args:
+        manager: of the environment, as MLflow calls it.
+        in_container: whether the project runs in one, whatever the manager is.
+        conda: where MLflow looks for conda.
+        has_environments: whether there are some already, for which nothing needs to be there.
+    """
+    programs = {"conda": conda} if has_environments else {"conda": conda, "virtualenv": "pyenv", "uv": "uv"}
+    program = "docker" if in_container else programs.get(manager)
+    if not program or shutil.which(program):
+        return ""
+    return f"{program}: not found on the training's PATH ({os.environ.get('PATH')})"
+
+
+def _reason(text: str) -> str:
+    found = _REASON.findall(text)
+    return found[-1] if found else " ".join(text.partition(". Response body")[0].split())[:300]
+
+
+def _without_login(address: str) -> str:
+    try:
+        parts = urlsplit(address)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    except ValueError:
+        return "its address"
+
+
+class _Settings:
+    """Variables that this process has for a moment, and none that it starts."""
+
+    def __init__(self, values: dict[str, str]) -> None:
+        self._values = values
+
+    def __enter__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in self._values}
+        os.environ.update(self._values)
+
+    def __exit__(self, *_: Any) -> None:
+        for name, value in self._before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"orchestrator: {text}\n")
+    sys.stderr.flush()

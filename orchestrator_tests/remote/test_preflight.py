@@ -1,0 +1,232 @@
+"""What a training cannot do without is looked at on its machine first, and told in one sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.pipeline.training.cause import cause_of_failure
+from orchestrator_sandbox.mlflow import MlflowServer
+from orchestrator_tests.support.git_servers import answering, served
+from orchestrator_tests.support.hooked import hook, mlflow_run, mlproject
+
+BEGINS = "orchestrator: the training cannot begin: "
+NOT_LOGGED_IN = b"You are not authenticated. Please see the documentation"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "project").mkdir()
+    return mlproject(tmp_path / "project", "print('trained')")
+
+
+def fault_in(output: str) -> str:
+    """The one sentence, which is the last thing that is said, and the cause with its advice."""
+    last = output.rstrip().splitlines()[-1]
+    assert last.startswith(BEGINS), output
+    assert "Traceback" not in output
+    return str(cause_of_failure(output.splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, NOT_LOGGED_IN),
+        (403, b"Permission denied"),
+        (401, b'{"error_code": "UNAUTHENTICATED", "message": "no"}'),
+        (403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}'),
+    ],
+)
+def test_a_login_that_mlflow_refuses_is_told_at_once(
+    mlflow_server: MlflowServer, project: Path, tmp_path: Path, status: int, body: bytes
+) -> None:
+    handler = answering(status=status, body=body)
+    with served(handler) as url:
+        address = url.replace("://", "://ada:wrong@")
+        ended, output, _ = mlflow_run(mlflow_server, project, home=tmp_path, address=address)
+    cause = fault_in(output)
+    assert ended == 1
+    assert f"(MLflow at {url} refuses the login of the training: " in cause
+    assert "; correct MLFLOW_TRACKING_USERNAME" in cause
+    assert "wrong" not in cause
+    assert "trained" not in output
+    assert len(handler.asked) == 1
+
+
+def test_an_mlflow_that_comes_up_late_is_waited_for(mlflow_server: MlflowServer, project: Path, tmp_path: Path) -> None:
+    with served(answering(status=503, times=3, then=mlflow_server.url)) as url:
+        status, output, held = mlflow_run(mlflow_server, project, home=tmp_path, address=url)
+    assert (status, held) == (0, "FINISHED"), output
+    assert output.count(f"orchestrator: MLflow at {url} does not answer yet (") == 1
+    assert "trained" in output
+
+
+class Client:
+    """MLflow's client, which fails in these ways, one after the other."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.settings: list[str | None] = []
+
+    def __call__(self) -> Client:
+        return self
+
+    def get_run(self, _: str) -> None:
+        self.settings.append(os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES"))
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+def mlflow_fault(client: Client, monkeypatch: pytest.MonkeyPatch, *, patience: float = 90.0) -> str:
+    preflight = hook("preflight")
+    monkeypatch.setattr(preflight, "PATIENCE_SECONDS", patience)
+    monkeypatch.setattr(preflight.time, "sleep", lambda _: None)
+    fault: str = preflight.mlflow_fault(client, "0123", "https://ada:secret@mlflow.example/x?token=secret")
+    return fault
+
+
+REFUSED = (
+    "API request to http://127.0.0.1:9/api/2.0/mlflow/runs/get failed with exception HTTPConnectionPool("
+    "host='127.0.0.1', port=9): Max retries exceeded with url: /api/2.0/mlflow/runs/get (Caused by NewConnectionError("
+    "'<urllib3.connection.HTTPConnection object at 0x7f>: Failed to establish a new connection: [Errno 111] "
+    "Connection refused'))"
+)
+PAGE = "API request to endpoint /x failed with error code 502 != 200. Response body: '<html>Bad Gateway'"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [(REFUSED, "[Errno 111] Connection refused"), (PAGE, "error code 502 != 200")]
+)
+def test_an_mlflow_that_stays_away_is_given_up_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, reason: str
+) -> None:
+    fault = mlflow_fault(Client(*[OSError(text)] * 3), monkeypatch, patience=0.0)
+    assert fault.startswith("MLflow at https://mlflow.example/x did not answer within 0 s: ")
+    assert fault.endswith(reason)
+    advice = cause_of_failure([f"{BEGINS}{fault}"]).advice or ""
+    assert "MLFLOW_TRACKING_URI_ON_INSTANCE" in advice
+    client = Client(*[OSError(text)] * 3)
+    assert mlflow_fault(client, monkeypatch) == ""
+    assert client.settings == ["0"] * 4
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    assert capsys.readouterr().err.count("does not answer yet") == 1
+
+
+def test_a_certificate_that_is_not_trusted_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "(Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] verify failed')))"
+    client = Client(OSError(text))
+    fault = mlflow_fault(client, monkeypatch)
+    assert "has a certificate that is not trusted here: [SSL: CERTIFICATE_VERIFY_FAILED]" in fault
+    assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in str(cause_of_failure([f"{BEGINS}{fault}"]).advice)
+
+
+def test_another_mlflow_that_does_not_know_the_run_is_told(
+    mlflow_server: MlflowServer, project: Path, tmp_path: Path
+) -> None:
+    body = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Run with id=1 not found"}'
+    with served(answering(status=404, body=body)) as url:
+        status, output, _ = mlflow_run(mlflow_server, project, home=tmp_path, address=url)
+    assert status == 1
+    assert "; MLFLOW_TRACKING_URI_ON_INSTANCE leads to another server than MLFLOW_TRACKING_URI" in fault_in(output)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder on a disk of so many MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={request.param}m", "tmpfs", str(place)]
+    if os.getuid() != 0 or subprocess.run(["mount", *options], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("small_disk", [64], indirect=True)
+def test_a_disk_that_is_nearly_full_is_told_before_anything_is_fetched(
+    mlflow_server: MlflowServer, project: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    status, output, _ = mlflow_run(mlflow_server, project, home=tmp_path)
+    assert status == 1
+    assert f"{small_disk} has 64 MB left on its disk, and a training needs 200 MB at least" in fault_in(output)
+    assert "raise ROOT_VOLUME_GB" in output
+
+
+@pytest.mark.parametrize("small_disk", [700], indirect=True)
+def test_a_disk_with_little_room_is_a_warning(
+    mlflow_server: MlflowServer, project: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    status, output, held = mlflow_run(mlflow_server, project, home=tmp_path)
+    assert (status, held) == (0, "FINISHED"), output
+    assert f"orchestrator: there is little room left: 700 MB on the disk of {small_disk}" in output
+
+
+def test_a_place_that_tells_nothing_of_its_disk_is_no_fault(tmp_path: Path) -> None:
+    assert hook("preflight").disk_fault([str(tmp_path / "none")]) == ""
+
+
+@pytest.mark.parametrize(
+    ("environment", "program", "advice"),
+    [
+        ("python_env: python_env.yaml", "pyenv", "MLPROJECT_ENV_MANAGER"),
+        ("conda_env: conda.yaml", "conda", "there is no conda on the instance"),
+        ("docker_env: {image: tiny}", "docker", "there is no Docker in AMI_ID"),
+    ],
+)
+def test_an_environment_manager_that_is_missing_is_named(
+    mlflow_server: MlflowServer,
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: str,
+    program: str,
+    advice: str,
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("git", "bash", "sh", "env"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("MLFLOW_ENV_ROOT", str(tmp_path / "environments"))
+    monkeypatch.delenv("CONDA_EXE", raising=False)
+    with (project / "MLproject").open("a") as file:
+        file.write(f"{environment}\n")
+    for name in ("python_env.yaml", "conda.yaml"):
+        (project / name).write_text("dependencies: []\n")
+    arguments = ["--env-manager", "conda"] if program == "conda" else ["--env-manager", "virtualenv"]
+    status, output, _ = mlflow_run(mlflow_server, project, home=tmp_path, arguments=arguments)
+    assert status == 1
+    cause = fault_in(output)
+    assert f"{program}: not found on the training's PATH (" in cause
+    assert advice in cause
+
+
+MANAGER: dict[str, Any] = {"in_container": False, "conda": "conda", "has_environments": False}
+
+
+@pytest.mark.parametrize(
+    ("manager", "about", "missing"),
+    [
+        ("uv", {}, "uv"),
+        ("uv", {"has_environments": True}, ""),
+        ("virtualenv", {"has_environments": True}, ""),
+        ("conda", {"has_environments": True}, "conda"),
+        ("conda", {"conda": "/no/such/conda"}, "/no/such/conda"),
+        ("local", {}, ""),
+        ("local", {"in_container": True}, "docker"),
+        ("one of tomorrow", {}, ""),
+    ],
+)
+def test_only_what_the_training_needs_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, manager: str, about: dict[str, Any], missing: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    fault = hook("preflight").manager_fault(manager, **{**MANAGER, **about})
+    assert fault.partition(":")[0] == missing
