@@ -85,9 +85,12 @@ class Ec2Policy(RetryPolicy):
     Attributes:
         appearance_seconds: how long a new instance may be unknown to some of AWS's servers
             (https://docs.aws.amazon.com/ec2/latest/devguide/eventual-consistency.html).
+        absence_seconds: for how long AWS must not know an instance, asked again and again, until we believe that it is
+            gone. One that ended is still named for an hour, so that this delays no notice of a loss.
     """
 
     appearance_seconds: float = 30
+    absence_seconds: float = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +129,9 @@ class CapacityPolicy(RetryPolicy):
 EC2 = Ec2Policy(total_seconds=150, connect_seconds=5, answer_seconds=30)
 """Calls that a training needs: an outage of two minutes costs no training."""
 
-EC2_ONE_TRY = Ec2Policy(total_seconds=0, connect_seconds=2.5, answer_seconds=5, appearance_seconds=0)
+EC2_ONE_TRY = Ec2Policy(
+    total_seconds=0, connect_seconds=2.5, answer_seconds=5, appearance_seconds=0, absence_seconds=10
+)
 """Questions whose answer is of use at once or not at all, such as whether an instance that does not answer is gone."""
 
 CAPACITY = CapacityPolicy(
@@ -200,7 +205,7 @@ MLFLOW_ARTIFACT = RetryPolicy(
 )
 """A file of up to MAX_LOG_MB, which the server writes on before it answers; the instance waits for it."""
 
-JANITOR_EC2 = Ec2Policy(total_seconds=10, connect_seconds=5, answer_seconds=10)
+JANITOR_EC2 = Ec2Policy(total_seconds=10, connect_seconds=5, answer_seconds=10, absence_seconds=0)
 """The janitor: its next tick is a minute away, and Dagster ends one after 60 s."""
 
 JANITOR_MLFLOW = MLFLOW.with_total(10)

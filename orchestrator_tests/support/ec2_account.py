@@ -28,9 +28,14 @@ from orchestrator.settings.groups import MachineSettings
 REGION = "us-east-1"
 # Waits short enough for a test, and limits that no test ever reaches by being slow.
 QUICK = replace(
-    retry.EC2, total_seconds=60, first_pause_seconds=0.01, longest_pause_seconds=0.05, appearance_seconds=60
+    retry.EC2,
+    total_seconds=60,
+    first_pause_seconds=0.01,
+    longest_pause_seconds=0.05,
+    appearance_seconds=60,
+    absence_seconds=0.1,
 )
-IMPATIENT = replace(QUICK, total_seconds=0, appearance_seconds=0)
+IMPATIENT = replace(QUICK, total_seconds=0, appearance_seconds=0, absence_seconds=0)
 POWER_OFF_AT = datetime(2031, 5, 17, 8, 30, tzinfo=UTC)
 
 

@@ -27,7 +27,7 @@ from orchestrator.pipeline.training.plan import Plan
 from orchestrator.pipeline.training.reach import require_mlflow_in_reach
 from orchestrator.pipeline.training.run_history import Liveness
 from orchestrator.resources import retry
-from orchestrator.resources.ec2 import Ec2, Instance, Owner, fingerprint, timestamp
+from orchestrator.resources.ec2 import Ec2, Instance, Owner, build_tags, fingerprint, timestamp
 from orchestrator.resources.mlflow.client import Mlflow
 from orchestrator.resources.ssh import Ssh, private_key, require_known_hosts
 from orchestrator.settings.source import PipelineSettings
@@ -208,7 +208,7 @@ class Attempt:
         """
         adopted: Instance | None = None
         tagged = self._tagged()
-        self._end_disguised({instance.id for instance in tagged})
+        tagged += self._unlisted({instance.id for instance in tagged})
         for found in reversed(tagged):
             if self._is_anothers(found):
                 self._open = False
@@ -237,15 +237,22 @@ class Attempt:
         self._instance = replace(described, tags={**described.tags, Ec2Tag.HOST_KEY: adopted.host_key or ""})
         return self._instance
 
-    def _end_disguised(self, known: Collection[str]) -> None:
-        """End what an earlier attempt of this run has launched, and what does not say so any more."""
+    def _unlisted(self, listed: Collection[str]) -> list[Instance]:
+        """What an earlier attempt of this run has launched and no list names; what does not say so itself is ended."""
+        tags = build_tags(
+            deployment=self._settings.machine.deployment, pipeline=self.plan.pipeline, partition=self.plan.partition
+        )
+        behind = []
         for record in self._run.launched_before():
-            if record.instance_id in known:
+            instance = None if record.instance_id in listed else self._ec2.look(record.instance_id)
+            if instance is None or not instance.alive:
                 continue
-            instance = self._ec2.look(record.instance_id)
-            if instance is not None and instance.alive:
+            if tags.items() <= instance.tags.items():
+                behind.append(instance)  # AWS's list is behind its answers about one instance
+            else:
                 _log.warning(f"Terminating instance {instance.id}, whose tags were changed: an earlier attempt has it")
                 self._ec2.terminate(instance.id)
+        return behind
 
     def _tagged(self) -> list[Instance]:
         """All instances that are alive and say that they are of this build, the oldest first."""

@@ -104,14 +104,27 @@ class Ec2Api:
         return new
 
     def call_about(self, instance_id: str, doing: str, send: Callable[[], T]) -> T:
-        """Call, and be patient when AWS does not know an instance yet that we have just launched."""
-        while_new = tenacity.Retrying(
+        """Call, and believe that AWS does not know the instance only after a while: its servers do not agree at once.
+
+        Raises:
+            InstanceLost: AWS has said so again and again, for `absence_seconds`; and a new one has had its time.
+        """
+        believed_at: float | None = None
+
+        def believed(_: tenacity.RetryCallState) -> bool:
+            nonlocal believed_at
+            now = time.monotonic()
+            if believed_at is None:
+                believed_at = max(self._new_until.get(instance_id, 0), now + self.policy.absence_seconds)
+            return now >= believed_at
+
+        asking = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(InstanceLost),
-            stop=lambda _: time.monotonic() >= self._new_until.get(instance_id, 0),
+            stop=believed,
             wait=tenacity.wait_fixed(self.policy.first_pause_seconds),
             reraise=True,
         )
-        return while_new(lambda: self.call(doing, send))
+        return asking(lambda: self.call(doing, send))
 
     def instance(self, raw: InstanceTypeDef) -> Instance:
         """One instance of an answer, with the address that INSTANCE_ADDRESS asks for."""
@@ -128,13 +141,15 @@ class Ec2Api:
     def look(self, instance_id: str) -> Instance | None:
         """What AWS says of one instance, alive or not; None when it knows no such instance."""
 
-        def send() -> Instance | None:
+        def send() -> Instance:
             answer = self.client.describe_instances(InstanceIds=[instance_id])
             instances = [raw for group in answer["Reservations"] for raw in group["Instances"]]
-            return self.instance(instances[0]) if instances else None
+            if not instances:
+                raise InstanceLost(f"AWS lists no instance {instance_id}")
+            return self.instance(instances[0])
 
         try:
-            return self.call(f"look at instance {instance_id}", send)
+            return self.call_about(instance_id, f"look at instance {instance_id}", send)
         except InstanceLost:
             return None
 

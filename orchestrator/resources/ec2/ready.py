@@ -36,7 +36,6 @@ class Readiness:
         """
         self._api = api
         self._settings = api.settings
-        self._new_until = time.monotonic() + api.policy.appearance_seconds
         self._last_line = ""
         self._ran = False
         self._address_until: float | None = None
@@ -64,9 +63,7 @@ class Readiness:
         """The instance as it is now, and what it still lacks: nothing when it is ready."""
         seen = self._api.look(instance.id)
         if seen is None:
-            if not self._new:
-                raise InstanceLost(f"AWS does not know instance {instance.id} any more: start the run again")
-            return instance, "AWS does not list it yet"
+            raise InstanceLost(f"AWS does not know instance {instance.id} any more: start the run again")
         if seen.refused_to_start and not self._ran:
             raise LaunchRefused(f"instance {seen.id} never ran: {seen.state_reason}")
         if seen.state_code == "Server.InsufficientInstanceCapacity" and not self._ran:
@@ -82,11 +79,6 @@ class Readiness:
             _log.info(line)
             self._last_line = line
         return seen, lack
-
-    @property
-    def _new(self) -> bool:
-        """Whether not all of AWS's servers need to know everything of it yet."""
-        return time.monotonic() < self._new_until
 
     def _lack(self, instance: Instance) -> str:
         if instance.state == "pending":

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training.launch_record import LaunchRecord
-from orchestrator.resources.ec2 import Instance, fingerprint
+from orchestrator.resources.ec2 import Ec2, Instance, fingerprint
 from orchestrator.resources.ec2.tags import Owner
 from orchestrator.resources.ec2.user_data import HostKey
 from orchestrator.resources.ssh import Ssh
@@ -122,6 +122,20 @@ def test_an_instance_of_ours_that_lost_its_tags_is_ended_by_the_retry(world: Wor
     retry = world.attempt(807, run=ThisRun("run-807b", "run-807a"), settings=program)
     assert provisioned(retry).id != left.id
     assert gone(world, left.id)
+    retry.close()
+
+
+def test_an_instance_that_a_list_of_aws_leaves_out_for_a_moment_is_taken_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = world.script("adopted", QUICK)
+    left = provisioned(world.attempt(809, run=ThisRun("run-809a"), settings=program))
+    retry = world.attempt(809, run=ThisRun("run-809b", "run-809a"), settings=program)
+    with monkeypatch.context() as behind:
+        behind.setattr(Ec2, "of_build", lambda *_, **__: [])
+        assert provisioned(retry).id == left.id
+    assert retry.train() == left.mlflow_run
+    retry.terminate()
     retry.close()
 
 

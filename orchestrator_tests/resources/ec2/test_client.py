@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSResponse
 from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
@@ -15,6 +18,7 @@ from orchestrator.settings.source import SettingsSource
 from orchestrator_tests.support.ec2_account import (
     IMPATIENT,
     POWER_OFF_AT,
+    QUICK,
     Account,
     aws_error,
     http_answer,
@@ -144,7 +148,7 @@ def test_an_instance_that_aws_does_not_know_is_lost(account: Account) -> None:
     ec2 = account.ec2()
     with pytest.raises(InstanceLost, match="i-0123456789abcdef0"):
         ec2.require_alive("i-0123456789abcdef0")
-    inject(ec2, "CreateTags", aws_error("InvalidInstanceID.NotFound"))
+    inject(ec2, "CreateTags", *[aws_error("InvalidInstanceID.NotFound")] * 1000)
     with pytest.raises(InstanceLost, match="i-0123456789abcdef0"):
         ec2.tag("i-0123456789abcdef0", {"a": "b"})
 
@@ -201,3 +205,41 @@ def test_the_endpoint_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch
 def test_the_resource_connects_with_the_pipelines_settings() -> None:
     given = {"AMI_ID": "ami-1", "KEY_PAIR_NAME": "k", "SECURITY_GROUP_ID": "sg-1", "INSTANCE_HOURLY_USD": "0.25"}
     assert isinstance(Ec2Resource().connect(SettingsSource(lookup=given.get).read(MachineSettings)), Ec2)
+
+
+# Not found
+
+UNKNOWN = aws_error("InvalidInstanceID.NotFound")
+
+
+def nothing() -> AWSResponse:
+    """An answer without an instance."""
+    return http_answer("<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>")
+
+
+@pytest.mark.parametrize("answers", [[UNKNOWN], [nothing], [UNKNOWN, nothing, UNKNOWN]])
+@pytest.mark.parametrize("total_seconds", [0, 60])
+def test_an_instance_that_aws_does_not_know_for_a_moment_is_still_there(
+    account: Account, answers: list[Any], total_seconds: float
+) -> None:
+    instance = account.ec2().launch(owner(), attempt="run-1")
+    ec2 = account.ec2(policy=replace(QUICK, total_seconds=total_seconds, appearance_seconds=0, absence_seconds=60))
+    sent = inject(ec2, "DescribeInstances", *answers)
+    assert ec2.require_alive(instance.id).id == instance.id
+    assert len(sent) == len(answers) + 1
+
+
+def test_an_instance_that_aws_does_not_know_for_a_moment_is_tagged_and_ended(account: Account) -> None:
+    instance = account.ec2().launch(owner(), attempt="run-1")
+    ec2 = account.ec2(policy=replace(QUICK, absence_seconds=60))
+    inject(ec2, "CreateTags", UNKNOWN)
+    inject(ec2, "TerminateInstances", UNKNOWN, UNKNOWN)
+    ec2.tag(instance.id, {"a": "b"})
+    assert ec2.terminate(instance.id) == "shutting-down"
+
+
+def test_what_aws_does_not_know_again_and_again_is_gone(account: Account) -> None:
+    ec2 = account.ec2(policy=replace(QUICK, absence_seconds=0.05))
+    sent = inject(ec2, "DescribeInstances")
+    assert ec2.look("i-0123456789abcdef0") is None
+    assert len(sent) > 1
