@@ -20,6 +20,7 @@
 #   exit -> "HOW STATUS EPOCH FACT=NUMBER..."  how it ended: exited, signaled, deadline, stopped
 #   kernel -> "OOM_KILLS OOM_KILLS"  the kernel's counts at the start: of the machine, of our cgroup
 #   memory -> "KILOBYTES"            the least memory that was available
+#   xids -> "COUNT"                  what NVIDIA's driver had told of failed GPUs at the start
 #   user -> "NAME UID"  the training's own login (TRAINING_USER): none of the above is within its reach
 #
 # Without that login the training can reach all of it, so its deadline has keepers outside of the machine.
@@ -186,6 +187,16 @@ note_memory() { # keeps the least that was available, to within a hundredth
   ln -sfn "$least" memory
 } 2>/dev/null
 
+xids() { # what NVIDIA's driver has told of failed GPUs since the boot, a line each; nothing where the log is not readable
+  for reader in "dmesg" "sudo -n dmesg" "journalctl --dmesg --boot --output=cat --no-pager"; do
+    # shellcheck disable=SC2086 # the words are to be split
+    if lines=$(timeout 3 $reader </dev/null); then
+      printf '%s\n' "$lines" | grep -F "NVRM: Xid"
+      return 0
+    fi
+  done
+} 2>/dev/null
+
 facts() { # as " NAME=NUMBER": what the machine can tell of an end; what it cannot tell is left out
   # shellcheck disable=SC2046 # the numbers are to be split
   set -- $(told kernel || echo - -) $(oom_kills)
@@ -200,6 +211,9 @@ facts() { # as " NAME=NUMBER": what the machine can tell of an end; what it cann
   for pair in "memory_kb $(number_in MemTotal /proc/meminfo)" "least_memory_kb $(told memory)" "disk_kb $4"; do
     case ${pair#* } in "" | *[!0-9]*) ;; *) printf ' %s' "${pair% *}=${pair#* }" ;; esac
   done
+  first=$(xids | tail -n "+$(($(told xids || echo 0) + 1))" | head -n 1)
+  xid=$(printf %s "$first" | sed -n 's/.*NVRM: Xid ([^)]*): *\([0-9]\{1,9\}\).*/\1/p')
+  [ ! -h xids ] || [ -z "$xid" ] || printf ' xid=%s' "$xid"
 } 2>/dev/null
 
 # --------------------------------------------------------------------------------------- the training itself
@@ -358,6 +372,7 @@ supervise() { # SECONDS JOB UMASK USER
   rm -f -- "$2"
   ln -s "$$ $(born $$)" pid 2>/dev/null || return
   ln -s "$(oom_kills)" kernel
+  ln -s "$(($(xids | wc -l)))" xids
   if [ -h user ]; then
     detached sh ./supervisor.sh as_user "$4" "$3" </dev/null >>log 2>&1 &
   else

@@ -13,6 +13,28 @@ ExitKind = Literal["exited", "signaled", "deadline", "stopped", "lost", "reboote
 
 _LITTLE_DISK_KB = 100 << 10
 
+_BROKEN_GPU = "start the run again, on another machine"
+_FAULT_OF_CODE = "most often the training's own code, or its CUDA libraries, asked for what cannot be"
+_XIDS = {
+    13: ("graphics engine exception", _FAULT_OF_CODE),
+    31: ("memory page fault", _FAULT_OF_CODE),
+    43: ("the GPU stopped processing", _FAULT_OF_CODE),
+    45: ("the GPU was cleared after an earlier error", _FAULT_OF_CODE),
+    48: ("double-bit memory error", _BROKEN_GPU),
+    62: ("internal micro-controller halt", _BROKEN_GPU),
+    63: ("memory row remapped", _BROKEN_GPU),
+    64: ("memory row could not be remapped", _BROKEN_GPU),
+    74: ("NVLink error", _BROKEN_GPU),
+    79: ("fallen off the bus", _BROKEN_GPU),
+    92: ("many single-bit memory errors", _BROKEN_GPU),
+    94: ("contained memory error", _BROKEN_GPU),
+    95: ("uncontained memory error", _BROKEN_GPU),
+    119: ("its firmware does not answer", _BROKEN_GPU),
+    120: ("its firmware failed", _BROKEN_GPU),
+    140: ("memory error without recovery", _BROKEN_GPU),
+}
+"""What the numbers mean, and what to do: https://docs.nvidia.com/deploy/xid-errors/."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFacts:
@@ -24,6 +46,7 @@ class MachineFacts:
         memory_kb: what the machine has, in KiB.
         least_memory_kb: the least that was available while the training ran, looked at twice a second.
         disk_kb: what was free at the end where the login's home is.
+        xid: the first error of a GPU that NVIDIA's driver told of while the training ran.
     """
 
     oom_kills: int | None = None
@@ -31,6 +54,7 @@ class MachineFacts:
     memory_kb: int | None = None
     least_memory_kb: int | None = None
     disk_kb: int | None = None
+    xid: int | None = None
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
@@ -60,6 +84,14 @@ class MachineFacts:
         if self.disk_kb is None or self.disk_kb > _LITTLE_DISK_KB:
             return None
         return f"its disk has {self.disk_kb >> 10} MB left: raise ROOT_VOLUME_GB"
+
+    @property
+    def gpu_error(self) -> str | None:
+        """One clause when a GPU failed, with what to do; else None."""
+        if self.xid is None:
+            return None
+        meaning, advice = _XIDS.get(self.xid, ("", "look it up at https://docs.nvidia.com/deploy/xid-errors/"))
+        return f"the GPU reported Xid {self.xid}{f' ({meaning})' if meaning else ''}: {advice}"
 
     @property
     def may_lack_memory(self) -> bool:

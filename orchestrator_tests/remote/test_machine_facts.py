@@ -94,6 +94,47 @@ def test_a_kernel_without_a_boot_id_proves_no_reboot(follower: Follower) -> None
     follower.training.stop(grace_seconds=0)
 
 
+FELL_OFF = "[99.1] NVRM: Xid (PCI:0000:00:1e): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+
+
+@pytest.fixture
+def kernel_log(host: SshHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file in the place of the kernel's log, as `dmesg` shows it; not readable while it is not there."""
+    log = tmp_path / "kernel.log"
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("dmesg", "sudo", "journalctl"):
+        (programs / name).write_text(f"#!/bin/sh\nexec cat {log}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setitem(host.environment, "PATH", f"{programs}:{os.environ['PATH']}")
+    log.write_text("[1.0] Linux\n[7.0] NVRM: Xid (PCI:0000:00:1e): 13, pid=7, name=python\n")
+    return log
+
+
+def test_a_gpu_that_failed_meanwhile_is_told(follower: Follower, kernel_log: Path) -> None:
+    log = f'echo "{FELL_OFF}" >>{kernel_log}; echo "[99.2] NVRM: Xid (PCI:0000:00:1e): 154, pid=1" >>{kernel_log}'
+    follower.start("sh", "-c", f"{log}; exit 1")
+    ended = follower.follow()
+    assert (ended.kind, ended.status, ended.facts.xid) == ("exited", 1, 79)
+    assert "; the GPU reported Xid 79 (fallen off the bus): start" in str(failure("build 7", ended, []))
+
+
+@pytest.mark.parametrize("change", ["true", "rm {0}", "echo NVRM: Xid of no form >>{0}", "echo boot >{0}"])
+def test_what_the_kernel_had_told_before_or_tells_unreadably_changes_no_end(
+    follower: Follower, kernel_log: Path, change: str
+) -> None:
+    follower.start("sh", "-c", f"{change.format(kernel_log)}; exit 3")
+    ended = follower.follow()
+    assert (ended.kind, ended.status, ended.facts.xid) == ("exited", 3, None)
+
+
+@pytest.mark.parametrize(
+    ("xid", "words"), [(31, "(memory page fault): most often"), (95, "another machine"), (999, "Xid 999: look it up")]
+)
+def test_what_the_number_means_is_said(xid: int, words: str) -> None:
+    assert words in str(failure("build 7", TrainingExit("exited", 1, facts=MachineFacts(xid=xid)), []))
+
+
 # What is said of it
 
 OUT_OF_MEMORY = MachineFacts(oom_kills=1, memory_kb=4 * GB, least_memory_kb=GB * 3 // 10)

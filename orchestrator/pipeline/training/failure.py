@@ -24,7 +24,7 @@ def failure(what: str, training_exit: TrainingExit, last_lines: Sequence[str]) -
     facts = training_exit.facts
     advice = cause.advice or ""
     # What the kernel knows is better than what the output lets us guess.
-    lacks = [lack for lack in (facts.lack_of_memory, facts.lack_of_disk) if lack]
+    lacks = [lack for lack in (facts.lack_of_memory, facts.lack_of_disk, facts.gpu_error) if lack]
     if (facts.lack_of_memory and advice.startswith("its memory")) or (
         facts.lack_of_disk and advice.startswith("its disk")
     ):
