@@ -156,7 +156,13 @@ class LaunchesPaused(OrchestratorError):
 
 
 class TrainingError(OrchestratorError):
-    """The training did not end well."""
+    """The training did not end well.
+
+    Attributes:
+        out_of_memory: because the kernel killed it, or a process of it, for lack of memory.
+    """
+
+    out_of_memory = False
 
 
 class TrainingFailed(TrainingError):

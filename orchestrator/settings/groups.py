@@ -442,6 +442,12 @@ class ProjectSettings(SettingsGroup):
     instance_losses: int = setting(
         "INSTANCE_LOSSES", "how often a training begins anew when AWS takes its instance away", 2, ge=0
     )
+    retry_oom_on_larger: bool = setting(
+        "RETRY_OOM_ON_LARGER",
+        "true: a training that the kernel killed for lack of memory begins anew, once, on the next type of "
+        "INSTANCE_TYPE that has more of it",
+        False,
+    )
     mlflow_command: str = setting(
         "MLFLOW_COMMAND", "the mlflow program on the instance, if it is not on PATH", "mlflow"
     )

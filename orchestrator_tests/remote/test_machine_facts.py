@@ -157,6 +157,19 @@ def test_lack_of_memory_is_said_once(ended: TrainingExit, lines: list[str]) -> N
     assert "out of memory?" not in first
 
 
+@pytest.mark.parametrize(
+    ("ended", "out_of_memory"),
+    [
+        (TrainingExit("exited", 1, facts=OUT_OF_MEMORY), True),
+        (TrainingExit("lost", facts=OUT_OF_MEMORY), True),
+        (TrainingExit("deadline", 0, facts=OUT_OF_MEMORY), False),
+        (TrainingExit("signaled", 9), False),
+    ],
+)
+def test_lack_of_memory_is_known_to_whoever_may_try_again(ended: TrainingExit, out_of_memory: bool) -> None:
+    assert failure("build 7", ended, []).out_of_memory is out_of_memory
+
+
 def test_the_reason_that_the_output_gives_stays() -> None:
     error = failure("build 7", TrainingExit("exited", 1, facts=OUT_OF_MEMORY), ["RuntimeError: DataLoader worker died"])
     assert isinstance(error, TrainingFailed)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 from orchestrator import names
-from orchestrator.errors import BuildBusy, CapacityUnavailable, Ec2Error, InstanceLost, OrchestratorError
+from orchestrator.errors import BuildBusy, CapacityUnavailable, Ec2Error, InstanceLost, OrchestratorError, TrainingError
 from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training import lease
 from orchestrator.pipeline.training.capacity import CapacityWait
@@ -125,6 +125,8 @@ class Attempt:
         self._open = False
         self._launches = 0
         self._losses = 0
+        self._types: Sequence[str] = [plan.instance_type] if plan.instance_type else settings.machine.instance_types
+        self._was_enlarged = False
         self._lease = ExitStack()
         self._lease.enter_context(lease.renewed(self.renew_lease))
 
@@ -196,7 +198,7 @@ class Attempt:
         machine = self._settings.machine
         return CapacityWait(
             self._ec2_once,
-            types=[self.plan.instance_type] if self.plan.instance_type else machine.instance_types,
+            types=self._types,
             markets=machine.market,
             policy=retry.CAPACITY.with_total(machine.capacity_patience_minutes * 60),
         )
@@ -276,7 +278,7 @@ class Attempt:
         self._instance = self._ec2.launch(
             owner,
             attempt=f"{self._run.run_id}-{self._launches}",
-            instance_type=self.plan.instance_type,
+            instance_types=self._types,
         )
         _log.info(f"Launched instance {self._instance.id} ({self._instance.type}, {self._instance.market})")
         self._keep(
@@ -338,7 +340,7 @@ class Attempt:
             raise
 
     def _survive_losses(self, work: Callable[[], T]) -> T:
-        """Begin anew when the instance goes away under the work."""
+        """Begin anew when the instance goes away under the work, or is too small for it."""
         while True:
             try:
                 return work()
@@ -350,10 +352,32 @@ class Attempt:
                 if self._losses > self._settings.project.instance_losses:
                     raise
                 _log.warning(f"Beginning anew on another instance: {loss}")
-                if self._instance is not None:
-                    self._ec2.terminate(self._instance.id)  # one that was only stopped still costs money
-                self._tracked.drop(str(loss))
-                self._instance, self._record, self._deadline, self._ready = None, None, None, False
+                self._begin_anew(str(loss))
+            except TrainingError as error:
+                if not self._enlarged(error):
+                    raise
+                self._begin_anew(str(error).partition("\n")[0])
+
+    def _enlarged(self, error: TrainingError) -> bool:
+        """Whether a larger type is worth a try, as RETRY_OOM_ON_LARGER says; then it is what is launched next."""
+        wanted = self._settings.project.retry_oom_on_larger and error.out_of_memory and not self._was_enlarged
+        if not wanted or self._instance is None:
+            return False
+        used = self._instance.type
+        larger = self._ec2.with_more_memory(used, self._settings.machine.instance_types)
+        if not larger:
+            _log.warning(f"Not trying a larger type: INSTANCE_TYPE names none that has more memory than {used}")
+            return False
+        reason = str(error).partition("\n")[0]
+        _log.warning(f"Beginning anew on {larger[0]}, with more memory than {used} (RETRY_OOM_ON_LARGER): {reason}")
+        self._types, self._was_enlarged = larger, True
+        return True
+
+    def _begin_anew(self, reason: str) -> None:
+        if self._instance is not None:
+            self._ec2.terminate(self._instance.id)  # one that was only stopped still costs money
+        self._tracked.drop(reason)
+        self._instance, self._record, self._deadline, self._ready = None, None, None, False
 
     def _train_on(self, instance: Instance) -> str:
         mlflow_run = self._tracked.open()

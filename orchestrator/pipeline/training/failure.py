@@ -30,9 +30,11 @@ def failure(what: str, training_exit: TrainingExit, last_lines: Sequence[str]) -
     ):
         cause = replace(cause, advice=None)
     kinds = {"deadline": TrainingTimedOut, "lost": TrainingLost}
-    return kinds.get(training_exit.kind, TrainingFailed)(
+    error = kinds.get(training_exit.kind, TrainingFailed)(
         f"{what}: {training_exit.describe()}{cause}{''.join(f'; {lack}' for lack in lacks)}{tail}"
     )
+    error.out_of_memory = facts.lack_of_memory is not None and training_exit.kind in ("exited", "signaled", "lost")
+    return error
 
 
 def timed_out(what: str, minutes: float) -> TrainingTimedOut:

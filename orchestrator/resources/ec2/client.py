@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import dagster as dg
 import tenacity
@@ -17,6 +20,8 @@ from orchestrator.resources.ec2.ready import Readiness, require_alive
 from orchestrator.resources.ec2.tags import Owner, api_tags, deployment_tag
 from orchestrator.resources.retry import Ec2Policy
 from orchestrator.settings.groups import MachineSettings
+
+_log = logging.getLogger(__name__)
 
 
 class Ec2:
@@ -98,7 +103,7 @@ class Ec2:
         """
         return require_alive(self.describe(instance_id))
 
-    def launch(self, owner: Owner, *, attempt: str, instance_type: str | None = None) -> Instance:
+    def launch(self, owner: Owner, *, attempt: str, instance_types: Sequence[str] = ()) -> Instance:
         """Launch an instance for a build, in the first market, type and subnet that has one.
 
         Look with `find` first. When an answer of AWS is lost, the instance is looked for by its tags
@@ -108,7 +113,7 @@ class Ec2:
             owner: for whom, and until when.
             attempt: another text for each instance that a build may get, such as the Dagster run's ID and
                 how many instances it has lost so far.
-            instance_type: replaces INSTANCE_TYPE.
+            instance_types: replace INSTANCE_TYPE, if any.
 
         Raises:
             CapacityUnavailable: no market, type or subnet has an instance now; says what each answered.
@@ -117,7 +122,7 @@ class Ec2:
             InstanceLost: this very attempt launched an instance before, and it has ended.
             Ec2Error: AWS was away for longer than an outage is waited for.
         """
-        instance = launch(self._api, owner, attempt=attempt, instance_type=instance_type)
+        instance = launch(self._api, owner, attempt=attempt, instance_types=instance_types)
         self._api.note_launch(instance.id)
         return instance
 
@@ -183,6 +188,22 @@ class Ec2:
             ) from None
         except InstanceLost:
             return None
+
+    def with_more_memory(self, than: str, among: Sequence[str]) -> list[str]:
+        """Of these instance types, those with more memory than another one; where AWS does not say: those behind it."""
+        types = [type_ for type_ in dict.fromkeys(among) if type_ != than]
+        if not types:
+            return []
+        try:
+            answer = self._api.call(
+                "compare the memory of instance types",
+                lambda: self._api.client.describe_instance_types(InstanceTypes=cast(Any, [than, *types])),
+            )
+        except Ec2Error as error:
+            _log.info(f"Taking the order of INSTANCE_TYPE for that of memory: {error}")
+            return types[list(dict.fromkeys(among)).index(than) :] if than in among else []
+        memory = {each["InstanceType"]: each["MemoryInfo"]["SizeInMiB"] for each in answer["InstanceTypes"]}
+        return [type_ for type_ in types if memory.get(cast(Any, type_), 0) > memory.get(cast(Any, than), math.inf)]
 
     def hourly_usd(self, instance: Instance) -> float | None:
         """Price of one hour of this instance in USD, without its volume; None when it cannot be had."""

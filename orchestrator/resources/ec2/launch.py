@@ -47,17 +47,17 @@ class LaunchOption:
         return f"{self.instance_type} ({self.market}){where}"
 
 
-def launch_options(settings: MachineSettings, *, instance_type: str | None) -> list[LaunchOption]:
+def launch_options(settings: MachineSettings, *, instance_types: Sequence[str] = ()) -> list[LaunchOption]:
     """Everything that may be tried, the most wanted first.
 
     Args:
         settings: INSTANCE_MARKET, INSTANCE_TYPE and SUBNET_ID, each a list in order of preference.
-        instance_type: replaces INSTANCE_TYPE.
+        instance_types: replace INSTANCE_TYPE, if any.
     """
     return [
         LaunchOption(market=cast(Market, market), instance_type=type_, subnet=subnet)
         for market in settings.market
-        for type_ in ([instance_type] if instance_type else settings.instance_types)
+        for type_ in instance_types or settings.instance_types
         for subnet in (settings.subnets or [None])
     ]
 
@@ -179,14 +179,14 @@ def run_instances_request(
     return request
 
 
-def launch(api: Ec2Api, owner: Owner, *, attempt: str, instance_type: str | None) -> Instance:
+def launch(api: Ec2Api, owner: Owner, *, attempt: str, instance_types: Sequence[str] = ()) -> Instance:
     """Launch an instance by the first option that has one; see `Ec2.launch`.
 
     Args:
         api: sends the requests.
         owner: for whom, and until when.
         attempt: different for each instance that a build may get.
-        instance_type: replaces INSTANCE_TYPE.
+        instance_types: replace INSTANCE_TYPE, if any.
     """
     settings = api.settings
     host_key = HostKey.generate()
@@ -195,7 +195,7 @@ def launch(api: Ec2Api, owner: Owner, *, attempt: str, instance_type: str | None
     build = build_tags(deployment=settings.deployment, pipeline=owner.pipeline, partition=owner.partition)
     block_devices = disks(settings, _image(api))
     refusals: list[CapacityUnavailable] = []
-    for option in launch_options(settings, instance_type=instance_type):
+    for option in launch_options(settings, instance_types=instance_types):
         request = run_instances_request(
             settings,
             option,

@@ -291,7 +291,7 @@ def test_a_refusal_ends_the_search_at_once(account: Account) -> None:
 
 def test_one_run_may_ask_for_another_instance_type(account: Account) -> None:
     instance = account.ec2(instance_types=("t3.medium", "t3.large")).launch(
-        owner(), attempt="run-1", instance_type="c5.large"
+        owner(), attempt="run-1", instance_types=["c5.large"]
     )
     assert instance.type == "c5.large"
 
