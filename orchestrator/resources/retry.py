@@ -147,6 +147,9 @@ CAPACITY = CapacityPolicy(
 EC2_PRICES = RetryPolicy(total_seconds=0, connect_seconds=3, answer_seconds=5)
 """A price is nice to have."""
 
+IMDS = RetryPolicy(total_seconds=0, connect_seconds=1, answer_seconds=1)
+"""AWS's metadata service, which answers at once where there is one."""
+
 SSH = SshPolicy(
     total_seconds=20,
     connect_seconds=15,

@@ -138,6 +138,7 @@ class Attempt:
         """
         private_key(self._settings.ssh)
         require_known_hosts(self._settings.ssh)
+        self._ec2_once.require_usable_subnets()
         require_mlflow_in_reach(self._environment["MLFLOW_TRACKING_URI"], ec2=self._ec2.address)
         job_files(self._environment, self._settings)
         experiment = self._tracked.require_experiment()

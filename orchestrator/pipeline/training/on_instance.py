@@ -37,6 +37,9 @@ _log = logging.getLogger(__name__)
 STOP_GRACE_SECONDS = 2
 """What the processes of a training that was cancelled get to end by themselves."""
 
+PRIVATE_SECONDS = 30.0
+"""How long a private address that nobody asked for is tried, of a machine that had the time to start."""
+
 _YOUNG = timedelta(minutes=3)
 """From its launch on, an instance may still be given its keys and logins by cloud-init."""
 
@@ -169,7 +172,10 @@ class OnInstance:
         """Start the training, or find it started; keep trying while the instance is there."""
         files = job_files(self.environment, self.read)
         command = mlflow_run_command(self.plan, self.read, mlflow_run=self.mlflow_run, files=files)
-        give_up = time.monotonic() + self.read.machine.ready_minutes * 60
+        patience = self.read.machine.ready_minutes * 60
+        if not self._public_or_private_by_choice:
+            patience = min(patience, max(young_seconds(self.instance), PRIVATE_SECONDS))
+        give_up = time.monotonic() + patience
         while True:
             try:
                 if not ssh.connected:
@@ -189,12 +195,17 @@ class OnInstance:
                 if time.monotonic() > give_up:
                     raise self._unreachable(error) from error
 
+    @property
+    def _public_or_private_by_choice(self) -> bool:
+        return self.instance.public or self.read.machine.address == "private"
+
     def _unreachable(self, error: SshUnreachable) -> SshUnreachable:
-        if self.instance.public or self.read.machine.address == "private":
+        if self._public_or_private_by_choice:
             return error
         return SshUnreachable(
             f"instance {self.instance.id} has no public address, and we do not reach its private one: set SUBNET_ID to "
-            f"a subnet that gives its instances public addresses, or run the orchestrator in their network ({error})"
+            f"a subnet that gives its instances public addresses, or run the orchestrator in their network, with "
+            f"INSTANCE_ADDRESS=private ({error})"
         )
 
     def _stop(self, ssh: Ssh) -> None:

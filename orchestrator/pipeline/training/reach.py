@@ -6,8 +6,7 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from orchestrator.errors import SettingsError
-
-AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".api.amazonwebservices.com.cn", ".amazonaws.eu")
+from orchestrator.resources.ec2.network import AWS_DOMAINS
 
 
 def require_mlflow_in_reach(mlflow: str, *, ec2: str) -> None:
@@ -20,7 +19,7 @@ def require_mlflow_in_reach(mlflow: str, *, ec2: str) -> None:
     Raises:
         SettingsError: the instance cannot reach it.
     """
-    if _is_this_machine(mlflow) and (urlsplit(ec2).hostname or "").endswith(AWS):
+    if _is_this_machine(mlflow) and (urlsplit(ec2).hostname or "").endswith(AWS_DOMAINS):
         raise SettingsError(
             f"An instance of AWS cannot reach {urlsplit(mlflow).hostname}, which is itself there: set "
             "MLFLOW_TRACKING_URI_ON_INSTANCE to the address by which the instance reaches MLflow, or move MLflow to a "

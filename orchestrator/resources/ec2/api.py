@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,7 +24,7 @@ from orchestrator.settings.groups import MachineSettings
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
-    from mypy_boto3_ec2.type_defs import InstanceTypeDef
+    from mypy_boto3_ec2.type_defs import InstanceTypeDef, SubnetTypeDef
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -155,16 +155,21 @@ class Ec2Api:
 
     def gives_public_addresses(self, subnet: str) -> bool:
         """Whether instances in this subnet may get a public address; yes, where AWS does not say."""
-        if not subnet:
-            return True
+        return not self.private_subnets([subnet] if subnet else [])
+
+    def private_subnets(self, subnets: Sequence[str]) -> list[SubnetTypeDef]:
+        """Which of these give their instances no public address; none, where AWS does not say."""
+        if not subnets:
+            return []
         try:
             answer = self.call(
-                f"look at subnet {subnet}", lambda: self.client.describe_subnets(SubnetIds=[subnet])["Subnets"]
+                f"look at subnet {', '.join(subnets)}",
+                lambda: self.client.describe_subnets(SubnetIds=list(subnets))["Subnets"],
             )
         except Ec2Error as error:
             _log.info(f"Could not tell whether instances get public addresses: {error}")
-            return True
-        return any(found.get("MapPublicIpOnLaunch", True) for found in answer) or not answer
+            return []
+        return [subnet for subnet in answer if not subnet.get("MapPublicIpOnLaunch", True)]
 
     def find_once(self, *, pipeline: str, partition: str) -> Instance | None:
         """The instance that is alive for a build, the newest of several; to be used in what is handed to `call`."""

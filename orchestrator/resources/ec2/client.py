@@ -6,15 +6,17 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import dagster as dg
 import tenacity
 
-from orchestrator.errors import Ec2Error, InstanceLost
+from orchestrator.errors import Ec2Error, InstanceLost, SettingsError
 from orchestrator.resources import retry
 from orchestrator.resources.ec2.api import Ec2Api
 from orchestrator.resources.ec2.instance import NOT_GONE, Instance
 from orchestrator.resources.ec2.launch import launch
+from orchestrator.resources.ec2.network import AWS_DOMAINS, may_reach
 from orchestrator.resources.ec2.prices import hourly_usd
 from orchestrator.resources.ec2.ready import Readiness, require_alive
 from orchestrator.resources.ec2.tags import Owner, api_tags, deployment_tag
@@ -102,6 +104,29 @@ class Ec2:
             InstanceLost: it is gone or going; the sentence says why.
         """
         return require_alive(self.describe(instance_id))
+
+    def require_usable_subnets(self) -> None:
+        """Refuse subnets whose instances get no public address where we evidently need one, if AWS tells of them.
+
+        Raises:
+            SettingsError: INSTANCE_ADDRESS asks for one; or it is `auto`, and we are not in AWS.
+        """
+        wanted = self._settings.address
+        subnets = [] if wanted == "private" else self._api.private_subnets(self._settings.subnets)
+        is_aws = (urlsplit(self.address).hostname or "").endswith(AWS_DOMAINS)
+        if wanted == "auto":
+            subnets = [each for each in subnets if is_aws and not may_reach(each["CidrBlock"])]
+        if subnets:
+            ids = ", ".join(each["SubnetId"] for each in subnets)
+            reason = (
+                "INSTANCE_ADDRESS=public"
+                if wanted == "public"
+                else "this machine has no way of its own to their network"
+            )
+            raise SettingsError(
+                f"The instances of SUBNET_ID={ids} get no public address, and {reason}: name a subnet that gives its "
+                "instances one (MapPublicIpOnLaunch), or set INSTANCE_ADDRESS=private if we do reach their private ones"
+            )
 
     def launch(self, owner: Owner, *, attempt: str, instance_types: Sequence[str] = ()) -> Instance:
         """Launch an instance for a build, in the first market, type and subnet that has one.

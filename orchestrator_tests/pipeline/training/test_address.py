@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.errors import SshUnreachable
+from orchestrator.pipeline.training import on_instance
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance
 from orchestrator.resources.ssh import Ssh
@@ -44,6 +45,19 @@ def test_the_address_is_looked_up_again_before_each_connection(
     attempt.train()
     attempt.terminate()
     assert sum(line.startswith(f"New address of instance {instance.id}: 127.") for line in caplog.messages) == 1
+
+
+def test_a_private_address_that_nobody_asked_for_is_not_tried_for_long(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_instance, "PRIVATE_SECONDS", 0.5)
+    monkeypatch.setattr(on_instance, "young_seconds", lambda instance: 0.0)
+    ready_at_nobody(world, monkeypatch, public=False)
+    alive = Ec2.require_alive
+    monkeypatch.setattr(Ec2, "require_alive", lambda self, id: replace(alive(self, id), address=NOBODY))
+    attempt = world.attempt(403, run=ThisRun("run-403"))  # READY_MINUTES=15
+    with pytest.raises(SshUnreachable, match="has no public address"):
+        attempt.train()
 
 
 @pytest.mark.parametrize(
