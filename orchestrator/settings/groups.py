@@ -139,6 +139,9 @@ SomeWords = Annotated[Words, AfterValidator(_not_empty)]
 Markets = Annotated[SomeWords, AfterValidator(_markets)]
 GitHosts = Annotated[Words, AfterValidator(_git_hosts)]
 Parameters = Annotated[Mapping[str, str], BeforeValidator(_json_object)]
+Prices = Annotated[
+    Mapping[str, Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]], BeforeValidator(_json_object)
+]
 LinuxUser = Annotated[str, AfterValidator(_linux_user)]
 ModelRun = Annotated[str, AfterValidator(_model_choice)]
 HostNames = Annotated[Words, AfterValidator(_host_names)]
@@ -244,6 +247,12 @@ class MachineSettings(SettingsGroup):
         "instance type; a comma list is tried in order when AWS has no capacity",
         ("t3.medium",),
     )
+    types_allowed: Words = setting(
+        "INSTANCE_TYPES_ALLOWED",
+        "further instance types that the launchpad may ask for in one run, a comma list; default: those of "
+        "INSTANCE_TYPE only",
+        (),
+    )
     key_pair: str = setting("KEY_PAIR_NAME", "EC2 key pair that is put on the instance for the login")
     security_group: str = setting("SECURITY_GROUP_ID", "security group that lets us in on SSH_PORT")
     subnets: Words = setting(
@@ -299,11 +308,18 @@ class MachineSettings(SettingsGroup):
     )
     hourly_usd: float | None = setting(
         "INSTANCE_HOURLY_USD",
-        "price of an instance hour for the cost figures; default: AWS's price list",
+        "price in USD of an hour of the first type of INSTANCE_TYPE, for cost figures and ceilings; default: AWS's "
+        "price list",
         None,
         ge=0,
         le=10_000,
         allow_inf_nan=False,
+    )
+    prices: Prices = setting(
+        "INSTANCE_PRICES",
+        'prices in USD of an hour, by instance type, a JSON object such as {"g5.xlarge": 1.006}; of others, AWS\'s '
+        "price list is asked",
+        {},
     )
     deployment: str = setting(
         "ORCHESTRATOR_DEPLOYMENT",
@@ -311,6 +327,11 @@ class MachineSettings(SettingsGroup):
         "",
         validate_default=True,
     )
+
+    def known_price(self, instance_type: str) -> float | None:
+        """What the settings say that an hour of this type costs, in USD; None: nothing."""
+        first = self.hourly_usd if instance_type == self.instance_types[0] else None
+        return self.prices.get(instance_type, first)
 
     def model_post_init(self, _context: Any) -> None:
         """Fill the deployment's default: the host name."""

@@ -18,11 +18,14 @@ class TrainingConfig(dg.Config):
     version: str | None = Field(
         default=None, description="Git commit, tag or branch, instead of the build's own commit"
     )
-    instance_type: str | None = Field(default=None, description="EC2 instance type, instead of INSTANCE_TYPE")
+    instance_type: str | None = Field(
+        default=None,
+        description="EC2 instance type, one of INSTANCE_TYPE or INSTANCE_TYPES_ALLOWED, instead of INSTANCE_TYPE",
+    )
     max_minutes: float | None = Field(
         default=None,
         gt=0,
         le=LONGEST_MINUTES,
         allow_inf_nan=False,
-        description="deadline in minutes, instead of MAX_TRAINING_MINUTES",
+        description="deadline in minutes, MAX_TRAINING_MINUTES at most, instead of MAX_TRAINING_MINUTES",
     )

@@ -131,6 +131,7 @@ def make_plan(
         )
     if config.version:
         _require_version(config.version)
+    _require_within_ceilings(config, settings)
     plan = Plan(
         pipeline=pipeline,
         partition=partition,
@@ -156,6 +157,26 @@ def _is_parameter_name(name: str) -> bool:
     """Whether `mlflow run` and MLflow's server take it; source: `mlflow/utils/validation.py`, 2.x and 3.x."""
     is_path = posixpath.normpath(name) == name and name != "." and not name.startswith(("..", "/"))
     return is_path and bool(re.fullmatch(r"[/\w.\- :]{1,250}", name))
+
+
+def _require_within_ceilings(config: TrainingConfig, settings: PipelineSettings) -> None:
+    """Refuse what the launchpad may not ask for; here, because Dagster's own webserver lets everybody ask.
+
+    Raises:
+        SettingsError: another machine, or more time.
+    """
+    machine, most = settings.machine, settings.project.max_minutes
+    allowed = dict.fromkeys((*machine.instance_types, *machine.types_allowed))
+    if config.instance_type is not None and config.instance_type not in allowed:
+        raise SettingsError(
+            f"The launchpad's instance_type {config.instance_type} is none that may be used ({', '.join(allowed)}): "
+            "choose one of these, or add it to INSTANCE_TYPES_ALLOWED"
+        )
+    if config.max_minutes is not None and config.max_minutes > most:
+        raise SettingsError(
+            f"The launchpad's max_minutes {config.max_minutes:g} is more than MAX_TRAINING_MINUTES={most:g}: lower it, "
+            "or raise that setting"
+        )
 
 
 def _require_version(version: str) -> None:

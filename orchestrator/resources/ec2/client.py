@@ -232,9 +232,20 @@ class Ec2:
 
     def hourly_usd(self, instance: Instance) -> float | None:
         """Price of one hour of this instance in USD, without its volume; None when it cannot be had."""
-        if self._settings.hourly_usd is not None:
-            return self._settings.hourly_usd
-        return hourly_usd(self._api.session, instance, region=self._api.region)
+        return self.price(instance.type, market=instance.market, zone=instance.zone)
+
+    def price(self, instance_type: str, *, market: str, zone: str | None = None) -> float | None:
+        """Price of one hour of such an instance in USD, without its volume; None when it cannot be had.
+
+        Args:
+            instance_type: whose price the settings may have, and AWS else.
+            market: on-demand or spot.
+            zone: of a spot instance; None: the dearest one's price.
+        """
+        known = self._settings.known_price(instance_type)
+        if known is not None:
+            return known
+        return hourly_usd(self._api.session, instance_type, market=market, zone=zone, region=self._api.region)
 
 
 class Ec2Resource(dg.ConfigurableResource):  # type: ignore[type-arg]

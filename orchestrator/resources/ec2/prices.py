@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 from botocore.config import Config
 
 from orchestrator.resources.ec2.errors import AWS_ERRORS
-from orchestrator.resources.ec2.instance import Instance
 from orchestrator.resources.retry import EC2_PRICES
 
 if TYPE_CHECKING:
@@ -35,40 +34,47 @@ _PRICE_LIST_REGION = "us-east-1"
 _on_demand: dict[tuple[str, str], float] = {}
 
 
-def hourly_usd(session: boto3.session.Session, instance: Instance, *, region: str) -> float | None:
-    """Price of one hour of this instance, without its volume, in USD.
+def hourly_usd(
+    session: boto3.session.Session, instance_type: str, *, market: str, zone: str | None, region: str
+) -> float | None:
+    """Price of one hour of such an instance, without its volume, in USD.
 
     Args:
         session: carries the credentials.
-        instance: its type, market and zone count.
+        instance_type: such as `t3.medium`.
+        market: on-demand or spot.
+        zone: counts for spot; None: the dearest one.
         region: the region that it runs in.
 
     Returns:
         The price; None, with the reason in the log, when AWS does not tell it.
     """
     try:
-        if instance.market == "spot":
-            return _spot(session, instance, region=region)
-        key = (region, instance.type)
+        if market == "spot":
+            return _spot(session, instance_type, zone=zone, region=region)
+        key = (region, instance_type)
         if key not in _on_demand:
-            _on_demand[key] = _listed(session, instance.type, region=region)
+            _on_demand[key] = _listed(session, instance_type, region=region)
         return _on_demand[key]
     except (*AWS_ERRORS, LookupError, TypeError, ValueError) as error:
         _log.info(
-            f"No price, so no cost, of {instance.type} ({instance.market}) in {region}: set INSTANCE_HOURLY_USD, or "
-            f"allow pricing:GetProducts and ec2:DescribeSpotPriceHistory ({type(error).__name__}: {error})"
+            f"No price, so no cost, of {instance_type} ({market}) in {region}: set INSTANCE_PRICES (or "
+            "INSTANCE_HOURLY_USD, if it is the first of INSTANCE_TYPE), or allow pricing:GetProducts and "
+            f"ec2:DescribeSpotPriceHistory ({type(error).__name__}: {error})"
         )
         return None
 
 
-def _spot(session: boto3.session.Session, instance: Instance, *, region: str) -> float:
+def _spot(session: boto3.session.Session, instance_type: str, *, zone: str | None, region: str) -> float:
     """The price now: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeSpotPriceHistory.html."""
     answer = session.client("ec2", region_name=region, config=_ONE_QUICK_TRY).describe_spot_price_history(
-        InstanceTypes=[cast(Any, instance.type)],
+        InstanceTypes=[cast(Any, instance_type)],
         ProductDescriptions=["Linux/UNIX", "Linux/UNIX (Amazon VPC)"],
         StartTime=datetime.now(UTC),
     )
-    here = [entry for entry in answer["SpotPriceHistory"] if entry["AvailabilityZone"] == instance.zone]
+    if zone is None:
+        return max(float(entry["SpotPrice"]) for entry in answer["SpotPriceHistory"])
+    here = [entry for entry in answer["SpotPriceHistory"] if entry["AvailabilityZone"] == zone]
     return float(max(here, key=lambda entry: entry["Timestamp"])["SpotPrice"])
 
 

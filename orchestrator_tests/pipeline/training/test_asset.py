@@ -26,7 +26,11 @@ def test_a_build_that_jenkins_has_deleted_is_trained_as_the_launchpad_says(
         world,
         dagster,
         monkeypatch,
-        settings={**program, "MLPROJECT_PARAMETERS": json.dumps({"note": "settings", "status": "0"})},
+        settings={
+            **program,
+            "INSTANCE_TYPES_ALLOWED": "m5.large",
+            "MLPROJECT_PARAMETERS": json.dumps({"note": "settings", "status": "0"}),
+        },
         config={
             "entry_point": "other",
             "parameters": {"note": "launchpad"},

@@ -553,6 +553,26 @@ def test_the_launchpads_deadline_replaces_the_setting() -> None:
     assert plan(TrainingConfig(max_minutes=5)).max_minutes == 5
 
 
+def test_the_launchpad_cannot_ask_for_more_time_than_the_setting_gives() -> None:
+    assert plan(TrainingConfig(max_minutes=60), MAX_TRAINING_MINUTES="60").max_minutes == 60
+    with pytest.raises(SettingsError, match=r"max_minutes 60\.5 is more than MAX_TRAINING_MINUTES=60"):
+        plan(TrainingConfig(max_minutes=60.5), MAX_TRAINING_MINUTES="60")
+
+
+@pytest.mark.parametrize(
+    "instance_type", ["p4d.24xlarge", "u-24tb1.112xlarge", "", "T3.MEDIUM", "t3.medium,p4d.24xlarge"]
+)
+def test_the_launchpad_cannot_ask_for_any_machine(instance_type: str) -> None:
+    with pytest.raises(SettingsError, match=r"\(t3\.medium, m5\.large\): .*INSTANCE_TYPES_ALLOWED"):
+        plan(TrainingConfig(instance_type=instance_type), INSTANCE_TYPES_ALLOWED="m5.large")
+
+
+def test_the_launchpad_may_ask_for_a_machine_of_the_settings() -> None:
+    changed = {"INSTANCE_TYPE": "t3.medium,t3.large", "INSTANCE_TYPES_ALLOWED": "m5.large,t3.large"}
+    for instance_type in (None, "t3.large", "m5.large"):
+        assert plan(TrainingConfig(instance_type=instance_type), **changed).instance_type == instance_type
+
+
 SHA = "1f2e3d4c5b6a79880716253443526170fedcba98"
 
 
