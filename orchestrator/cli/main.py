@@ -1,4 +1,4 @@
-"""The command line: `orchestrator demo | serve | token`. Thin: each command calls the module that does it."""
+"""The command line, `orchestrator COMMAND`. Thin: each command calls the module that does it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from orchestrator.cli.demo import demo
+from orchestrator.cli.iam_policy import iam_policy
 from orchestrator.cli.program import run
 from orchestrator.cli.serve import serve
 from orchestrator.cli.token import token
@@ -18,6 +19,7 @@ def orchestrator() -> None:
 
 
 orchestrator.add_command(demo)
+orchestrator.add_command(iam_policy)
 orchestrator.add_command(serve)
 orchestrator.add_command(token)
 

@@ -235,7 +235,9 @@ def test_a_demo_that_is_stopped_while_it_starts_leaves_no_process_and_no_port(tm
             socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-@pytest.mark.parametrize("command", [["serve"], ["token", "list"], ["token", "add", "ci", "--role", "viewer"]])
+@pytest.mark.parametrize(
+    "command", [["serve"], ["iam-policy"], ["token", "list"], ["token", "add", "ci", "--role", "viewer"]]
+)
 def test_an_env_file_that_others_may_read_is_refused_with_the_chmod_that_mends_it(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,378 @@
+"""The tightest IAM policy with which the orchestrator still works, made from the present settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError
+
+from orchestrator.errors import SettingsError
+from orchestrator.names import Ec2Tag
+from orchestrator.pipeline.defs_folder import folder_of_pipelines, load_defs_folder
+from orchestrator.resources.ec2.launch import disks
+from orchestrator.resources.ec2.tags import Owner, deployment_tag, launch_tags
+from orchestrator.settings.groups import MachineSettings
+from orchestrator.settings.source import SettingsSource
+from orchestrator.settings.variables import hand_aws_to_boto3
+
+ACCOUNT = "ACCOUNT"
+"""Stands in the policy where the AWS account's number is not known."""
+
+LARGEST_POLICY = 6144
+"""Characters, white space not counted: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html."""
+
+_OWNER = f"aws:RequestTag/{Ec2Tag.DEPLOYMENT}"
+_OWNED = f"aws:ResourceTag/{Ec2Tag.DEPLOYMENT}"
+
+_ANYBODY = Owner(pipeline="", partition="", dagster_run="", mlflow_run="", power_off_at=datetime.fromtimestamp(0, UTC))
+BIRTH_TAGS = tuple(launch_tags(_ANYBODY, deployment="", host_key=""))
+"""The keys of the tags that an instance and its volumes are launched with."""
+ATTEMPT_TAGS = (*_ANYBODY.attempt_tags(), Ec2Tag.LEASE_UNTIL)
+"""The keys of the tags that change while an instance lives: whose attempt uses it, and that it is alive."""
+
+LIMITS = (
+    "No policy limits the number of instances: ask for a quota of vCPUs that fits MAX_INSTANCES (Service Quotas, "
+    "EC2), and set a budget alarm.",
+    "No policy sees what is in user-data: whoever has these credentials runs programs of his own on such an "
+    "instance, with the rights of INSTANCE_PROFILE.",
+    "Describe actions know no resources: they show all instances, images and subnets of the account in this region.",
+    f"Who else in the account may set the tags orchestrator:* can hand an instance of his to this installation, which "
+    f"ends it. One whose tag {Ec2Tag.DEPLOYMENT} somebody has changed cannot be ended with this policy: its own "
+    "deadline does. Keep these tags to this role by a policy of the organization (SCP).",
+    "Attach it to a role (of the machine, task or pod that runs the orchestrator) rather than to a user with access "
+    "keys.",
+)
+
+TRAINING_ROLE = (
+    "ec2:CreateTags, ec2:DeleteTags: it could change whose its instance is, and until when",
+    "ec2:RunInstances, ec2:TerminateInstances, ec2:StopInstances, ec2:Modify*, and all of ec2:*: it could outlive its "
+    "deadline, or end other builds' instances",
+    "ec2:DescribeInstanceAttribute: other instances' user-data holds their private SSH host keys",
+    "iam:*, and sts:AssumeRole of the orchestrator's role: it could give itself the rest of this list",
+    "ssm:SendCommand, ssm:StartSession, ec2-instance-connect:*: it could become root on its own and other instances",
+    "lambda:*, scheduler:*: it could stop a keeper of deadlines inside AWS (docs/aws.md)",
+    "secretsmanager:GetSecretValue, ssm:GetParameter* and s3:* of what is not its own: name the bucket, the prefix and "
+    "the secret that it needs",
+)
+"""What the role in INSTANCE_PROFILE must not have, because every training, and so every commit, has it."""
+
+
+@dataclass(frozen=True)
+class Permission:
+    """One statement that allows something, and what it is for."""
+
+    sid: str
+    why: str
+    actions: Sequence[str]
+    resources: Sequence[str] = ("*",)
+    conditions: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+
+    def statement(self) -> dict[str, Any]:
+        """It in IAM's words; a list of one is that one."""
+        conditions = {
+            operator: {key: _brief(values) for key, values in keys.items()}
+            for operator, keys in self.conditions.items()
+            if keys
+        }
+        return {
+            "Sid": self.sid,
+            "Effect": "Allow",
+            "Action": _brief(self.actions),
+            "Resource": _brief(self.resources),
+            **({"Condition": conditions} if conditions else {}),
+        }
+
+
+@dataclass(frozen=True)
+class IamPolicy:
+    """The policy, and what must be known of it.
+
+    Attributes:
+        notes: what had to be assumed, and what it refuses that the settings alone do not show.
+    """
+
+    permissions: tuple[Permission, ...]
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The policy, as AWS takes it."""
+        return {
+            "Version": "2012-10-17",
+            "Statement": [permission.statement() for permission in self.permissions],
+        }
+
+    def explanation(self) -> str:
+        """What each statement is for, what no policy can do, and what the training's role must not have."""
+        return "\n".join(
+            [
+                *(f"{permission.sid}: {permission.why}" for permission in self.permissions),
+                "",
+                "What it cannot do:",
+                *(f"- {limit}" for limit in LIMITS),
+                "",
+                "What the role in INSTANCE_PROFILE must not have (every training has it):",
+                *(f"- {actions}" for actions in TRAINING_ROLE),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the instances are.
+
+    Attributes:
+        partition: `aws`, or that of China or of the US government.
+        account: its number; `ACCOUNT` where it is not known.
+    """
+
+    partition: str
+    region: str
+    account: str
+
+    @classmethod
+    def present(cls, account: str | None) -> Place:
+        """The region that boto3 works in.
+
+        Raises:
+            SettingsError: there is none, or boto3 does not know it.
+        """
+        hand_aws_to_boto3()
+        try:
+            session = boto3.session.Session()
+            if not (region := session.region_name):
+                raise SettingsError("there is no AWS region to make a policy for: set AWS_DEFAULT_REGION")
+            return cls(session.get_partition_for_region(region), region, account or ACCOUNT)
+        except BotoCoreError as error:
+            raise SettingsError(f"the AWS region cannot be told ({error}): correct AWS_DEFAULT_REGION") from error
+
+    def ec2(self, kind: str, names: Iterable[str], *, owned: bool = True) -> list[str]:
+        """ARNs of resources of EC2; images belong to no account."""
+        account = self.account if owned else ""
+        return [f"arn:{self.partition}:ec2:{self.region}:{account}:{kind}/{name}" for name in names]
+
+    def iam(self, kind: str, name: str) -> str:
+        """The ARN of a role or an instance profile, which may be given as one."""
+        return literal(name if name.startswith("arn:") else f"arn:{self.partition}:iam::{self.account}:{kind}/{name}")
+
+
+def present_machines() -> list[MachineSettings]:
+    """The settings of all pipelines that this installation serves.
+
+    Raises:
+        SettingsError: those of a pipeline cannot be used; the policy would not fit it.
+    """
+    folder = load_defs_folder(folder_of_pipelines())
+    if folder.broken:
+        raise SettingsError(f"a policy must fit every pipeline, and one cannot be read: {folder.broken[0].fault}")
+    sources = folder.watched.settings or (SettingsSource(),)
+    return [source.read(MachineSettings) for source in sources]
+
+
+def present_policy(*, account: str | None = None, roles: Sequence[str] = (), volume_gb: int | None = None) -> IamPolicy:
+    """The policy for the present settings; see `iam_policy`.
+
+    Raises:
+        SettingsError: there is no region, or a pipeline's settings cannot be used.
+    """
+    machines = present_machines()
+    profiles = [machine.instance_profile or "" for machine in machines]
+    named = (found[1] for profile in profiles if (found := re.match(r"arn:[^:]*:iam::(\d{12}):", profile)))
+    return iam_policy(machines, Place.present(account or next(named, None)), roles=roles, volume_gb=volume_gb)
+
+
+def iam_policy(
+    machines: Sequence[MachineSettings], place: Place, *, roles: Sequence[str] = (), volume_gb: int | None = None
+) -> IamPolicy:
+    """The tightest policy that fits all these machines.
+
+    Args:
+        machines: at least one.
+        place: where they are.
+        roles: of the instance profiles; default: named like these, as the AWS console makes them.
+        volume_gb: the largest volume of an instance; default: ROOT_VOLUME_GB, else what we ask for at least.
+    """
+    deployments = _each(deployment_tag(machine.deployment)[Ec2Tag.DEPLOYMENT] for machine in machines)
+    profiles = list(dict.fromkeys(machine.instance_profile for machine in machines if machine.instance_profile))
+    subnets = _each(*(machine.subnets for machine in machines)) if all(each.subnets for each in machines) else []
+    largest = volume_gb or max(disks(machine, {})[0]["Ebs"]["VolumeSize"] for machine in machines)
+    owned = {"StringEquals": {_OWNED: deployments}}
+    instances, volumes = place.ec2("instance", ["*"]), place.ec2("volume", ["*"])
+    return IamPolicy(
+        permissions=(
+            *_looking(machines, place),
+            Permission(
+                "LaunchFrom",
+                "instances start from these images, with these keys, in these networks",
+                ["ec2:RunInstances"],
+                [
+                    *place.ec2("image", _each(machine.ami for machine in machines), owned=False),
+                    *place.ec2("key-pair", _each(machine.key_pair for machine in machines)),
+                    *place.ec2("security-group", _each(machine.security_group for machine in machines)),
+                    *place.ec2("subnet", subnets or ["*"]),
+                ],
+            ),
+            Permission(
+                "LaunchInterface",
+                "and have a network interface there",
+                ["ec2:RunInstances"],
+                place.ec2("network-interface", ["*"]),
+                {"ArnEquals": {"ec2:Subnet": place.ec2("subnet", subnets)}} if subnets else {},
+            ),
+            Permission(
+                "LaunchInstance",
+                "of these types, as this installation's, with IMDSv2 only, and with no other role",
+                ["ec2:RunInstances"],
+                instances,
+                {
+                    "StringEquals": {
+                        _OWNER: deployments,
+                        "ec2:InstanceType": _each(*(machine.instance_types for machine in machines)),
+                        "ec2:MetadataHttpTokens": ["required"],
+                        "ec2:Tenancy": ["default"],
+                    },
+                    **_profile_condition(machines, [place.iam("instance-profile", profile) for profile in profiles]),
+                },
+            ),
+            Permission(
+                "LaunchVolume",
+                "on encrypted volumes of general purpose, no larger than needed, that are this installation's as well",
+                ["ec2:RunInstances"],
+                volumes,
+                {
+                    "StringEquals": {_OWNER: deployments, "ec2:VolumeType": ["gp2", "gp3"]},
+                    "Bool": {"ec2:Encrypted": ["true"]},
+                    "NumericLessThanEquals": {"ec2:VolumeSize": [str(largest)]},
+                },
+            ),
+            Permission(
+                "TagAtBirth",
+                "whose an instance is, is said in the call that launches it, and never after",
+                ["ec2:CreateTags"],
+                [*instances, *volumes],
+                {
+                    "StringEquals": {"ec2:CreateAction": ["RunInstances"]},
+                    "ForAllValues:StringEquals": {"aws:TagKeys": BIRTH_TAGS},
+                },
+            ),
+            Permission(
+                "RenewLease",
+                "a living attempt says so on an instance of this installation, and a retry takes it over",
+                ["ec2:CreateTags"],
+                instances,
+                {
+                    **owned,
+                    "ForAllValues:StringEquals": {"aws:TagKeys": ATTEMPT_TAGS},
+                    "Null": {"aws:TagKeys": ["false"]},
+                },
+            ),
+            Permission(
+                "Terminate",
+                "an instance of this installation is ended, and no other",
+                ["ec2:TerminateInstances"],
+                instances,
+                owned,
+            ),
+            *_passing(profiles, roles, place),
+        ),
+        notes=tuple(_notes(machines, place, profiles=profiles, roles=roles, subnets=subnets, largest=largest)),
+    )
+
+
+def literal(text: str) -> str:
+    """Text in a policy that means itself: `*`, `?` and `${` have a meaning there.
+
+    https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_variables.html
+    """
+    return re.sub(r"[*?$]", r"${\g<0>}", text)
+
+
+def _looking(machines: Sequence[MachineSettings], place: Place) -> list[Permission]:
+    priced = [machine for machine in machines if machine.hourly_usd is None]
+    optional = {
+        "ec2:DescribeInstanceStatus": any(machine.ready_when == "status-checks" for machine in machines),
+        "ec2:DescribeSpotPriceHistory": any("spot" in machine.market for machine in priced),
+        "ec2:DescribeSubnets": any(machine.address == "auto" for machine in machines),
+    }
+    wanted = sorted(["ec2:DescribeImages", "ec2:DescribeInstances", *(name for name in optional if optional[name])])
+    looking = [
+        Permission(
+            "Look",
+            "instances, images and networks are looked at in this region",
+            wanted,
+            conditions={"StringEquals": {"ec2:Region": [place.region]}},
+        )
+    ]
+    if any("on-demand" in machine.market for machine in priced):
+        looking.append(Permission("PriceList", "what an hour costs, from AWS's price list", ["pricing:GetProducts"]))
+    return looking
+
+
+def _profile_condition(
+    machines: Sequence[MachineSettings], profiles: Sequence[str]
+) -> Mapping[str, Mapping[str, Sequence[str]]]:
+    if not profiles:
+        return {"Null": {"ec2:InstanceProfile": ["true"]}}
+    always = all(machine.instance_profile for machine in machines)
+    return {"ArnEquals" if always else "ArnEqualsIfExists": {"ec2:InstanceProfile": profiles}}
+
+
+def _passing(profiles: Sequence[str], roles: Sequence[str], place: Place) -> list[Permission]:
+    if not profiles:
+        return []
+    service = "ec2.amazonaws.com.cn" if place.partition == "aws-cn" else "ec2.amazonaws.com"
+    return [
+        Permission(
+            "PassRole",
+            "an instance gets the training's role, and nothing but an instance",
+            ["iam:PassRole"],
+            [place.iam("role", role) for role in roles or _named_like(profiles)],
+            {"StringEquals": {"iam:PassedToService": [service]}},
+        )
+    ]
+
+
+def _named_like(profiles: Sequence[str]) -> list[str]:
+    return [profile.rsplit("/", 1)[-1] for profile in profiles]
+
+
+def _notes(
+    machines: Sequence[MachineSettings],
+    place: Place,
+    *,
+    profiles: Sequence[str],
+    roles: Sequence[str],
+    subnets: Sequence[str],
+    largest: int,
+) -> Iterable[str]:
+    if unnamed := [machine.deployment for machine in machines if "deployment" not in machine.model_fields_set]:
+        yield (
+            f"ORCHESTRATOR_DEPLOYMENT is not set: the policy is for an orchestrator on this host, {unnamed[0]}, and "
+            "for no other"
+        )
+    if place.account == ACCOUNT:
+        yield f"{ACCOUNT} stands for the number of the AWS account: give it with --account"
+    if profiles and not roles:
+        yield (
+            f"the role in INSTANCE_PROFILE is taken to be named {', '.join(_named_like(profiles))}, as the AWS console "
+            "makes it: name another one with --role"
+        )
+    if not subnets:
+        yield "SUBNET_ID is not set, so that every subnet of the account is allowed: name those that are meant"
+    yield (
+        f"volumes may have {largest} GB: where a disk of the image is larger, give its size with --volume-gb. The "
+        "image's further disks must be encrypted already, unless the account encrypts new volumes by default"
+    )
+
+
+def _each(*groups: Iterable[str]) -> list[str]:
+    """All of them in their order, none twice, each meaning itself."""
+    return list(dict.fromkeys(literal(text) for group in groups for text in group))
+
+
+def _brief(values: Sequence[str]) -> str | list[str]:
+    return values[0] if len(values) == 1 else list(values)
