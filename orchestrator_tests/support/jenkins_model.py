@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from orchestrator.errors import JenkinsBadAnswer, JenkinsNotFound, JenkinsRefused, JenkinsUnavailable
 from orchestrator.resources.jenkins import Build, BuildPage, JobKind, JobOverview, JobSummary, UnreadableBuild
+from orchestrator_sandbox.jenkins.beans import NEWEST_BUILDS
+from orchestrator_sandbox.jenkins.tree import Bean, Tree, export
 from orchestrator_sandbox.web import HandlerServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -47,7 +48,10 @@ class Model:
         remote: what the branch source says of the repository.
         heads: Git remote → its default branch.
         heads_asked: how often a remote was asked.
+        unknown_fields: of a job, which the server does not know.
+        records_loaded: builds that Jenkins had to load from its disk, were its cache empty.
         rewrite: changes what the server sends.
+        deaf: the server sends whole pages, whatever `tree=` asks for, with what this makes of the fields of a job.
         riddles: job and number of the builds of which Jenkins says what cannot be: in lists ...
         readable_alone: ... and, unless this is set, also when they are asked for alone.
     """
@@ -65,7 +69,10 @@ class Model:
     remote: str | None = None
     heads: dict[str, str] = field(default_factory=dict)
     heads_asked: int = 0
+    records_loaded: int = 0
+    unknown_fields: frozenset[str] = frozenset()
     rewrite: Callable[[bytes], bytes] = lambda body: body
+    deaf: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     riddles: set[tuple[str, int]] = field(default_factory=set)
     readable_alone: bool = False
 
@@ -96,16 +103,18 @@ class Model:
     def everything(self) -> list[Build]:
         return [build for name in self._visible() for build in self.jobs[name].builds.values()]
 
-    def overview(self, job: str, *, newest: int, per_branch: int) -> JobOverview:
+    def overview(self, job: str, *, newest: int) -> JobOverview:
         self._ask()
         if job == self.job and self.multibranch:
-            heads = tuple(self._head(name, per_branch) for name in self._visible())
+            heads = tuple(self._head(name, min(newest, 1)) for name in self._visible())
             return JobOverview(JobKind.MULTIBRANCH, heads, self.remote)
         return JobOverview(JobKind.PLAIN, (self._head(self._existing(job), newest),))
 
     def builds(self, job: str, *, start: int, stop: int) -> BuildPage:
         self._ask()
-        builds = self.jobs[self._existing(job)].newest_first()[start:stop]
+        everything = self.jobs[self._existing(job)].newest_first()
+        self.records_loaded += len(everything if stop > NEWEST_BUILDS else everything[:NEWEST_BUILDS])
+        builds = everything[start:stop]
         return BuildPage(tuple(map(self._seen, builds)), whole=len(builds) == stop - start)
 
     def default_branch(self, remote: str) -> str | None:
@@ -115,6 +124,7 @@ class Model:
     def build(self, job: str, number: int) -> Build:
         self._ask()
         build = self.jobs[self._existing(job)].builds.get(number)
+        self.records_loaded += build is not None
         if build is None:
             raise JenkinsNotFound(f"404 from {job} #{number}")
         if (job, number) in self.riddles and not self.readable_alone:
@@ -136,11 +146,12 @@ class Model:
     def _head(self, name: str, limit: int) -> JobSummary:
         job = self.jobs[name]
         newest = tuple(map(self._seen, job.newest_first()[:limit]))
+        self.records_loaded += len(newest) if limit <= 1 else len(job.newest_first()[:NEWEST_BUILDS])
         return JobSummary(
             name,
             job.next_number,
             newest,
-            whole=len(newest) < limit,
+            whole=limit > 0 and len(newest) < limit,
             primary=job.primary,
             change_request=job.contributor,
         )
@@ -229,36 +240,98 @@ def _answer(model: Model, path: str, authorization: str, login: str) -> tuple[in
     words = url.path.removeprefix("/jenkins/").removesuffix("/api/json").split("/")
     number = int(words.pop()) if words[-1].isdigit() else None
     job = "/".join(unquote(word) for word in words[1::2])
-    shape = build_json if "lastBuiltRevision" in tree else brief_json
     try:
-        if number is not None:
-            return 200, shape(model.build(job, number))
-        ranges = [(int(start), int(stop)) for start, stop in re.findall(r"\{(\d+),(\d+)\}", tree)]
-        if "jobs[" not in tree:
-            page = model.builds(job, start=ranges[0][0], stop=ranges[0][1])
-            return 200, {
-                "_class": _PIPELINE,
-                "allBuilds": [shape(build) for build in page.builds if isinstance(build, Build)],
-            }
-        heads = model.overview(job, newest=ranges[0][1], per_branch=ranges[1][1]).jobs
+        if model.deaf:
+            return 200, _whole_page(model, job, number, model.deaf)
+        bean = _page(model, job, number)
     except JenkinsNotFound:
         return 404, {}
     except JenkinsRefused:
         return 401, {}
-    answers = [
-        {
-            "_class": _PIPELINE,
-            "actions": _job_actions(head),
-            "name": head.job.rpartition("/")[2],
-            "allBuilds": [shape(model.jobs[head.job].builds[build.number]) for build in head.newest],
-            "nextBuildNumber": head.next_number,
-        }
-        for head in heads
-    ]
+    return 200, export(bean, Tree.parse(tree))
+
+
+def _page(model: Model, job: str, number: int | None) -> Bean:
+    if number is not None:
+        return _plain(build_json(model.build(job, number)))
+    model._ask()
     if not (model.multibranch and job == model.job):
-        return 200, answers[0]
+        return _job_page(model, model._existing(job))
     source = [{"_class": f"{_METADATA}.ObjectMetadataAction", "objectUrl": model.remote}] if model.remote else []
-    return 200, {"_class": _MULTIBRANCH, "actions": [{}, *source], "jobs": answers}
+    return Bean(
+        _MULTIBRANCH,
+        lambda: {
+            "actions": [Bean(None), *map(_plain, source)],
+            "jobs": lambda: [_job_page(model, name) for name in model._visible()],
+        },
+    )
+
+
+def _whole_page(
+    model: Model, job: str, number: int | None, shape: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    if number is not None:
+        return build_json(model.build(job, number))
+    model._ask()
+    if model.multibranch and job == model.job:
+        jobs = [shape(_whole_job(model, name)) for name in model._visible()]
+        return {"_class": _MULTIBRANCH, "actions": [{}], "description": None, "views": [], "jobs": jobs}
+    return shape(_whole_job(model, model._existing(job)))
+
+
+def _whole_job(model: Model, name: str) -> dict[str, Any]:
+    job = model.jobs[name]
+    builds = [build_json(build) for build in job.newest_first()]
+    return {
+        "_class": _PIPELINE,
+        "actions": _job_actions(job),
+        "allBuilds": builds,
+        "buildable": True,
+        "builds": builds[:NEWEST_BUILDS],
+        "color": "blue",
+        "healthReport": [{"score": 100}],
+        "lastBuild": builds[0] if builds else None,
+        "name": name.rpartition("/")[2],
+        "nextBuildNumber": job.next_number,
+        "property": [{}],
+    }
+
+
+def _job_page(model: Model, name: str) -> Bean:
+    job = model.jobs[name]
+
+    def loaded(builds: list[Build]) -> list[Bean]:
+        model.records_loaded += len(builds)
+        return [_plain(build_json(build)) for build in builds]
+
+    def last() -> Bean | None:
+        return next(iter(loaded(job.newest_first()[:1])), None)
+
+    fields = {
+        "actions": list(map(_plain, _job_actions(job))),
+        "name": name.rpartition("/")[2],
+        "allBuilds": lambda: loaded(job.newest_first()),
+        "builds": lambda: loaded(job.newest_first()[:NEWEST_BUILDS]),
+        "lastBuild": last,
+        "nextBuildNumber": job.next_number,
+    }
+    return Bean(_PIPELINE, lambda: {key: read for key, read in fields.items() if key not in model.unknown_fields})
+
+
+def _plain(fields: dict[str, Any]) -> Bean:
+    """A bean of what is JSON already."""
+    return Bean(
+        fields.get("_class"),
+        lambda: {
+            key: [_plain(item) if isinstance(item, dict) else item for item in value]
+            if isinstance(value, list)
+            else _plain(value)
+            if isinstance(value, dict)
+            else value
+            for key, value in fields.items()
+            if key != "_class"
+        },
+    )
 
 
 _PIPELINE = "org.jenkinsci.plugins.workflow.job.WorkflowJob"
@@ -266,9 +339,9 @@ _MULTIBRANCH = "org.jenkinsci.plugins.workflow.multibranch.WorkflowMultiBranchPr
 _METADATA = "jenkins.scm.api.metadata"
 
 
-def _job_actions(head: JobSummary) -> list[dict[str, str]]:
+def _job_actions(job: Job) -> list[dict[str, Any]]:
     """What `tree=actions[_class]` shows of a branch job of a real Jenkins: most actions are not exported."""
-    actions: list[dict[str, str]] = [{}, {}, {"_class": "com.cloudbees.plugins.credentials.ViewCredentialsAction"}]
-    for marked, name in ((head.primary, "PrimaryInstance"), (head.change_request, "Contributor")):
+    actions: list[dict[str, Any]] = [{}, {}, {"_class": "com.cloudbees.plugins.credentials.ViewCredentialsAction"}]
+    for marked, name in ((job.primary, "PrimaryInstance"), (job.contributor, "Contributor")):
         actions += [{"_class": f"{_METADATA}.{name}MetadataAction"}] if marked else []
     return actions

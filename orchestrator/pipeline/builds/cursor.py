@@ -53,7 +53,7 @@ class JobCursor(_Stored):
 
     Attributes:
         newest: the greatest number looked at.
-        latest: the latest timestamp at the top of its history, at any tick.
+        latest: the latest timestamp at the top of its history, at any tick that looked at it.
         pending: number → timestamp of the builds that ran, or were not readable, when they were looked at; a
             timestamp of 0 is not known.
         unread: what is still to be read, newest first.
@@ -124,7 +124,8 @@ class Cursor(_Stored):
         jobs: that job, or the branches of which more than a number has to be known, by their full names.
         settled: the other branches.
         vanished: those of them that Jenkins shows no more; the latest ones.
-        latest: the latest timestamp at the top of any job's history, at any tick.
+        latest: the latest timestamp at the top of any job's history, at any thorough tick.
+        light_ticks: how many there were since the last thorough one.
         searching: the newest success, which the first tick is to train, is still looked for.
         newest_success: what that search found so far.
         primary: the primary branches, as Jenkins or the remote told last.
@@ -136,9 +137,15 @@ class Cursor(_Stored):
     settled: SettledJobs = {}
     vanished: VanishedJobs = ()
     latest: int = 0
+    light_ticks: int = 0
     searching: bool = False
     newest_success: FoundSuccess | None = _stored_as("first", "newest_success", None)
     primary: tuple[str, ...] = ()
+
+    @property
+    def job_count(self) -> int:
+        """How many jobs Jenkins showed, or more."""
+        return len(self.jobs) + len(self.settled)
 
     def known(self, job: str) -> JobCursor | None:
         """What is known of a job; None: it is new."""
@@ -149,6 +156,16 @@ class Cursor(_Stored):
             return JobCursor.of_code(self.settled[digest], latest=self.latest)
         found = (vanished for vanished in self.vanished if vanished.digest == digest)
         return next((JobCursor.of_code(vanished.code, latest=vanished.latest) for vanished in found), None)
+
+    def is_vanished(self, job: str) -> bool:
+        """Whether it is remembered as one that Jenkins shows no more."""
+        digest = job_digest(job)
+        return (
+            bool(self.vanished)
+            and job not in self.jobs
+            and digest not in self.settled
+            and any(vanished.digest == digest for vanished in self.vanished)
+        )
 
     def followed_by(self, jobs: Mapping[str, JobCursor], *, latest: int, exact: Collection[str], most: int) -> Cursor:
         """What is known after a tick, in as few bytes as it takes.
@@ -162,7 +179,9 @@ class Cursor(_Stored):
         """
         digests = {job: job_digest(job) for job in jobs}
         shared = Counter(digests.values())
-        codes = {job: cursor.code() for job, cursor in jobs.items() if job not in exact}
+        latest = max(self.latest, latest)
+        # One that was looked at since is later than what a packed job is remembered by.
+        codes = {job: cursor.code() for job, cursor in jobs.items() if job not in exact and cursor.latest <= latest}
         settled = {digests[job]: code for job, code in codes.items() if code is not None and shared[digests[job]] == 1}
         named = {job: cursor for job, cursor in jobs.items() if digests[job] not in settled}
 
@@ -182,7 +201,7 @@ class Cursor(_Stored):
             jobs=named | dict(busy[:most]),
             settled=settled,
             vanished=vanished[: max(last, most)],
-            latest=max(self.latest, latest),
+            latest=latest,
         )
 
     def dump(self) -> str:

@@ -4,12 +4,17 @@ Build numbers of a job only grow, and so do the builds' timestamps, by Jenkins' 
 when its number is greater than any number looked at, or, after the job was deleted and re-created and counts
 from 1 again, when its timestamp is later than any looked at. What cannot be settled at once stays in the
 cursor: builds that still run, and stretches of history that were not read yet.
+
+Jenkins loads a record from its disk for every build that it is asked about, and all of a job's for `allBuilds`. So a
+light tick asks for the next number of each job, which costs no record, and reads on where it is not the known one.
+Now and then (`Limits.light_ticks`) a thorough tick asks for the newest build as well: a job that was re-created, and
+has come to the very number that it had, is told by its time alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Protocol
@@ -18,6 +23,7 @@ from orchestrator.errors import JenkinsError, JenkinsNotFound, JenkinsRefused
 from orchestrator.pipeline.builds.branches import BranchChoice, branch_of, choose_branches
 from orchestrator.pipeline.builds.cursor import VERSION, Cursor, FoundSuccess, JobCursor, UnreadRange
 from orchestrator.resources.jenkins import (
+    LARGEST_NUMBER,
     Build,
     BuildPage,
     BuildSummary,
@@ -31,7 +37,7 @@ from orchestrator.resources.jenkins import (
 class Source(Protocol):
     """What a tick asks of Jenkins; `orchestrator.resources.jenkins.Jenkins` has it."""
 
-    def overview(self, job: str, *, newest: int, per_branch: int) -> JobOverview: ...
+    def overview(self, job: str, *, newest: int) -> JobOverview: ...
 
     def builds(self, job: str, *, start: int, stop: int) -> BuildPage: ...
 
@@ -45,9 +51,11 @@ class Limits:
     """How much one tick may do.
 
     Attributes:
-        newest: builds in the one request that every tick makes.
-        per_branch: the same, for each branch of a multibranch project.
-        few: up to so many new builds are looked at one by one, more are read page by page.
+        newest: builds of a plain job in the request of the first tick, and while many run.
+        few: up to so many builds that run are asked for one by one; with more of them, the tick is a thorough one.
+        light_ticks: in a row, as many as there are branches, because a thorough one costs Jenkins a record of each; at
+            most so many ...
+        least_light_ticks: ... and at least so many, if `light_ticks` allows.
         page: builds in a page of history, 2 or more.
         builds: no further request after so many builds were read ...
         seconds: ... or after this time; the rest is left to the next tick.
@@ -57,8 +65,9 @@ class Limits:
     """
 
     newest: int = 20
-    per_branch: int = 2
     few: int = 3
+    light_ticks: int = 40
+    least_light_ticks: int = 3
     page: int = 50
     builds: int = 500
     seconds: float = 15.0
@@ -125,8 +134,19 @@ def discover(
     """
     first = cursor is None or cursor.job != job
     before = Cursor(version=VERSION, job=job, searching=True) if cursor is None or first else cursor
-    overview = source.overview(job, newest=limits.newest, per_branch=limits.per_branch)
+    thorough = (
+        first
+        or before.version < VERSION
+        or before.light_ticks >= min(limits.light_ticks, max(limits.least_light_ticks, before.job_count))
+    )
+    many_run = sum(len(known.pending) for known in before.jobs.values()) > limits.few
+    thorough = thorough or many_run
+    overview = source.overview(job, newest=limits.newest if first or many_run else int(thorough))
+    if not thorough and any(before.is_vanished(summary.job) for summary in overview.jobs):
+        thorough = True
+        overview = source.overview(job, newest=limits.newest)
     summaries = overview.jobs
+    latest = max((build.timestamp for summary in summaries for build in summary.newest), default=0)
     branches = choose_branches(overview, job=job, patterns=patterns, known=before.primary, head=source.default_branch)
     reading = _Reading(source, branches, unstable, limits, clock, searching=before.searching)
     now: dict[str, JobCursor] = {}
@@ -135,15 +155,22 @@ def discover(
         if before.version < VERSION:
             known = _with_past_unread(known)
         now[summary.job] = (
-            _all_history(summary, awaits_success=branches.may_train(summary.job))
+            _all_history(summary, awaits_success=branches.may_train(summary.job), latest=latest, few=limits.few)
             if first
-            else _with_new_builds(known, summary, limits=limits)
+            else _with_new_builds(known, summary)
         )
     backlog = any(job_cursor.unread for job_cursor in now.values())
     for summary in summaries:
         now[summary.job] = reading.poll(summary, now[summary.job], share=0.5 if backlog else 1.0)
+    for summary in summaries:
+        known = now[summary.job]
+        now[summary.job] = reading.read(summary.job, known, new=True)
+        pending = now[summary.job].pending
+        if riddles := [number for number, time in pending.items() if not time and number not in known.pending]:
+            polled = reading.poll_again(summary.job, now[summary.job], riddles)
+            now[summary.job] = reading.read(summary.job, polled, new=True)
     for name, job_cursor in now.items():
-        now[name] = reading.read(name, job_cursor)
+        now[name] = reading.read(name, job_cursor, new=False)
 
     here = FoundSuccess.of(reading.newest_success) if reading.newest_success else None
     newest = max(filter(None, (before.newest_success, here)), key=_age, default=None)
@@ -153,13 +180,13 @@ def discover(
         # Not done when Jenkins cannot tell of it just now.
         searching = not reading.launch_again(newest, is_shown=newest.job in now)
     exact = {name for name in now if branches.kind is JobKind.PLAIN or branch_of(name, job) in branches.primary}
-    latest = max((build.timestamp for summary in summaries for build in summary.newest), default=0)
     after = before.followed_by(now, latest=latest, exact=exact, most=limits.vanished)
     return TickResult(
         register=tuple(sorted(reading.registered.values(), key=_age)),
         launch=tuple(sorted(reading.launched.values(), key=_age)),
         cursor=after.model_copy(
             update={
+                "light_ticks": 0 if thorough else before.light_ticks + 1,
                 "searching": searching,
                 "newest_success": newest if searching else None,
                 "primary": branches.remembered,
@@ -183,17 +210,28 @@ def _is_same(timestamp: int, other: int) -> bool:
     return timestamp == other or not timestamp or not other
 
 
-def _all_history(summary: JobSummary, *, awaits_success: bool) -> JobCursor:
-    """What the first tick makes of a job: all of it is history, but for the builds that run."""
-    if not summary.newest:
-        return JobCursor()
-    top = summary.newest[0].number
+def _all_history(summary: JobSummary, *, awaits_success: bool, latest: int, few: int) -> JobCursor:
+    """What the first tick makes of a job: all of it is history, but for the builds that run.
+
+    Args:
+        summary: the top of its history.
+        awaits_success: its newest success may be the one to train.
+        latest: the latest timestamp of all jobs, where those of this one cannot be read.
+        few: of the numbers that were given and that no build is seen of, so many may belong to one that just begins.
+    """
+    top = max((build.number for build in summary.newest), default=0)
+    newest = max(top, summary.next_number - 1) if summary.next_number else top
+    running = {build.number: build.timestamp for build in summary.newest if not build.finished and build.timestamp}
     return JobCursor(
-        newest=top,
-        latest=max(build.timestamp for build in summary.newest),
-        pending={build.number: build.timestamp for build in summary.newest if not build.finished},
-        unread=(UnreadRange(high=top, awaits_success=awaits_success),),
+        newest=newest,
+        latest=max((build.timestamp for build in summary.newest), default=0) or (latest if summary.newest else 0),
+        pending=running | dict.fromkeys(_last_numbers(top + 1, newest, few), 0),
+        unread=(UnreadRange(high=newest, awaits_success=awaits_success),) if top else (),
     )
+
+
+def _last_numbers(low: int, high: int, few: int) -> range:
+    return range(max(low, high - few + 1), high + 1)
 
 
 def _with_past_unread(known: JobCursor) -> JobCursor:
@@ -204,37 +242,41 @@ def _with_past_unread(known: JobCursor) -> JobCursor:
     return known.model_copy(update={"unread": (*new, *past)})
 
 
-def _with_new_builds(known: JobCursor, summary: JobSummary, *, limits: Limits) -> JobCursor:
+def _with_new_builds(known: JobCursor, summary: JobSummary) -> JobCursor:
     """Take note of what is new at the top of a job."""
     # A next number below ours: the job was re-created, or Jenkins was restored from a backup.
     newest = min(known.newest, summary.next_number - 1) if summary.next_number else known.newest
-    fresh = tuple(
-        takewhile(
-            lambda build: build.number > newest or build.timestamp > known.latest or isinstance(build, UnreadableBuild),
-            _without_known(known, summary, newest=newest),
-        )
-    )
-    if not fresh:
+    top = max((build.number for build in summary.newest), default=0)
+    if summary.next_number:
+        top = summary.next_number - 1
+    later = [build for build in summary.newest if build.timestamp > known.latest and not _is_known(build, known)]
+    if not top or (top == known.newest and not later) or (not summary.next_number and top <= newest and not later):
         return known.model_copy(update={"newest": newest})
-    top = fresh[0].number
-    added = max(len(fresh), top - newest)
-    unread = tuple(stretch.model_copy(update={"skip": stretch.skip + added}) for stretch in known.unread)
-    pending = dict(known.pending)
-    if len(fresh) <= limits.few and (summary.whole or len(fresh) < len(summary.newest)):
-        pending |= {build.number: build.timestamp for build in fresh}
-    else:
-        unread = (UnreadRange(high=top, low=newest + 1, since=known.latest, launch=True), *unread)
-    latest = max(known.latest, *(build.timestamp for build in summary.newest))
-    return JobCursor(newest=top, latest=latest, pending=pending, unread=unread)
+    unread = tuple(
+        stretch.model_copy(update={"skip": stretch.skip + max(len(later), top - newest)}) for stretch in known.unread
+    )
+    stretch = UnreadRange(high=top, low=newest + 1, since=known.latest, launch=True)
+    anew = newest < known.newest
+    return JobCursor(
+        newest=top,
+        latest=max(known.latest, *(build.timestamp for build in summary.newest), 0),
+        pending=known.pending,
+        unread=(stretch, *unread),
+        tries={} if anew else known.tries,
+        unreadable=() if anew else known.unreadable,
+    )
 
 
-def _without_known(known: JobCursor, summary: JobSummary, *, newest: int) -> list[BuildSummary]:
-    """Without unreadable builds that are known: they hide what is below them no more.
+def _is_known(build: BuildSummary, known: JobCursor) -> bool:
+    """Whether it is waited for, or was given up."""
+    timestamp = known.pending.get(build.number)
+    return build.number in known.unreadable or (timestamp is not None and _is_same(build.timestamp, timestamp))
 
-    Where the numbers count anew, none is known.
-    """
-    numbers = {*known.pending, *known.unreadable} if newest == known.newest else set()
-    return [build for build in summary.newest if build.number not in numbers or not isinstance(build, UnreadableBuild)]
+
+def _with_doubt(known: JobCursor) -> JobCursor:
+    """A build that was waited for is gone, or another: look whether the whole job is another one."""
+    stretch = UnreadRange(high=known.newest, low=known.newest + 1, since=known.latest, launch=True)
+    return known if stretch in known.unread else known.model_copy(update={"unread": (stretch, *known.unread)})
 
 
 class _Gone:
@@ -293,12 +335,18 @@ class _Reading:
             self.faults.append(f"{found.job} #{found.number}, the newest success of the past, was deleted meanwhile")
         return True
 
-    def read(self, job: str, known: JobCursor) -> JobCursor:
-        """Read the unread history of a job, as far as the budget allows."""
+    def read(self, job: str, known: JobCursor, *, new: bool) -> JobCursor:
+        """Read the unread history of a job, as far as the budget allows.
+
+        Args:
+            job: its full name.
+            known: with what is unread.
+            new: what is to be launched; else the past.
+        """
         remaining: list[UnreadRange] = []
         for start in known.unread:
             stretch: UnreadRange | None = start
-            while stretch and self._may_ask():
+            while stretch and stretch.launch is new and self._may_ask():
                 stretch, known = self._read_page(job, stretch, known)
             if stretch:
                 remaining.append(stretch)
@@ -313,7 +361,9 @@ class _Reading:
             share: of the budget, at most; from 0 to 1.
         """
         visible = {build.number: build for build in summary.newest}
-        lowest = 0 if summary.whole else summary.newest[-1].number
+        lowest = 0 if summary.whole else min(visible, default=LARGEST_NUMBER)
+        in_doubt = False
+        latest = known.latest
         waiting: dict[int, int] = {}
         polled: dict[int, int] = {}
         tries: dict[int, int] = {}
@@ -321,6 +371,7 @@ class _Reading:
         for number, timestamp in known.pending.items():
             seen = visible.get(number)
             if (seen is None and number > lowest) or (seen and not _is_same(seen.timestamp, timestamp)):
+                in_doubt = True
                 continue  # deleted, or its number was given to another build, which counts by itself
             if seen and seen.finished and not seen.succeeded(unstable=self.unstable):
                 continue
@@ -339,16 +390,37 @@ class _Reading:
                     unreadable.append(number)
                     del tries[number], polled[number]
             elif isinstance(build, Build) and _is_same(build.timestamp, timestamp):
+                if not timestamp:
+                    # Of a job that was re-created there may be others like it, down to the latest one known so far.
+                    in_doubt, latest = True, max(latest, build.timestamp)
                 if not build.finished:
                     polled[number] = build.timestamp  # behind the others: with a small budget all get their turn
                 elif build.succeeded(unstable=self.unstable):
                     self.note_success(build, launch=True)
+            elif not timestamp and not known.tries.get(number):
+                polled[number], tries[number] = 0, 1  # Jenkins gives the number a moment before it shows the build
+            else:
+                in_doubt = True
         update = {
             "pending": waiting | polled,
             "tries": {number: count for number, count in tries.items() if count},
             "unreadable": self._latest(unreadable),
         }
-        return known.model_copy(update=update)
+        after = known.model_copy(update=update)
+        return (_with_doubt(after) if in_doubt else after).model_copy(update={"latest": latest})
+
+    def poll_again(self, job: str, known: JobCursor, numbers: Collection[int]) -> JobCursor:
+        """Look at some pending builds of a job that were found just now, and could not be read in a list."""
+        found = known.model_copy(update={"pending": {number: known.pending[number] for number in numbers}})
+        found = self.poll(JobSummary(job, None, (), whole=False), found, share=1.0)
+        others = {number: time for number, time in known.pending.items() if number not in numbers}
+        return found.model_copy(
+            update={
+                "pending": others | dict(found.pending),
+                "tries": {number: tries for number, tries in known.tries.items() if number in others}
+                | dict(found.tries),
+            }
+        )
 
     def _latest(self, numbers: Sequence[int]) -> tuple[int, ...]:
         return tuple(sorted(set(numbers))[-self.limits.unreadable :])
@@ -360,6 +432,8 @@ class _Reading:
         some of the stretch moved to an earlier page.
         """
         size = self.limits.page
+        if not stretch.skip:  # with the build below, which tells that this is all
+            size = min(size, max(2, stretch.high - stretch.low + 2))
         answer = self.source.builds(job, start=stretch.skip, stop=stretch.skip + size)
         page = answer.builds
         self.faults += answer.faults
@@ -386,8 +460,16 @@ class _Reading:
                     if awaits_success and self.searching:
                         self.newest_success = max(filter(None, (self.newest_success, build)), key=_age)
                     awaits_success = False
-        # Not `latest`: were the job re-created since this tick began, the next one would miss its new builds.
-        known = known.model_copy(update={"pending": pending, "unreadable": self._latest(unreadable)})
+        latest = known.latest
+        if stretch.launch:
+            # Not of the past: were the job re-created since this tick began, the next one would miss its new builds.
+            latest = max(latest, *(build.timestamp for build in own), 0)
+            if not stretch.skip:
+                unseen = _last_numbers(
+                    max(stretch.low, page[0].number + 1 if page else 1), stretch.high, self.limits.few
+                )
+                pending = dict.fromkeys(unseen, 0) | pending
+        known = known.model_copy(update={"latest": latest, "pending": pending, "unreadable": self._latest(unreadable)})
         if len(own) < len(below) or not answer.whole:
             return None, known
         if not page:  # nothing in it has a number: go on below it
@@ -409,7 +491,7 @@ class _Reading:
         except JenkinsError as error:
             # Its own fault, or rotated away, if the job itself still answers; it raises when Jenkins is away, or when
             # the token was revoked just now.
-            self.source.overview(job, newest=1, per_branch=1)
+            self.source.overview(job, newest=0)
             return _Gone() if isinstance(error, JenkinsNotFound) else UnreadableBuild(number, 0, None, str(error))
 
     def _may_ask(self, share: float = 1.0) -> bool:

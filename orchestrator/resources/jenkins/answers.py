@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Self, TypeGuard, TypeVar
 from urllib.parse import unquote
 
@@ -134,7 +135,7 @@ class JobSummary:
     Attributes:
         job: its full name.
         next_number: the number that its next build gets; None when Jenkins does not tell.
-        newest: its newest builds, newest first; unreadable ones, too.
+        newest: its newest builds, newest first; unreadable ones, too. Empty where only numbers were asked for.
         whole: there are no more builds than these.
         primary: Jenkins marks it as the repository's primary branch.
         change_request: Jenkins marks it as somebody's pull or merge request.
@@ -243,33 +244,47 @@ def build_of(data: object, *, job: str, url: str, project: str | None, where: st
     )
 
 
-def job_summary_of(data: object, *, job: str, asked: int, where: str) -> JobSummary:
-    """Read `nextBuildNumber` and the newest builds of a job.
+def job_summary_of(data: object, *, job: str, asked: int, where: str, only_number: bool = False) -> JobSummary:
+    """Read `nextBuildNumber` of a job, and its newest builds, as far as they are there.
 
     Args:
         data: the job's JSON.
         job: its full name.
-        asked: how many builds were asked for.
+        asked: how many builds a list in it was asked for.
         where: the address that was asked, for errors.
+        only_number: no build was asked for.
 
     Raises:
-        JenkinsBadAnswer: it is no job.
+        JenkinsBadAnswer: it is no job, or tells nothing of the builds that were asked for.
     """
     fields = _object(data, where)
-    items = listed(fields, "allBuilds", where)
+    next_number = _whole_number(fields.get("nextBuildNumber"), largest=LARGEST_NUMBER + 1)
+    if key := build_list(fields):
+        items = listed(fields, key, where)
+        whole = len(items) < asked
+    else:
+        last = fields.get("lastBuild")
+        items = [] if last is None else [last]
+        whole = last is None and "lastBuild" in fields
+        if not items and not whole and (next_number is None or not only_number):
+            raise _wrong(where, f"JSON that tells of no builds (it has {_names(fields)})")
     newest, _ = each_build(items, lambda item: build_summary_of(item, where=where), where=where)
+    if next_number and newest and next_number <= newest[0].number:
+        next_number = newest[0].number + 1  # a build began while Jenkins answered
     classes = _classes(fields.get("actions"))
     return JobSummary(
         job,
-        next_number=_whole_number(fields.get("nextBuildNumber"), largest=LARGEST_NUMBER + 1),
+        next_number=next_number,
         newest=newest,
-        whole=len(items) < asked,
+        whole=whole,
         primary=any(name.endswith(".PrimaryInstanceMetadataAction") for name in classes),
         change_request=any(name.endswith(".ContributorMetadataAction") for name in classes),
     )
 
 
-def overview_of(answer: Mapping[str, Any], *, job: str, newest: int, per_branch: int, where: str) -> JobOverview:
+def overview_of(
+    answer: Mapping[str, Any], *, job: str, newest: int, per_branch: int, where: str, only_numbers: bool = False
+) -> JobOverview:
     """Read what a job, or a multibranch project, says of itself and its branches.
 
     A branch that cannot be read costs that branch.
@@ -280,34 +295,76 @@ def overview_of(answer: Mapping[str, Any], *, job: str, newest: int, per_branch:
         newest: how many builds of a plain job were asked for.
         per_branch: how many builds of each branch.
         where: the address that was asked, for errors.
+        only_numbers: no build was asked for.
 
     Raises:
         JenkinsBadAnswer: it is a folder, whose jobs the sentence names, or no job at all.
     """
-    if "allBuilds" in answer:
-        return JobOverview(JobKind.PLAIN, (job_summary_of(answer, job=job, asked=newest, where=where),))
+    if _is_job(answer):
+        summary = job_summary_of(answer, job=job, asked=newest, where=where, only_number=only_numbers)
+        return JobOverview(JobKind.PLAIN, (summary,))
     items = listed(answer, "jobs", where)
     children = {
         name: item for item in items if isinstance(item, dict) and isinstance(name := item.get("name"), str) and name
     }
     own_class = answer.get("_class")
     is_multibranch = isinstance(own_class, str) and "multibranch" in own_class.lower()
-    has_branches = any("allBuilds" in child for child in children.values())
+    has_branches = any(map(_is_job, children.values()))
     if not is_multibranch and (isinstance(own_class, str) or (children and not has_branches)):
         raise JenkinsBadAnswer(_folder(job, own_class, children, where))
     summaries: list[JobSummary] = []
     faults = [f"{len(items) - len(children)} branches without a name"] if len(children) < len(items) else []
     for name, child in children.items():
-        if "allBuilds" not in child:
+        if not _is_job(child):
             continue
         if not can_be_job(name):
             faults.append(f"branch {ascii(name)[:100]}: its name cannot be printed, or leads elsewhere in an address")
             continue
         try:
-            summaries.append(job_summary_of(child, job=f"{job}/{name}", asked=per_branch, where=where))
+            branch = f"{job}/{name}"
+            summaries.append(job_summary_of(child, job=branch, asked=per_branch, where=where, only_number=only_numbers))
         except JenkinsBadAnswer as error:
             faults.append(f"branch {name}: {error}")
     return JobOverview(JobKind.MULTIBRANCH, tuple(summaries), _object_url(answer.get("actions")), tuple(faults))
+
+
+_BUILD_LISTS = ("builds", "allBuilds")
+_JOB_FIELDS = ("nextBuildNumber", "lastBuild", *_BUILD_LISTS)
+
+
+def _is_job(fields: Mapping[str, Any]) -> bool:
+    return any(key in fields for key in _JOB_FIELDS)
+
+
+def build_list(fields: Mapping[str, Any], wanted: str = "builds") -> str | None:
+    """The name of the list of builds in an answer: the one that is wanted, else the other one, which some servers have.
+
+    Args:
+        fields: of the job.
+        wanted: which of them was asked for.
+    """
+    names = sorted(_BUILD_LISTS, key=lambda name: name != wanted)
+    found = [name for name in names if isinstance(fields.get(name), list)]
+    return next(iter([*found, *(name for name in names if fields.get(name) is not None)]), None)
+
+
+def answers_question(answer: Mapping[str, Any], *, builds: bool) -> bool:
+    """Whether Jenkins knows the fields of the question, of a job or of at least one branch.
+
+    Args:
+        answer: its JSON.
+        builds: the newest build was asked for, not only the next number.
+    """
+    branches = answer.get("jobs")
+    if isinstance(branches, list) and not _is_job(answer):
+        jobs = [child for child in branches if isinstance(child, dict)]
+        return not jobs or any(map(partial(_answers, builds=builds), jobs))
+    return _answers(answer, builds=builds)
+
+
+def _answers(fields: Mapping[str, Any], *, builds: bool) -> bool:
+    has_number = _whole_number(fields.get("nextBuildNumber"), largest=LARGEST_NUMBER + 1) is not None
+    return build_list(fields) is not None or (has_number and (not builds or "lastBuild" in fields))
 
 
 def can_be_job(name: str) -> bool:
@@ -421,6 +478,10 @@ def _integer(fields: Mapping[str, Any], key: str, where: str, *, largest: int) -
 def _whole_number(value: object, *, largest: int) -> int | None:
     """A whole number from 1 to `largest`; None for all else, `true` and 7.0 too."""
     return value if type(value) is int and 1 <= value <= largest else None
+
+
+def _names(fields: Mapping[str, Any]) -> str:
+    return _short(", ".join(sorted(fields)) or "nothing")
 
 
 def _short(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
@@ -33,6 +33,8 @@ from orchestrator.resources.jenkins.answers import (
     BuildPage,
     JobOverview,
     UnreadableBuild,
+    answers_question,
+    build_list,
     build_of,
     build_summary_of,
     can_be_job,
@@ -50,6 +52,13 @@ T = TypeVar("T")
 
 PAGE_BYTES = 8 * 2**20
 """Of builds with their details: a common build has 1 kB. Read into Python, it takes several times as much."""
+
+
+RECENT_BUILDS = 100
+"""So many of the newest builds stand under `builds`, which spares Jenkins the others."""
+
+_MANY, _SOME = 20, 2
+"""Builds of a plain job, and of a branch, where `allBuilds` has to be asked for."""
 
 
 class Jenkins:
@@ -110,27 +119,43 @@ class Jenkins:
         client._http = self._http.with_policy(policy)
         return client
 
-    def overview(self, job: str, *, newest: int, per_branch: int) -> JobOverview:
-        """What a job is, and the top of its history, or of each branch of a multibranch project, in one request.
+    def overview(self, job: str, *, newest: int) -> JobOverview:
+        """What a job is, and how far its history goes, or that of each branch of a multibranch project, in one request.
 
         Args:
             job: full name.
-            newest: how many builds of a plain job.
-            per_branch: how many builds of each branch.
+            newest: how many builds of a plain job; of a branch, the newest one. 0: only the numbers of their next
+                builds, for which Jenkins loads no build.
 
         Raises:
             JenkinsError: Jenkins did not give it, or the job is a folder.
         """
-        fields = f"nextBuildNumber,allBuilds[{BUILD_SUMMARY_FIELDS}]"
         path = _job_path(job)
         where = self.url + path
 
         def read(answer: JsonObject) -> JobOverview:
-            overview = overview_of(answer, job=job, newest=newest, per_branch=per_branch, where=where)
+            overview = overview_of(
+                answer, job=job, newest=newest or _MANY, per_branch=_SOME, where=where, only_numbers=not newest
+            )
             return replace(overview, remote=self.project) if is_address(self.project) else overview
 
-        branch = f"name,{BRANCH_FIELDS},{fields}{{0,{per_branch}}}"
-        return self._ask(path, f"{fields}{{0,{newest}}},actions[objectUrl],jobs[{branch}]", read)
+        def read_if_answered(answer: JsonObject) -> JobOverview | None:
+            return read(answer) if answers_question(answer, builds=newest > 0) else None
+
+        number = "nextBuildNumber"
+        branch = f"name,{BRANCH_FIELDS},{number}"
+        if newest:
+            last = f"lastBuild[{BUILD_SUMMARY_FIELDS}]"
+            number, branch = f"{number},{last}", f"{branch},{last}"
+        if newest > 1:
+            number += f",builds[{BUILD_SUMMARY_FIELDS}]{{0,{newest}}}"
+        overview = self._ask(path, f"{number},actions[objectUrl],jobs[{branch}]", read_if_answered)
+        if overview is not None:
+            return overview
+        # Something that is not quite Jenkins, or a proxy that lets some fields through: ask as it was always asked.
+        fields = f"nextBuildNumber,allBuilds[{BUILD_SUMMARY_FIELDS}]"
+        branch = f"name,{BRANCH_FIELDS},{fields}{{0,{_SOME}}}"
+        return self._ask(path, f"{fields}{{0,{newest or _MANY}}},actions[objectUrl],jobs[{branch}]", read)
 
     def default_branch(self, remote: str) -> str | None:
         """Where the HEAD of a Git remote points; None when it does not say so to everybody, and at once."""
@@ -163,28 +188,57 @@ class Jenkins:
             return self._unreadable(job, start, fault=str(error))
 
     def _page(self, job: str, *, start: int, stop: int, largest_bytes: int) -> BuildPage:
-        path = _job_path(job)
+        where = self.url + _job_path(job)
 
-        def read(answer: JsonObject) -> BuildPage:
-            items = listed(answer, "allBuilds", self.url + path)
-            builds, faults = each_build(items, lambda item: self._build(item, job=job), where=self.url + path)
+        def read(items: Sequence[object]) -> BuildPage:
+            builds, faults = each_build(items, lambda item: self._build(item, job=job), where=where)
             return BuildPage(builds, whole=len(items) >= stop - start, faults=faults)
 
-        return self._ask(path, f"allBuilds[{BUILD_FIELDS}]{{{start},{stop}}}", read, largest_bytes=largest_bytes)
+        return self._history(job, BUILD_FIELDS, read, start=start, stop=stop, largest_bytes=largest_bytes)
+
+    def _history(
+        self,
+        job: str,
+        fields: str,
+        read: Callable[[Sequence[object]], T],
+        *,
+        start: int,
+        stop: int,
+        largest_bytes: int = LARGEST_ANSWER,
+    ) -> T:
+        """What `read` makes of a part of a job's history.
+
+        For `allBuilds`, Jenkins loads every build of the job to count them; for `builds`, the newest 100.
+        https://github.com/jenkinsci/jenkins/blob/master/core/src/main/java/hudson/model/Job.java (`getNewBuilds`)
+        """
+        path = _job_path(job)
+        where = self.url + path
+        part = f"[{fields}]{{{start},{stop}}}"
+
+        def read_recent(answer: JsonObject) -> tuple[T] | None:
+            key = build_list(answer)
+            return (read(_part(listed(answer, key, where), start, stop)),) if key else None
+
+        def read_all(answer: JsonObject) -> T:
+            key = build_list(answer, "allBuilds") or "allBuilds"
+            return read(_part(listed(answer, key, where), start, stop))
+
+        if stop <= RECENT_BUILDS:
+            found = self._ask(path, f"builds{part}", read_recent, largest_bytes=largest_bytes)
+            if found:
+                return found[0]
+        return self._ask(path, f"allBuilds{part}", read_all, largest_bytes=largest_bytes)
 
     def _unreadable(self, job: str, place: int, *, fault: str) -> BuildPage:
         """A page of one build whose details are too large."""
-        path = _job_path(job)
+        where = self.url + _job_path(job)
 
-        def read(answer: JsonObject) -> BuildPage:
-            items = listed(answer, "allBuilds", self.url + path)
-            found, faults = each_build(
-                items, lambda item: build_summary_of(item, where=self.url + path), where=self.url + path
-            )
+        def read(items: Sequence[object]) -> BuildPage:
+            found, faults = each_build(items, lambda item: build_summary_of(item, where=where), where=where)
             builds = tuple(UnreadableBuild(each.number, each.timestamp, None, fault) for each in found)
             return BuildPage(builds, whole=bool(items), faults=faults)
 
-        return self._ask(path, f"allBuilds[{BUILD_SUMMARY_FIELDS}]{{{place},{place + 1}}}", read)
+        return self._history(job, BUILD_SUMMARY_FIELDS, read, start=place, stop=place + 1)
 
     def build(self, job: str, number: int) -> Build:
         """One build.
@@ -306,6 +360,18 @@ def job_name(text: str) -> str:
             f"JENKINS_JOB_NAME={text!r} cannot be a job: it holds characters that cannot be printed, or .."
         )
     return "/".join(segments)
+
+
+def _part(items: Sequence[object], start: int, stop: int) -> Sequence[object]:
+    """These builds of a list; of a server that does not know ranges, it holds all of them, in any order."""
+    if len(items) <= stop - start:
+        return items
+    return sorted(items, key=_number, reverse=True)[start:stop]
+
+
+def _number(item: object) -> int:
+    number = item.get("number") if isinstance(item, dict) else None
+    return number if isinstance(number, int) else 0
 
 
 def _joined(newer: BuildPage, older: BuildPage) -> tuple[Build | UnreadableBuild, ...]:

@@ -157,6 +157,7 @@ def test_a_signature_says_when_it_was_made_and_that_cannot_be_changed(model: Mod
     daemon.tick()
     model.jobs["team/churn"] = Job()
     build = model.add()
+    model.add("FAILURE")
     daemon.tick()
     true = metadata_of(daemon.instance, "1")
     later = true["signature"].value | {"recorded_at": true["signature"].value["recorded_at"] + 10**9}
@@ -172,6 +173,7 @@ def test_an_earlier_record_of_the_partition_that_is_reported_again_is_not_the_la
     earlier = metadata_of(daemon.instance, "1")
     model.jobs["team/churn"] = Job()
     build = model.add()
+    model.add("FAILURE")
     daemon.tick()
     for _ in range(3):
         report(daemon.instance, "1", earlier)

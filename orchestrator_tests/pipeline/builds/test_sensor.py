@@ -102,6 +102,7 @@ def test_the_numbers_of_a_re_created_job_are_recorded_anew(model: Model, daemon:
     daemon.tick()
     model.jobs["team/churn"] = Job()
     build = model.add()
+    model.add("FAILURE")
     assert daemon.tick() == ["1"]
     assert recorded_build(daemon.instance, "churn", "1") == build
 

@@ -35,7 +35,8 @@ from orchestrator.errors import (
     JenkinsUnavailable,
     SettingsError,
 )
-from orchestrator.pipeline.builds.discovery import discover
+from orchestrator.pipeline.builds.cursor import Cursor
+from orchestrator.pipeline.builds.discovery import Limits, discover
 from orchestrator.resources.jenkins import (
     Build,
     BuildPage,
@@ -203,26 +204,30 @@ def test_branches_with_slashes_are_encoded_twice(stub: Stub, jenkins: Jenkins) -
     assert stub.asked[0][1].startswith("/ci/job/team/job/churn/job/feature%252Fx/7/api/json")
 
 
-def test_a_page_of_builds_is_asked_for_by_range(stub: Stub, jenkins: Jenkins) -> None:
-    stub.say({"allBuilds": [a_build(number=9), a_build(number=8)]})
-    assert [build.number for build in jenkins.builds("team/churn", start=40, stop=90).builds] == [9, 8]
+@pytest.mark.parametrize(("field", "start", "stop"), [("builds", 40, 90), ("allBuilds", 51, 101)])
+def test_a_page_of_builds_is_asked_for_by_range(
+    stub: Stub, jenkins: Jenkins, field: str, start: int, stop: int
+) -> None:
+    stub.say({field: [a_build(number=9), a_build(number=8)]})
+    assert [build.number for build in jenkins.builds("team/churn", start=start, stop=stop).builds] == [9, 8]
     tree = parse_qs(stub.asked[0][1].partition("?")[2])["tree"][0]
-    assert tree.startswith("allBuilds[number,")
-    assert tree.endswith("{40,90}")
+    assert tree.startswith(f"{field}[number,")
+    assert tree.endswith(f"{{{start},{stop}}}")
+    assert len(stub.asked) == 1
 
 
 def test_one_request_serves_plain_and_multibranch_jobs(stub: Stub, jenkins: Jenkins) -> None:
     stub.say({"nextBuildNumber": 8, "allBuilds": [a_build()]})
-    (head,) = jenkins.overview("team/churn", newest=20, per_branch=2).jobs
+    (head,) = jenkins.overview("team/churn", newest=20).jobs
     assert (head.job, head.next_number, head.newest[0].number, head.whole) == ("team/churn", 8, 7, True)
     branch = {"nextBuildNumber": 9, "allBuilds": [a_build(number=8, building=True, result=None), a_build()]}
     stub.say({"jobs": [{"name": "main", **branch}, {"name": "feature%2Fx", **branch}, {"name": "a folder"}]})
-    heads = jenkins.overview("team/churn", newest=20, per_branch=2).jobs
+    heads = jenkins.overview("team/churn", newest=20).jobs
     assert [head.job for head in heads] == ["team/churn/main", "team/churn/feature%2Fx"]
     assert [build.finished for build in heads[0].newest] == [False, True]
     assert not heads[0].whole
     stub.say({"jobs": []})
-    assert jenkins.overview("team/churn", newest=20, per_branch=2).jobs == ()
+    assert jenkins.overview("team/churn", newest=20).jobs == ()
 
 
 FREESTYLE = {"_class": "hudson.model.FreeStyleProject", "name": "deploy-prod", "allBuilds": [], "nextBuildNumber": 1}
@@ -255,7 +260,7 @@ def test_a_folder_is_refused_with_the_names_of_its_jobs(
 ) -> None:
     stub.say(answer)
     with pytest.raises(JenkinsBadAnswer, match=words):
-        jenkins.overview("team", newest=1, per_branch=1)
+        jenkins.overview("team", newest=1)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +280,7 @@ def test_a_multibranch_project_tells_its_primary_branch_and_its_change_requests(
     source = {"_class": f"{marker}ObjectMetadataAction", "objectUrl": "https://github.com/acme/churn"}
     odd = {"name": "odd", "actions": 5, **some}
     stub.say({"_class": kind, "actions": [{}, source], "jobs": [main, request, odd]})
-    overview = jenkins.overview("team/churn", newest=20, per_branch=2)
+    overview = jenkins.overview("team/churn", newest=20)
     assert (overview.kind, overview.remote) == (JobKind.MULTIBRANCH, "https://github.com/acme/churn")
     assert [(job.job, job.primary, job.change_request) for job in overview.jobs] == [
         ("team/churn/main", True, False),
@@ -283,17 +288,21 @@ def test_a_multibranch_project_tells_its_primary_branch_and_its_change_requests(
         ("team/churn/odd", False, False),
     ]
     tree = parse_qs(stub.asked[0][1].partition("?")[2])["tree"][0]
+    brief = "[number,timestamp,building,result]"
     assert tree == (
-        "nextBuildNumber,allBuilds[number,timestamp,building,result]{0,20},actions[objectUrl],"
-        "jobs[name,actions[_class],nextBuildNumber,allBuilds[number,timestamp,building,result]{0,2}]"
+        f"nextBuildNumber,lastBuild{brief},builds{brief}{{0,20}},actions[objectUrl],"
+        f"jobs[name,actions[_class],nextBuildNumber,lastBuild{brief}]"
     )
+    jenkins.overview("team/churn", newest=0)
+    tree = parse_qs(stub.asked[1][1].partition("?")[2])["tree"][0]
+    assert tree == "nextBuildNumber,actions[objectUrl],jobs[name,actions[_class],nextBuildNumber]"
 
 
 def test_the_repository_that_is_set_counts_more_than_what_jenkins_says(stub: Stub) -> None:
     stub.say({"_class": "multibranch", "actions": [{"objectUrl": "https://github.com/acme/churn"}], "jobs": []})
     for project, remote in (("https://git/x#sub", "https://git/x#sub"), ("#sub", "https://github.com/acme/churn")):
         with Jenkins(of(stub.url), project=project) as jenkins:
-            assert jenkins.overview("team/churn", newest=20, per_branch=2).remote == remote
+            assert jenkins.overview("team/churn", newest=20).remote == remote
 
 
 @pytest.mark.parametrize(
@@ -614,7 +623,7 @@ def test_a_build_survives_being_recorded() -> None:
 def test_json_of_another_shape_is_a_bad_answer(stub: Stub, jenkins: Jenkins, answer: object) -> None:
     stub.say(answer)
     with pytest.raises(JenkinsBadAnswer, match="JENKINS_URL"):
-        jenkins.overview("team/churn", newest=20, per_branch=2)
+        jenkins.overview("team/churn", newest=20)
 
 
 def test_what_is_wrong_with_one_build_costs_that_build(stub: Stub, jenkins: Jenkins) -> None:
@@ -639,7 +648,7 @@ def test_what_is_wrong_with_one_build_costs_that_build(stub: Stub, jenkins: Jenk
         assert all(isinstance(build, UnreadableBuild) == (build.number > 8) for build in page.builds)
         assert page.whole
         assert len(page.faults) == len(nameless)
-        (summary,) = jenkins.overview("team/churn", newest=99, per_branch=2).jobs
+        (summary,) = jenkins.overview("team/churn", newest=99).jobs
         assert [build.number for build in summary.newest] == [*range(99, 90, -1), 8, 7, 6]
         assert (summary.next_number, summary.whole) == (None, True)
 
@@ -694,7 +703,7 @@ def test_odd_text_in_one_parameter_costs_that_parameter(stub: Stub, text: bytes,
 def test_what_is_wrong_with_one_branch_costs_that_branch(stub: Stub, jenkins: Jenkins) -> None:
     branch = {"nextBuildNumber": 9, "allBuilds": [a_build()]}
     stub.say({"jobs": [{"name": "a", "allBuilds": 5}, {"name": "b", "allBuilds": [None]}, {"name": "main", **branch}]})
-    overview = jenkins.overview("team/churn", newest=20, per_branch=2)
+    overview = jenkins.overview("team/churn", newest=20)
     assert [job.job for job in overview.jobs] == ["team/churn/main"]
     assert [fault.partition(":")[0] for fault in overview.faults] == ["branch a", "branch b"]
 
@@ -755,7 +764,7 @@ def test_any_json_is_a_build_or_a_bad_answer(data: object) -> None:
 def test_a_branch_without_a_name_is_left_out(stub: Stub, jenkins: Jenkins) -> None:
     branch = {"nextBuildNumber": 9, "allBuilds": [a_build()]}
     stub.say({"jobs": [{"name": "main", **branch}, {"name": 7, **branch}, branch, None]})
-    (summary,) = jenkins.overview("team/churn", newest=20, per_branch=2).jobs
+    (summary,) = jenkins.overview("team/churn", newest=20).jobs
     assert summary.job == "team/churn/main"
 
 
@@ -851,3 +860,104 @@ def test_the_client_and_the_model_agree_on_a_build() -> None:
         Jenkins(JenkinsSettings(url=url, user="ci", token=SecretStr("t0ken"), job=model.job)) as jenkins,
     ):
         assert jenkins.builds(model.job, start=0, stop=5) == BuildPage((build,), whole=False)
+
+
+@contextmanager
+def asking(model: Model) -> Iterator[Jenkins]:
+    with (
+        served(model) as url,
+        Jenkins(JenkinsSettings(url=url, user="ci", token=SecretStr("t0ken"), job=model.job), policy=SHORT) as jenkins,
+    ):
+        yield jenkins
+
+
+def settle(jenkins: Jenkins, cursor: Cursor | None, *, limits: Limits | None = None) -> Cursor:
+    limits = limits or Limits()
+    found = discover(jenkins, cursor, job=jenkins.job, limits=limits)
+    while found.unread:
+        found = discover(jenkins, found.cursor, job=jenkins.job, limits=limits)
+    return found.cursor
+
+
+def test_a_tick_makes_jenkins_load_no_build_where_nothing_moved() -> None:
+    model = Model(jobs={"team/churn": Job()})
+    for _ in range(1000):
+        model.add()
+    with asking(model) as jenkins:
+        cursor = settle(jenkins, None)
+        model.records_loaded = model.requests = 0
+        light, thorough = Limits(least_light_ticks=99), Limits(light_ticks=0)
+        for _ in range(3):
+            cursor = discover(jenkins, cursor, job=model.job, limits=light).cursor
+        assert (model.records_loaded, model.requests) == (0, 3)
+        cursor = discover(jenkins, cursor, job=model.job, limits=thorough).cursor
+        assert (model.records_loaded, model.requests) == (1, 4)
+        model.add()
+        model.records_loaded = 0
+        found = discover(jenkins, cursor, job=model.job, limits=light)
+        assert [build.number for build in found.launch] == [1001]
+        assert (model.records_loaded, model.requests) == (100, 6)  # to count `builds`, Jenkins loads all of its 100
+        running = model.start()
+        cursor = discover(jenkins, found.cursor, job=model.job, limits=light).cursor
+        model.records_loaded = model.requests = 0
+        cursor = discover(jenkins, cursor, job=model.job, limits=light).cursor
+        assert (model.records_loaded, model.requests) == (1, 2)
+        model.finish(running)
+        found = discover(jenkins, cursor, job=model.job, limits=light)
+        assert [build.number for build in found.launch] == [1002]
+        assert model.records_loaded == 2
+
+
+def test_a_tick_makes_jenkins_load_one_build_of_a_branch_at_most() -> None:
+    model = Model(multibranch=True, jobs={"team/churn/main": Job(primary=True)})
+    for branch in ("main", *(f"feature-{number}" for number in range(60))):
+        for _ in range(20):
+            model.add(job=f"team/churn/{branch}")
+    with asking(model) as jenkins:
+        cursor = settle(jenkins, None)
+        model.records_loaded = model.requests = 0
+        for _ in range(3):
+            cursor = discover(jenkins, cursor, job=model.job).cursor
+        assert (model.records_loaded, model.requests) == (0, 3)
+        thorough = discover(jenkins, cursor, job=model.job, limits=Limits(light_ticks=0))
+        assert (model.records_loaded, model.requests) == (61, 4)
+        assert thorough.register == ()
+        model.records_loaded = 0
+        model.add(job="team/churn/main")
+        found = discover(jenkins, thorough.cursor, job=model.job)
+        assert [(build.job, build.number) for build in found.launch] == [("team/churn/main", 21)]
+        assert model.records_loaded == 21
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        {"builds"},
+        {"lastBuild"},
+        {"nextBuildNumber"},
+        {"builds", "lastBuild"},
+        {"lastBuild", "nextBuildNumber"},
+        {"builds", "lastBuild", "nextBuildNumber"},
+    ],
+    ids=lambda value: ",".join(sorted(value)) if isinstance(value, set) else None,
+)
+@pytest.mark.parametrize("multibranch", [False, True])
+def test_a_server_that_does_not_know_a_field_is_asked_as_it_always_was(unknown: set[str], multibranch: bool) -> None:
+    model = Model(multibranch=multibranch, unknown_fields=frozenset(unknown))
+    name = "team/churn/main" if multibranch else "team/churn"
+    for _ in range(3):
+        model.add(job=name)
+    running = model.start(name)
+    with asking(model) as jenkins:
+        found = discover(jenkins, None, job=model.job)
+        assert [build.number for build in found.launch] == [3]
+        launched = []
+        for _ in range(4):
+            model.add(job=name)
+            model.add(job=name)
+            found = discover(jenkins, found.cursor, job=model.job)
+            launched += [build.number for build in found.launch]
+        model.finish(running)
+        found = discover(jenkins, found.cursor, job=model.job)
+        assert [*launched, *(build.number for build in found.launch)] == [*range(5, 13), 4]
+        assert (found.running, found.unread) == ((), False)
