@@ -204,6 +204,15 @@ class JenkinsSettings(SettingsGroup):
     ca_bundle: Path | None = setting(
         "JENKINS_CA_BUNDLE", "PEM file with the CA of a Jenkins whose certificate is signed privately", None
     )
+    timeout_seconds: float | None = setting(
+        "JENKINS_TIMEOUT_SECONDS",
+        "how long one answer of Jenkins may take; default: 12. In a tick of the sensor, which needs two answers for a "
+        "new build and which Dagster ends after 60 s, an answer gets at most what is left of 50 s",
+        None,
+        ge=1,
+        le=600,
+        allow_inf_nan=False,
+    )
     train_branches: Words = setting(
         "TRAIN_BRANCHES",
         "branches to train, a comma list of names and patterns such as main,release/* (* stands for anything, slashes "

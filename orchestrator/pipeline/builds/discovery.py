@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Protocol
 
-from orchestrator.errors import JenkinsError, JenkinsNotFound, JenkinsRefused
+from orchestrator.errors import JenkinsError, JenkinsNotFound, JenkinsRefused, JenkinsUnavailable
 from orchestrator.pipeline.builds.branches import BranchChoice, branch_of, choose_branches
 from orchestrator.pipeline.builds.cursor import VERSION, Cursor, FoundSuccess, JobCursor, UnreadRange
+from orchestrator.resources import retry
 from orchestrator.resources.jenkins import (
     LARGEST_NUMBER,
     Build,
@@ -59,6 +60,7 @@ class Limits:
         page: builds in a page of history, 2 or more.
         builds: no further request after so many builds were read ...
         seconds: ... or after this time; the rest is left to the next tick.
+        tick_seconds: no request either that would not be answered in this time, were the answer as slow as the first.
         vanished: branches to remember after Jenkins stopped showing them; the latest ones, and all that vanished last.
         tries: how often a build is asked for that cannot be read.
         unreadable: builds of a job that were given up, to be named; the latest ones.
@@ -71,6 +73,7 @@ class Limits:
     page: int = 50
     builds: int = 500
     seconds: float = 15.0
+    tick_seconds: float = retry.JENKINS_TICK_SECONDS
     vanished: int = 300
     tries: int = 8
     unreadable: int = 30
@@ -141,14 +144,16 @@ def discover(
     )
     many_run = sum(len(known.pending) for known in before.jobs.values()) > limits.few
     thorough = thorough or many_run
+    began = clock()
     overview = source.overview(job, newest=limits.newest if first or many_run else int(thorough))
+    answer_seconds = clock() - began
     if not thorough and any(before.is_vanished(summary.job) for summary in overview.jobs):
         thorough = True
         overview = source.overview(job, newest=limits.newest)
     summaries = overview.jobs
     latest = max((build.timestamp for summary in summaries for build in summary.newest), default=0)
     branches = choose_branches(overview, job=job, patterns=patterns, known=before.primary, head=source.default_branch)
-    reading = _Reading(source, branches, unstable, limits, clock, searching=before.searching)
+    reading = _Reading(source, branches, unstable, limits, clock, before.searching, began, answer_seconds)
     now: dict[str, JobCursor] = {}
     for summary in summaries:
         known = before.known(summary.job) or JobCursor()
@@ -159,9 +164,12 @@ def discover(
             if first
             else _with_new_builds(known, summary)
         )
-    backlog = any(job_cursor.unread for job_cursor in now.values())
+    backlog = [stretch for job_cursor in now.values() for stretch in job_cursor.unread]
+    share = 0.5 if backlog else 1.0
+    if backlog and answer_seconds > limits.seconds * share:  # one more request in this tick: new builds, then in turn
+        share = 0.0 if any(stretch.launch for stretch in backlog) or before.light_ticks % 2 == 0 else share
     for summary in summaries:
-        now[summary.job] = reading.poll(summary, now[summary.job], share=0.5 if backlog else 1.0)
+        now[summary.job] = reading.poll(summary, now[summary.job], share=share)
     for summary in summaries:
         known = now[summary.job]
         now[summary.job] = reading.read(summary.job, known, new=True)
@@ -288,6 +296,8 @@ class _Reading:
     """One tick's reading, its budget and its finds.
 
     Attributes:
+        began: when the tick began, by the clock.
+        answer_seconds: how long the first answer took.
         newest_success: of what is searched for it.
         left_out: what would be launched, were it of a branch that is trained.
         faults: what could not be read, a sentence each.
@@ -299,6 +309,8 @@ class _Reading:
     limits: Limits
     clock: Callable[[], float]
     searching: bool
+    began: float
+    answer_seconds: float
     registered: dict[tuple[str, int, int], Build] = field(default_factory=dict)
     launched: dict[tuple[str, int, int], Build] = field(default_factory=dict)
     left_out: dict[tuple[str, int, int], Build] = field(default_factory=dict)
@@ -325,8 +337,10 @@ class _Reading:
             is_shown: Jenkins shows its job.
         """
         build: Build | UnreadableBuild | _Gone | None = self.registered.get((found.job, found.number, found.timestamp))
-        if build is None:
-            build = self._build(found.job, found.number) if is_shown else _Gone()
+        if build is None and is_shown:
+            if not self._has_time():
+                return False
+            build = self._build(found.job, found.number)
         if isinstance(build, UnreadableBuild):
             return False
         if isinstance(build, Build) and build.timestamp == found.timestamp and build.succeeded(unstable=self.unstable):
@@ -491,12 +505,29 @@ class _Reading:
         except JenkinsError as error:
             # Its own fault, or rotated away, if the job itself still answers; it raises when Jenkins is away, or when
             # the token was revoked just now.
+            if not self._has_time():
+                return UnreadableBuild(number, 0, None, str(error))
             self.source.overview(job, newest=0)
             return _Gone() if isinstance(error, JenkinsNotFound) else UnreadableBuild(number, 0, None, str(error))
 
     def _may_ask(self, share: float = 1.0) -> bool:
         """Whether the budget allows one more request; the first is always allowed, so that work goes on."""
+        if not share or not self._has_time():
+            return False
         builds_left = self._builds_left > self.limits.builds * (1 - share)
         allowed = not self._asked or (builds_left and self.clock() < self._started + self.limits.seconds * share)
         self._asked = True
         return allowed
+
+    def _has_time(self) -> bool:
+        """Whether one more answer, as slow as the first, comes in time.
+
+        Raises:
+            JenkinsUnavailable: the first was so slow that there is never time for another.
+        """
+        if self.answer_seconds > self.limits.tick_seconds / 2:
+            raise JenkinsUnavailable(
+                f"Jenkins took {self.answer_seconds:.0f} s to answer: a tick of the sensor needs two answers within "
+                f"{self.limits.tick_seconds:.0f} s; see how Jenkins is doing"
+            )
+        return self.clock() + self.answer_seconds <= self.began + self.limits.tick_seconds

@@ -23,6 +23,7 @@ from orchestrator.pipeline.builds.records import (
     search_records,
 )
 from orchestrator.pipeline.builds.signature import Signer
+from orchestrator.resources import retry
 from orchestrator.resources.jenkins import Build, JenkinsResource, is_address
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import SettingsSource
@@ -65,7 +66,7 @@ def jenkins_sensor(
         pause = breaker.require_closed(context.instance, name, settings, minutes=read.breaker_minutes)
         with jenkins.connect(read, project=settings.raw("MLPROJECT_URI")) as server:
             found = discover(
-                server,
+                server.within(retry.JENKINS_TICK_SECONDS),
                 before,
                 job=server.job,
                 patterns=read.train_branches,

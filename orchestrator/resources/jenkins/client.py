@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -14,7 +15,13 @@ from urllib.parse import quote, unquote, urlsplit
 import dagster as dg
 import requests.auth
 
-from orchestrator.errors import JenkinsBadAnswer, JenkinsNotFound, JenkinsTooLarge, SettingsError
+from orchestrator.errors import (
+    JenkinsBadAnswer,
+    JenkinsNotFound,
+    JenkinsTooLarge,
+    JenkinsUnavailable,
+    SettingsError,
+)
 from orchestrator.resources import retry
 from orchestrator.resources.http import (
     LARGEST_ANSWER,
@@ -25,6 +32,7 @@ from orchestrator.resources.http import (
     HttpServer,
     JsonObject,
 )
+from orchestrator.resources.http.client import SHORTEST_TRY_SECONDS
 from orchestrator.resources.jenkins.answers import (
     BRANCH_FIELDS,
     BUILD_FIELDS,
@@ -95,7 +103,11 @@ class Jenkins:
             ca_bundle=settings.ca_bundle,
             ca_setting="JENKINS_CA_BUNDLE",
         )
-        self._http = HttpClient(server, policy=policy, explain=functools.partial(explain, user=settings.user))
+        self._timeout_seconds = settings.timeout_seconds
+        self._http = HttpClient(
+            server, policy=self._with_timeout(policy), explain=functools.partial(explain, user=settings.user)
+        )
+        self._end: float | None = None
         self.project = project
         self._keep = settings.build_parameters
         self.url = f"{self._http.uri}/"
@@ -116,8 +128,17 @@ class Jenkins:
     def with_policy(self, policy: RetryPolicy) -> Self:
         """A client of the same session that is more or less patient."""
         client = copy.copy(self)
-        client._http = self._http.with_policy(policy)
+        client._http = self._http.with_policy(self._with_timeout(policy))
         return client
+
+    def within(self, seconds: float) -> Self:
+        """A client of the same session whose questions, all together, end in this time or fail."""
+        client = copy.copy(self)
+        client._end = time.monotonic() + seconds
+        return client
+
+    def _with_timeout(self, policy: RetryPolicy) -> RetryPolicy:
+        return replace(policy, answer_seconds=self._timeout_seconds) if self._timeout_seconds else policy
 
     def overview(self, job: str, *, newest: int) -> JobOverview:
         """What a job is, and how far its history goes, or that of each branch of a multibranch project, in one request.
@@ -315,7 +336,24 @@ class Jenkins:
 
     def _ask(self, path: str, tree: str, read: Callable[[JsonObject], T], *, largest_bytes: int = LARGEST_ANSWER) -> T:
         request = HttpRequest(path=f"{path}api/json", query={"tree": tree}, largest_bytes=largest_bytes)
-        return self._http.ask(request, read)
+        return self._in_time().ask(request, read)
+
+    def _in_time(self) -> HttpClient:
+        if self._end is None:
+            return self._http
+        left = self._end - time.monotonic()
+        if left < SHORTEST_TRY_SECONDS:
+            raise JenkinsUnavailable(
+                f"{self.url} took too long for the questions before this: see how Jenkins is doing"
+            )
+        policy = self._http.policy
+        return self._http.with_policy(
+            replace(
+                policy,
+                total_seconds=min(policy.total_seconds, left),
+                answer_seconds=min(policy.answer_seconds, left),
+            )
+        )
 
 
 class JenkinsResource(dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -30,6 +30,7 @@ class DrivenSensor:
         self.model = model
         self.patterns = patterns
         self.limits = Limits(**limits)  # type: ignore[arg-type]
+        self.seconds_of_request = 1.0
         self.cursor: str | None = None
         self.launched: list[Build] = []
         self.registered: list[Build] = []
@@ -42,7 +43,7 @@ class DrivenSensor:
             patterns=self.patterns,
             unstable=unstable,
             limits=self.limits,
-            clock=lambda: float(self.model.requests),
+            clock=lambda: self.model.requests * self.seconds_of_request,
         )
 
     def keep(self, found: TickResult) -> TickResult:
@@ -376,6 +377,90 @@ def test_a_revoked_token_does_not_pass_for_deleted_builds(model: Model, sensor: 
     assert sensor.tick() == ["#1"]
 
 
+class TestSlowJenkins:
+    """One that takes 20 s for each answer: a tick has time for two."""
+
+    @pytest.fixture(params=[False, True], ids=["plain", "multibranch"])
+    def model(self, request: pytest.FixtureRequest) -> Model:
+        multibranch = bool(request.param)
+        job = "team/churn/main" if multibranch else "team/churn"
+        return Model(multibranch=multibranch, jobs={job: Job(primary=True)})
+
+    @pytest.fixture
+    def job(self, model: Model) -> str:
+        return next(iter(model.jobs))
+
+    @pytest.fixture
+    def sensor(self, model: Model) -> DrivenSensor:
+        sensor = DrivenSensor(model)
+        sensor.seconds_of_request = 20.0
+        return sensor
+
+    def ticks(self, sensor: DrivenSensor, count: int) -> set[int]:
+        """Launched in so many ticks, none of which asks more than there is time for."""
+        launched = set()
+        for _ in range(count):
+            before = sensor.model.requests
+            launched |= {build.number for build in sensor.keep(sensor.evaluate()).launch}
+            assert sensor.model.requests - before <= 2
+        return launched
+
+    def test_the_past_is_registered_and_its_newest_success_trained(
+        self, model: Model, job: str, sensor: DrivenSensor
+    ) -> None:
+        for _ in range(120):
+            model.add(job=job)
+        for _ in range(60):
+            model.add("FAILURE", job)
+        model.start(job)
+        assert self.ticks(sensor, 14) == {120}
+        assert len(sensor.registered) == 120
+
+    def test_new_builds_are_trained_while_another_one_runs(self, model: Model, job: str, sensor: DrivenSensor) -> None:
+        self.ticks(sensor, 1)
+        running = model.start(job)
+        self.ticks(sensor, 3)
+        for number in (2, 3, 4):
+            model.add(job=job)
+            assert self.ticks(sensor, 1) == {number}
+        model.finish(running)
+        assert self.ticks(sensor, 3) == {1}
+
+    def test_a_build_that_was_deleted_while_it_ran_holds_nothing_up(
+        self, model: Model, job: str, sensor: DrivenSensor
+    ) -> None:
+        self.ticks(sensor, 1)
+        model.delete(model.start(job))
+        model.add(job=job)
+        assert self.ticks(sensor, 24) == {2}
+        assert sensor.keep(sensor.evaluate()).running == ()
+
+    def test_a_branch_that_comes_back_is_trained(self, sensor: DrivenSensor) -> None:
+        model = sensor.model
+        model.multibranch = True
+        model.jobs = {"team/churn/main": Job(primary=True), "team/churn/master": Job(primary=True)}
+        for job in model.jobs:
+            model.add(job=job)
+        self.ticks(sensor, 6)
+        model.hidden = {"team/churn/main"}
+        self.ticks(sensor, 1)
+        model.hidden = set()
+        model.add(job="team/churn/main")
+        assert self.ticks(sensor, 3) == {2}
+
+    def test_one_that_never_answers_twice_in_time_is_named(self, model: Model, job: str, sensor: DrivenSensor) -> None:
+        self.ticks(sensor, 1)
+        sensor.seconds_of_request = 26.0
+        self.ticks(sensor, 1)
+        model.add(job=job)
+        before = sensor.cursor
+        with pytest.raises(JenkinsUnavailable, match=r"Jenkins took 26 s to answer: a tick .* needs two"):
+            sensor.tick()
+        assert sensor.cursor == before
+        sensor.seconds_of_request = 20.0
+        assert self.ticks(sensor, 1) == {1}
+
+
 class PartlyBroken(Model):
     """Jenkins, with builds of the one job of which it says what cannot be."""
 
@@ -662,9 +747,9 @@ def fleet(count: int) -> Model:
 @pytest.mark.parametrize(("count", "most_bytes"), [(1000, 8_000), (5000, 30_000)])
 def test_a_cursor_of_thousands_of_branches_is_kilobytes_at_each_tick(count: int, most_bytes: int) -> None:
     model = fleet(count)
-    sensor = DrivenSensor(model, builds=1_000_000, seconds=10**9)
+    sensor = DrivenSensor(model, builds=1_000_000, seconds=10**9, tick_seconds=10**10)
     sizes = []
-    for limits in (Limits(builds=50), Limits(builds=10**6, seconds=10**9), Limits(seconds=10**9)):
+    for limits in (Limits(builds=50), replace(sensor.limits, builds=10**6), replace(sensor.limits, builds=500)):
         sensor.limits = limits
         sensor.tick()
         sizes.append(len(sensor.cursor or ""))

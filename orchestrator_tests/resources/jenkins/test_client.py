@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -37,6 +37,7 @@ from orchestrator.errors import (
 )
 from orchestrator.pipeline.builds.cursor import Cursor
 from orchestrator.pipeline.builds.discovery import Limits, discover
+from orchestrator.resources import retry
 from orchestrator.resources.jenkins import (
     Build,
     BuildPage,
@@ -55,7 +56,7 @@ from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import SettingsSource
 from orchestrator_sandbox.web import HandlerServer
 from orchestrator_tests.support.jenkins_model import COMMIT, REMOTE, Job, Model, build_json, served
-from orchestrator_tests.support.raw_http import raw_server
+from orchestrator_tests.support.raw_http import RawServer, raw_server
 
 SHORT = RetryPolicy(
     total_seconds=30,
@@ -961,3 +962,66 @@ def test_a_server_that_does_not_know_a_field_is_asked_as_it_always_was(unknown: 
         found = discover(jenkins, found.cursor, job=model.job)
         assert [*launched, *(build.number for build in found.launch)] == [*range(5, 13), 4]
         assert (found.running, found.unread) == ((), False)
+
+
+class TestTimeout:
+    """JENKINS_TIMEOUT_SECONDS, and the time that all questions of a tick have together."""
+
+    SLOW = replace(SHORT, total_seconds=0, answer_seconds=0.2)
+    """Too slow for `raw_server`, which sends its parts one by one."""
+
+    def ask(self, url: str, **more: Any) -> int:
+        with Jenkins(of(url, **more), policy=self.SLOW) as jenkins:
+            return len(jenkins.builds("team/churn", start=0, stop=1).builds)
+
+    def server(self, pieces: int) -> AbstractContextManager[RawServer]:
+        body = json.dumps({"builds": [a_build()]}).encode()
+        size = -(-len(body) // pieces)
+        parts = [body[at : at + size] for at in range(0, len(body), size)]
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+        return raw_server(head, *parts)
+
+    @pytest.mark.parametrize("policy", ["the client's own", "that of a run"])
+    def test_a_slow_answer_is_read_where_the_setting_allows_it(self, policy: str) -> None:
+        with self.server(pieces=30) as server:
+            with pytest.raises(JenkinsUnavailable, match="in time"):
+                self.ask(server.url)
+            with Jenkins(of(server.url, timeout_seconds=60), policy=self.SLOW) as jenkins:
+                client = jenkins if policy == "the client's own" else jenkins.with_policy(self.SLOW)
+                assert len(client.builds("team/churn", start=0, stop=1).builds) == 1
+
+    def test_a_shorter_one_holds_as_well(self) -> None:
+        with raw_server(TRICKLES, then=b" ") as server:
+            with (
+                Jenkins(of(server.url, timeout_seconds=1), policy=replace(SHORT, total_seconds=0)) as jenkins,
+                pytest.raises(JenkinsUnavailable, match="in time"),
+            ):
+                jenkins.build("team/churn", 7)
+            assert server.hung_up.wait(30)
+
+    def test_all_questions_of_a_tick_end_in_time_however_long_one_may_take(self) -> None:
+        with raw_server(TRICKLES, then=b" ") as server, Jenkins(of(server.url, timeout_seconds=600)) as jenkins:
+            tick = jenkins.within(1.5)
+            with pytest.raises(JenkinsUnavailable, match="in time"):
+                discover(tick, None, job=jenkins.job)
+            with pytest.raises(JenkinsUnavailable, match="took too long for the questions before this"):
+                tick.build("team/churn", 7)
+
+    @pytest.mark.parametrize("text", ["0", "-5", "nan", "inf", "soon", "3600"])
+    def test_what_is_no_timeout_is_refused_by_name(self, text: str) -> None:
+        environment = {
+            "JENKINS_URL": "http://j",
+            "JENKINS_USER": "ci",
+            "JENKINS_TOKEN": "t",
+            "JENKINS_JOB_NAME": "churn",
+            "JENKINS_TIMEOUT_SECONDS": text,
+        }
+        with pytest.raises(SettingsError, match="JENKINS_TIMEOUT_SECONDS"):
+            SettingsSource(lookup=environment.get).read(JenkinsSettings)
+
+    def test_the_default_is_that_of_the_table(self) -> None:
+        assert JenkinsSettings.model_fields["timeout_seconds"].default is None
+        assert f"default: {retry.JENKINS.answer_seconds:g}." in str(
+            JenkinsSettings.model_fields["timeout_seconds"].description
+        )
+        assert retry.JENKINS.answer_seconds == retry.JENKINS_FOR_A_RUN.answer_seconds
