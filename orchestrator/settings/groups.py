@@ -200,7 +200,9 @@ class JenkinsSettings(SettingsGroup):
     url: str = setting("JENKINS_URL", "Jenkins' own address, such as https://jenkins.example.com/")
     user: str = setting("JENKINS_USER", "the user whose API token follows")
     token: SecretStr = setting("JENKINS_TOKEN", "an API token of that user (Jenkins: user > Security > API Token)")
-    job: str = setting("JENKINS_JOB_NAME", "the job; folders and multibranch projects as in team/project")
+    job: str = setting(
+        "JENKINS_JOB_NAME", "the job; folders and multibranch projects as in team/project; or the address of its page"
+    )
     ca_bundle: Path | None = setting(
         "JENKINS_CA_BUNDLE", "PEM file with the CA of a Jenkins whose certificate is signed privately", None
     )

@@ -9,10 +9,10 @@ from orchestrator.resources.jenkins.answers import (
     JobOverview,
     JobSummary,
     UnreadableBuild,
-    can_be_job,
 )
 from orchestrator.resources.jenkins.checkout import is_address
-from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource, job_name
+from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource
+from orchestrator.resources.jenkins.pasted import can_be_job, job_name
 from orchestrator.resources.jenkins.remotes import GitAddress, commit_url, without_credentials
 
 __all__ = [

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Self, TypeGuard, TypeVar
-from urllib.parse import unquote
 
 from pydantic import TypeAdapter
 
 from orchestrator.errors import JenkinsBadAnswer
 from orchestrator.resources.jenkins.checkout import Checkout, own_checkout
 from orchestrator.resources.jenkins.parameters import kept_parameters, parameters_of
+from orchestrator.resources.jenkins.pasted import can_be_job
 
 BUILD_SUMMARY_FIELDS = "number,timestamp,building,result"
 """What tells a new build from a known one, and a finished one from a running one."""
@@ -365,11 +365,6 @@ def answers_question(answer: Mapping[str, Any], *, builds: bool) -> bool:
 def _answers(fields: Mapping[str, Any], *, builds: bool) -> bool:
     has_number = _whole_number(fields.get("nextBuildNumber"), largest=LARGEST_NUMBER + 1) is not None
     return build_list(fields) is not None or (has_number and (not builds or "lastBuild" in fields))
-
-
-def can_be_job(name: str) -> bool:
-    """Whether a job of this name, as Jenkins stores it or as people read it, can be shown and asked for."""
-    return name.isprintable() and unquote(name).isprintable() and name not in (".", "..")
 
 
 def _folder(job: str, own_class: object, children: Mapping[str, Mapping[str, Any]], where: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import dagster as dg
 import requests.auth
@@ -20,7 +20,6 @@ from orchestrator.errors import (
     JenkinsNotFound,
     JenkinsTooLarge,
     JenkinsUnavailable,
-    SettingsError,
 )
 from orchestrator.resources import retry
 from orchestrator.resources.http import (
@@ -45,7 +44,6 @@ from orchestrator.resources.jenkins.answers import (
     build_list,
     build_of,
     build_summary_of,
-    can_be_job,
     each_build,
     listed,
     overview_of,
@@ -53,6 +51,7 @@ from orchestrator.resources.jenkins.answers import (
 from orchestrator.resources.jenkins.checkout import is_address
 from orchestrator.resources.jenkins.default_branch import default_branch
 from orchestrator.resources.jenkins.errors import explain
+from orchestrator.resources.jenkins.pasted import job_name, server_address
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
 
@@ -97,7 +96,9 @@ class Jenkins:
         # Bytes, because requests would encode text as Latin-1.
         token = settings.token.get_secret_value().strip().encode()
         server = HttpServer(
-            address=Address.parse(settings.url, setting="JENKINS_URL", example="https://jenkins.example.com/"),
+            address=Address.parse(
+                server_address(settings.url), setting="JENKINS_URL", example="https://jenkins.example.com/"
+            ),
             setting="JENKINS_URL",
             auth=requests.auth.HTTPBasicAuth(settings.user.encode(), token),
             ca_bundle=settings.ca_bundle,
@@ -111,7 +112,7 @@ class Jenkins:
         self.project = project
         self._keep = settings.build_parameters
         self.url = f"{self._http.uri}/"
-        self.job = job_name(settings.job)
+        self.job = job_name(settings.job, server=settings.url)
 
     def __enter__(self) -> Self:
         return self
@@ -370,34 +371,6 @@ class JenkinsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             SettingsError: the address or the certificate is wrong.
         """
         return Jenkins(settings, project=project)
-
-
-def job_name(text: str) -> str:
-    """The full name of a job: `team/project`, also given as its address or with `/job/` in between.
-
-    Args:
-        text: JENKINS_JOB_NAME as users write it.
-
-    Raises:
-        SettingsError: it names no job.
-    """
-    path = text.strip()
-    if "://" in text:
-        try:
-            path = urlsplit(path).path
-        except ValueError:
-            path = ""
-        path = path[max(path.find("/job/"), 0) :]
-    segments = [segment for segment in path.split("/") if segment]
-    if len(segments) % 2 == 0 and segments and all(word == "job" for word in segments[::2]):
-        segments = [unquote(segment) for segment in segments[1::2]]
-    if not segments:
-        raise SettingsError(f"JENKINS_JOB_NAME={text!r} names no job: write it as in team/project")
-    if not all(map(can_be_job, segments)):
-        raise SettingsError(
-            f"JENKINS_JOB_NAME={text!r} cannot be a job: it holds characters that cannot be printed, or .."
-        )
-    return "/".join(segments)
 
 
 def _part(items: Sequence[object], start: int, stop: int) -> Sequence[object]:

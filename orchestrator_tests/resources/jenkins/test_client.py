@@ -46,7 +46,6 @@ from orchestrator.resources.jenkins import (
     JobKind,
     JobOverview,
     UnreadableBuild,
-    job_name,
 )
 from orchestrator.resources.jenkins.answers import build_of, build_summary_of, job_summary_of, overview_of
 from orchestrator.resources.jenkins.checkout import branch_name
@@ -304,29 +303,6 @@ def test_the_repository_that_is_set_counts_more_than_what_jenkins_says(stub: Stu
     for project, remote in (("https://git/x#sub", "https://git/x#sub"), ("#sub", "https://github.com/acme/churn")):
         with Jenkins(of(stub.url), project=project) as jenkins:
             assert jenkins.overview("team/churn", newest=20).remote == remote
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "team/churn",
-        "/team/churn/",
-        "job/team/job/churn",
-        " https://ci.example.com/jenkins/job/team/job/churn/ ",
-        "https://ci.example.com/jenkins/view/all/job/team/job/churn",
-    ],
-)
-def test_a_job_may_be_named_in_several_ways(text: str) -> None:
-    assert job_name(text) == "team/churn"
-
-
-def test_a_branch_job_may_be_named_by_its_address() -> None:
-    assert job_name("https://ci/job/team/job/churn/job/feature%252Fx/") == "team/churn/feature%2Fx"
-
-
-def test_no_job_is_no_job() -> None:
-    with pytest.raises(SettingsError, match="JENKINS_JOB_NAME"):
-        job_name(" / ")
 
 
 @pytest.mark.parametrize("url", ["jenkins.example.com", "ftp://jenkins", "https://"])
@@ -591,12 +567,6 @@ def test_a_branch_job_whose_name_cannot_be_printed_costs_that_branch(name: str) 
     assert found.faults[0].isprintable()
 
 
-@pytest.mark.parametrize("name", ["team/\x1b[2J", "team/../x", "team/%0a/job", "job/team/job/..", "a\u202eb"])
-def test_a_job_name_that_cannot_be_printed_is_refused(name: str) -> None:
-    with pytest.raises(SettingsError, match="JENKINS_JOB_NAME"):
-        job_name(name)
-
-
 def test_a_result_that_may_still_change_counts_as_running() -> None:
     build = read(a_build(building=True, result="SUCCESS"))
     assert not build.finished
@@ -773,12 +743,6 @@ def test_a_branch_without_a_name_is_left_out(stub: Stub, jenkins: Jenkins) -> No
 def test_any_text_may_be_a_remote(remote: str) -> None:
     assert repository_key(remote) == repository_key(remote).lower()
     assert read(a_build(git(SHA, remote)), project=remote).number == 7
-
-
-@given(text=st.text() | st.builds("https://{}".format, st.text()))
-def test_any_text_names_a_job_or_is_a_wrong_setting(text: str) -> None:
-    with contextlib.suppress(SettingsError):
-        assert job_name(text)
 
 
 # --- starting a build -----------------------------------------------------------------------------------
