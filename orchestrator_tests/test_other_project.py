@@ -120,6 +120,7 @@ def test_a_pipeline_is_scaffolded_loaded_and_watched_in_an_empty_project(tmp_pat
     assert_usable(OtherProject(tmp_path, Path(sys.executable)))
 
 
+@pytest.mark.services
 def test_a_run_with_a_process_per_step_is_refused_before_it_costs_anything(tmp_path: Path) -> None:
     project = OtherProject(tmp_path, Path(sys.executable))
     project.dg("scaffold", "defs", "TrainingPipeline", "churn")

@@ -237,6 +237,7 @@ def test_a_python_that_loads_no_hook_is_asked_for_by_the_other_one(mlflow_server
     assert "the script had ended its MLflow run" in output
 
 
+@pytest.mark.services
 def test_a_training_that_went_well_is_finished_and_finds_nothing_of_the_hooks(
     mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
@@ -299,6 +300,7 @@ def test_the_defaults_of_the_entry_point_and_the_user_are_recorded_without_being
     assert "orchestrator:" not in output
 
 
+@pytest.mark.services
 def test_a_script_in_the_place_of_an_entry_point_has_no_defaults_and_runs_as_before(
     mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:

@@ -399,6 +399,7 @@ def test_a_wrong_token_is_in_the_output_by_its_address_only(ui: Ui) -> None:
 # ---- Other doors
 
 
+@pytest.mark.services
 def test_without_a_login_the_guard_stays(tmp_path: Path) -> None:
     with served(tmp_path, roles=["viewer"], UI_LOGIN="off") as ui:
         assert "UI_LOGIN=off" in ui.command.output

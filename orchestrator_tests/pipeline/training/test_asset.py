@@ -66,6 +66,7 @@ def test_a_build_that_jenkins_has_deleted_is_trained_as_the_launchpad_says(
     assert "orchestrator/lease-until" in run_tags.tags
 
 
+@pytest.mark.services
 def test_a_failed_training_fails_its_step_with_one_description_and_is_not_retried(
     world: World, dagster: dg.DagsterInstance, recorded: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

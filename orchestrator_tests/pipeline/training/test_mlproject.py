@@ -140,6 +140,7 @@ def test_a_mapping_of_any_shape_is_read(data: dict[str, object]) -> None:
     assert all(isinstance(name, str) for name in project.entry_points)
 
 
+@pytest.mark.services
 def test_what_is_required_is_what_mlflow_itself_asks_for(tmp_path: Path) -> None:
     (tmp_path / "MLproject").write_text(GOOD)
     process = subprocess.run(
