@@ -30,6 +30,7 @@ _HERE = Path(__file__).parent
 _FILES = (
     "hooks/preflight.py",
     "hooks/checkout.py",
+    "hooks/system_metrics.py",
     "hooks/sitecustomize.py",
     "hooks/pipes.bash",
     "supervisor.sh",

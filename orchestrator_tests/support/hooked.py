@@ -63,6 +63,7 @@ def mlflow_run(
     program: str | None = None,
     arguments: Sequence[str] = (),
     address: str = "",
+    path: str = "",
 ) -> tuple[int, str, str]:
     """The exit status of `mlflow run` below our hooks, its output, and the status that MLflow then holds.
 
@@ -73,6 +74,7 @@ def mlflow_run(
         program: another `mlflow`, whose `python` goes with it; None: ours.
         arguments: further ones.
         address: of MLflow, as the training has it; empty: the server's own.
+        path: a folder whose programs come before all others.
     """
     mlflow = client(server.url)
     run = mlflow.create_run("0", name="hooks", tags={})
@@ -82,7 +84,7 @@ def mlflow_run(
         **os.environ,
         **server.env(),
         **({"MLFLOW_TRACKING_URI": address} if address else {}),
-        "PATH": f"{Path(command).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{path}{':' if path else ''}{Path(command).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ORCHESTRATOR_TRAINING": f"{home}/run/",
         "ORCHESTRATOR_MLFLOW": command,
         "PYTHONPATH": str(HOOKS),

@@ -120,7 +120,10 @@ class _Given:
             _, entry_point, parameters = rest
             project = self._projects.load_project(work_dir)
             self._require_variables(project)
-            self._require_manager(project, local)
+            manager = self.manager or getattr(local, "_env_type_to_env_manager", str)(project.env_type)
+            self._require_manager(project, local, manager)
+            with _never_failing("MLflow's system metrics stay off"):
+                _sibling("system_metrics").switch_on(manager, _environment_files(project))
             with _never_failing("MLflow's run lacks its user or parameters"):
                 if "mlflow.user" not in run.data.tags:
                     user = self._projects.utils._get_user()
@@ -154,9 +157,8 @@ class _Given:
                 + " where the training is to have a value of its own"
             )
 
-    def _require_manager(self, project: Any, local: Any) -> None:
+    def _require_manager(self, project: Any, local: Any, manager: Any) -> None:
         with _never_failing("the environment manager was not looked for"):
-            manager = self.manager or local._env_type_to_env_manager(project.env_type)
             environments = local._get_mlflow_virtualenv_root()
             fault = self._preflight.manager_fault(
                 manager,
@@ -165,6 +167,11 @@ class _Given:
                 has_environments=os.path.isdir(environments) and bool(os.listdir(environments)),
             )
             _refuse(fault)
+
+
+def _environment_files(project: Any) -> Any:
+    file = project.env_config_path
+    return [file, os.path.join(os.path.dirname(file), "requirements.txt")] if file else []
 
 
 @contextlib.contextmanager
