@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import unquote
 
-from orchestrator.resources.jenkins import Build, JobKind, JobOverview, without_credentials
+from orchestrator.resources.jenkins import CUSTOMARY_BRANCHES, Build, JobKind, JobOverview, without_credentials
 
 _CHANGE_REQUEST = re.compile(r"(?i)(PR|MR)-\d+([-_/].*)?|\d\d/\d+/\d+")
 """The names that branch sources give to change requests: GitHub, Bitbucket and Gitea; GitLab; Gerrit."""
 
 _WILDCARD = re.compile(r"[*?\[]")
-_CUSTOMARY = ("main", "master")
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def _unmarked(
         found = frozenset(known) & branches
         names = ", ".join(known)
         return found, "the primary branch until now" if found else f"Jenkins has no branch {names} any more", ()
-    customary = frozenset(_CUSTOMARY) & branches
+    customary = frozenset(CUSTOMARY_BRANCHES) & branches
     if len(customary) == 1:
         return customary, "by its name, because Jenkins marks no primary branch", ()
     which = "both main and master exist" if customary else "there is neither main nor master"

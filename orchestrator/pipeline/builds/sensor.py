@@ -125,6 +125,7 @@ def _result(
         context.log.warning(f"Trying one build, for {pause}")
         # What is not launched now is found again, as long as the cursor stays; what was, has its run key.
         requests, cursor = _newest_untried(context.instance, requests), context.cursor
+    _note_known_commits(context, name, requests)
     partitions: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
     if keyed:
         known = set(context.instance.get_dynamic_partitions(names.builds(name)))
@@ -169,6 +170,29 @@ def _run_request(name: str, key: str, build: Build) -> dg.RunRequest:
     if build.commit:
         tags[names.RunTag.JENKINS_COMMIT] = build.commit
     return dg.RunRequest(run_key=f"{name}:{key}:{build.timestamp}", partition_key=key, tags=tags)
+
+
+def _note_known_commits(context: dg.SensorEvaluationContext, name: str, requests: Sequence[dg.RunRequest]) -> None:
+    """Say which commits are trained again: a new branch begins with one that another branch has built."""
+    first: dict[str, str] = {}
+    for request in requests[:_LOOKED_UP]:
+        commit, partition = request.tags.get(names.RunTag.JENKINS_COMMIT), str(request.partition_key)
+        if not commit:
+            continue
+        if commit not in first:
+            tags = {names.RunTag.JENKINS_COMMIT: commit}
+            filters = dg.RunsFilter(job_name=names.training_job(name), tags=tags)
+            known = context.instance.get_run_records(filters, limit=1)
+            first[commit] = known[0].dagster_run.tags.get(names.DagsterTag.PARTITION, "") if known else partition
+        if first[commit] not in ("", partition):
+            context.log.info(
+                f"Launched a run for build {partition} of commit {commit[:12]}, which build {first[commit]} has as "
+                "well: each build is trained, whatever its commit"
+            )
+
+
+_LOOKED_UP = 50
+"""So many of a tick's builds: a look at Dagster's runs for each commit."""
 
 
 def _newest_untried(instance: dg.DagsterInstance, requests: Sequence[dg.RunRequest]) -> list[dg.RunRequest]:

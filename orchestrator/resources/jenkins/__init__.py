@@ -10,12 +10,13 @@ from orchestrator.resources.jenkins.answers import (
     JobSummary,
     UnreadableBuild,
 )
-from orchestrator.resources.jenkins.checkout import is_address
+from orchestrator.resources.jenkins.checkout import CUSTOMARY_BRANCHES, is_address
 from orchestrator.resources.jenkins.client import Jenkins, JenkinsResource
 from orchestrator.resources.jenkins.pasted import can_be_job, job_name
 from orchestrator.resources.jenkins.remotes import GitAddress, commit_url, without_credentials
 
 __all__ = [
+    "CUSTOMARY_BRANCHES",
     "LARGEST_NUMBER",
     "Build",
     "BuildPage",

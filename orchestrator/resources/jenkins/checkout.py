@@ -110,7 +110,8 @@ def own_checkout(
         project: MLPROJECT_URI, if set.
         parameters: of the build: Jenkins records a remote as the job spells it, `$VARIABLES` included.
     """
-    candidates = [candidate for action in actions if (candidate := _candidate(action, parameters))]
+    job_branch = unquote(job.rpartition("/")[2])
+    candidates = [candidate for action in actions if (candidate := _candidate(action, parameters, job_branch))]
     revision = next((chosen for action in actions if (chosen := _scm_revision(action))), None)
     if not candidates:
         if revision is None:
@@ -213,7 +214,7 @@ _EXPANSIONS = 10
 """How deep parameters may name one another; one that names itself ends there."""
 
 
-def _candidate(action: Mapping[str, Any], parameters: Mapping[str, str]) -> _Candidate | None:
+def _candidate(action: Mapping[str, Any], parameters: Mapping[str, str], job_branch: str) -> _Candidate | None:
     revision = action.get("lastBuiltRevision")
     commit = _hash(revision.get("SHA1")) if isinstance(revision, dict) else None
     if not isinstance(revision, dict) or commit is None:
@@ -224,11 +225,26 @@ def _candidate(action: Mapping[str, Any], parameters: Mapping[str, str]) -> _Can
     remotes = [url for url in remotes if isinstance(url, str) and url] if isinstance(remotes, list) else []
     return _Candidate(
         commit=commit,
-        branch=next((branch for item in branches if (branch := branch_name(item.get("name")))), None),
+        branch=_best_branch(branches, commit, job_branch),
         heads=frozenset(head for item in branches if (head := _hash(item.get("SHA1")))),
         remotes=tuple(_expanded(remote, parameters) for remote in remotes),
         named=bool(action.get("scmName")),
     )
+
+
+def _best_branch(items: Sequence[Mapping[str, Any]], commit: str, job_branch: str) -> str | None:
+    """Of the branches that Jenkins found at a commit, in no order that means something.
+
+    That of a multibranch project's job; else one whose head it is; else `main` or `master`, which others follow.
+    """
+    found = [(name, _hash(item.get("SHA1")) == commit) for item in items if (name := item.get("name"))]
+    branches = [
+        (branch, is_head) for name, is_head in found if (branch := branch_name(name, job_branch=job_branch)) is not None
+    ]
+    ranks = {
+        branch: (branch != job_branch, not is_head, branch not in CUSTOMARY_BRANCHES) for branch, is_head in branches
+    }
+    return min(ranks, key=lambda branch: ranks[branch], default=None)
 
 
 def _scm_revision(action: Mapping[str, Any]) -> _ScmRevision | None:
@@ -261,14 +277,26 @@ def _expanded(remote: str, parameters: Mapping[str, str]) -> str:
     return remote
 
 
-def branch_name(name: object) -> str | None:
-    """`main` of `refs/remotes/origin/main`, `remotes/origin/main`, `origin/main`, `refs/heads/main` or `main`."""
+CUSTOMARY_BRANCHES = ("main", "master")
+_REMOTE = re.compile(r"^(origin|upstream)\d*/")
+"""The customary names of a remote; of another one, nothing tells it from the first part of a branch's name."""
+
+
+def branch_name(name: object, *, job_branch: str | None = None) -> str | None:
+    """`main` of `refs/remotes/fork/main`, `remotes/origin/main`, `origin/main`, `upstream/main`, `refs/heads/main`, ...
+
+    Args:
+        name: as Jenkins tells it.
+        job_branch: the branch that the job is called after, which may begin like a remote.
+    """
     if not isinstance(name, str) or name in ("", "detached"):
         return None
     plain = name.removeprefix("refs/")
     if plain.startswith("remotes/"):
         plain = plain.removeprefix("remotes/").partition("/")[2]
-    plain = plain.removeprefix("heads/").removeprefix("origin/")
+    elif plain != job_branch and not plain.startswith("heads/"):
+        plain = _REMOTE.sub("", plain)
+    plain = plain.removeprefix("heads/")
     return None if plain in ("", "HEAD") or not can_be_branch(plain) else plain
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import uuid
 from dataclasses import replace
 
 import dagster as dg
@@ -368,3 +370,54 @@ def test_any_partition_names_a_build_beneath_the_job_or_is_refused(partition: st
     assert job == "team/churn" or (job.startswith("team/churn/") and job.count("/") == 2)
     assert not {".", ".."} & set(job.split("/"))
     assert partition_key(Build(number, 1, "SUCCESS", job, 1, ""), "team/churn") == partition
+
+
+class TestKnownCommit:
+    """A new branch begins with the commit of another one; both are trained, and the tick's log says so."""
+
+    @pytest.fixture(autouse=True)
+    def tick_log(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        monkeypatch.setattr(dg.SensorEvaluationContext, "log", logging.getLogger("tick"))
+
+    def lines(self, caplog: pytest.LogCaptureFixture) -> list[str]:
+        return [record.message for record in caplog.records if "has as well" in record.message]
+
+    def run_of(self, daemon: Daemon, partition: str, **tags: str) -> None:
+        run = dg.DagsterRun(
+            job_name="churn_training",
+            run_id=str(uuid.uuid4()),
+            tags={"dagster/partition": partition, "jenkins/commit": COMMIT, **tags},
+        )
+        daemon.instance.add_run(run)
+
+    @pytest.fixture
+    def branches(self, model: Model, daemon: Daemon) -> Model:
+        model.multibranch = True
+        model.jobs = {"team/churn/main": Job(primary=True), "team/churn/feature%2Fx": Job()}
+        daemon.environment["TRAIN_BRANCHES"] = "*"
+        daemon.tick()
+        return model
+
+    def test_that_a_run_has(self, branches: Model, daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
+        self.run_of(daemon, "main#1")
+        branches.add(job="team/churn/feature%2Fx")
+        assert daemon.tick() == ["feature/x#1"]
+        assert self.lines(caplog) == [
+            f"Launched a run for build feature/x#1 of commit {COMMIT[:12]}, which build main#1 has as well: each "
+            "build is trained, whatever its commit"
+        ]
+
+    def test_of_the_same_tick(self, branches: Model, daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
+        branches.add(job="team/churn/main")
+        branches.add(job="team/churn/feature%2Fx")
+        assert daemon.tick() == ["main#1", "feature/x#1"]
+        assert len(self.lines(caplog)) == 1
+
+    def test_not_its_own_nor_another_pipelines(
+        self, branches: Model, daemon: Daemon, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.run_of(daemon, "main#1")
+        branches.add(job="team/churn/main")
+        assert daemon.tick() == ["main#1"]
+        assert self.lines(caplog) == []

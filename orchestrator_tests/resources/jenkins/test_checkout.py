@@ -250,10 +250,54 @@ def test_a_branch_that_cannot_be_printed_or_is_an_option_costs_the_branch(branch
 
 @pytest.mark.parametrize(
     ("name", "branch"),
-    [("remotes/origin/master", "master"), ("origin/HEAD", None), ("refs/remotes/origin/HEAD", None), ("HEAD", None)],
+    [
+        ("remotes/origin/master", "master"),
+        ("origin/HEAD", None),
+        ("refs/remotes/origin/HEAD", None),
+        ("HEAD", None),
+        ("upstream/main", "main"),
+        ("upstream/HEAD", None),
+        ("origin1/test", "test"),
+        ("remotes/fork/test", "test"),
+        ("refs/heads/upstream/x", "upstream/x"),
+        ("refs/remotes/origin/upstream/x", "upstream/x"),
+        ("original/x", "original/x"),
+        ("feature/origin/x", "feature/origin/x"),
+    ],
 )
 def test_a_branch_has_one_name(name: str, branch: str | None) -> None:
     assert branch_name(name) == branch
+    assert found(data(SHA, "https://x/r", branch=name)).branch == branch
+
+
+def several(*branches: tuple[str, str]) -> dict[str, Any]:
+    items = [{"SHA1": head, "name": name} for name, head in branches]
+    return {"lastBuiltRevision": {"SHA1": SHA, "branch": items}, "remoteUrls": ["https://x/churn"]}
+
+
+@pytest.mark.parametrize(
+    ("branches", "job", "branch"),
+    [
+        pytest.param([("origin/HEAD", SHA), ("origin/master", SHA)], "train", "master", id="HEAD first"),
+        pytest.param([("upstream/x", SHA), ("upstream/main", SHA)], "train", "main", id="main behind another one"),
+        pytest.param([("origin/main", HEAD), ("origin/x", SHA)], "train", "x", id="the one that is at the commit"),
+        pytest.param([("origin/b", SHA), ("origin/a", SHA)], "train", "b", id="nothing tells them apart"),
+        pytest.param([("main", SHA), ("feature/x", SHA)], "team/churn/feature%2Fx", "feature/x", id="the job's own"),
+        pytest.param([("upstream/x", SHA)], "team/churn/upstream%2Fx", "upstream/x", id="it begins like a remote"),
+        pytest.param([("--exec", SHA), ("origin/main", SHA)], "train", "main", id="one that is no branch"),
+    ],
+)
+def test_of_several_branches_at_a_commit_the_best_is_named(
+    branches: list[tuple[str, str]], job: str, branch: str
+) -> None:
+    checkout = found(several(*branches), job=job)
+    assert (checkout.commit, checkout.branch) == (SHA, branch)
+
+
+@pytest.mark.parametrize("origin", [{"hash": SHA}, {"hash": SHA.upper(), "head": {}}])
+def test_a_merge_request_without_a_checkout_has_the_commit_of_its_origin(origin: dict[str, Any]) -> None:
+    checkout = found({"revision": {"origin": origin, "target": {"hash": HEAD}}}, job="team/churn/MR-7")
+    assert (checkout.commit, checkout.change_request) == (SHA, True)
 
 
 remotes = st.text(st.sampled_from("ab$/{}:@.#?[]\\ \x00"), max_size=20)
