@@ -8,7 +8,7 @@ import dagster as dg
 
 from orchestrator import names
 from orchestrator.pipeline.builds import builds_partitions, jenkins_build_spec, jenkins_sensor
-from orchestrator.pipeline.builds.discovery import Limits
+from orchestrator.pipeline.builds.reading import Limits
 from orchestrator.resources.jenkins import JenkinsResource
 from orchestrator.settings.source import SettingsSource
 from orchestrator_tests.support.dagster_internals import SensorExecutionData

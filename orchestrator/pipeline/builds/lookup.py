@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import dagster as dg
 
 from orchestrator.errors import BuildUnusable, JenkinsBadAnswer, JenkinsError, JenkinsNotFound, JenkinsUnavailable
-from orchestrator.pipeline.builds.discovery import Limits, TickResult, discover
+from orchestrator.pipeline.builds.discovery import TickResult, discover
 from orchestrator.pipeline.builds.hosts import AllowedHosts, allowed_hosts, host_of, note_host, require_usable_project
+from orchestrator.pipeline.builds.reading import Limits
 from orchestrator.pipeline.builds.records import search_records
 from orchestrator.pipeline.builds.signature import Signer
 from orchestrator.resources import retry

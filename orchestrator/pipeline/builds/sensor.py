@@ -13,8 +13,9 @@ from orchestrator.dagster_instance import materialized_partitions
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline.builds import breaker
 from orchestrator.pipeline.builds.cursor import Cursor
-from orchestrator.pipeline.builds.discovery import Limits, TickResult, discover
+from orchestrator.pipeline.builds.discovery import TickResult, discover
 from orchestrator.pipeline.builds.hosts import AllowedHosts, allowed_hosts, note_host
+from orchestrator.pipeline.builds.reading import Limits
 from orchestrator.pipeline.builds.records import (
     builds_partitions,
     jenkins_build_key,

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from orchestrator.errors import JenkinsBadAnswer, JenkinsError, JenkinsNotFound, JenkinsUnavailable
 from orchestrator.pipeline.builds import cursor as cursor_module
 from orchestrator.pipeline.builds.cursor import Cursor, FoundSuccess, JobCursor
-from orchestrator.pipeline.builds.discovery import Limits, TickResult, discover
+from orchestrator.pipeline.builds.discovery import TickResult, discover
+from orchestrator.pipeline.builds.reading import Limits
 from orchestrator.pipeline.builds.settled import VanishedJob
 from orchestrator.resources.jenkins import Build
 from orchestrator_tests.support.jenkins_model import Job, Model

@@ -24,8 +24,8 @@ from orchestrator.pipeline.builds import (
     partition_key,
     recorded_build,
 )
-from orchestrator.pipeline.builds.discovery import Limits
 from orchestrator.pipeline.builds.lookup import _job_and_number
+from orchestrator.pipeline.builds.reading import Limits
 from orchestrator.resources import retry
 from orchestrator.resources.jenkins import Build, Jenkins
 from orchestrator.resources.retry import RetryPolicy

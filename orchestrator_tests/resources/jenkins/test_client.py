@@ -36,7 +36,8 @@ from orchestrator.errors import (
     SettingsError,
 )
 from orchestrator.pipeline.builds.cursor import Cursor
-from orchestrator.pipeline.builds.discovery import Limits, discover
+from orchestrator.pipeline.builds.discovery import discover
+from orchestrator.pipeline.builds.reading import Limits
 from orchestrator.resources import retry
 from orchestrator.resources.jenkins import (
     Build,

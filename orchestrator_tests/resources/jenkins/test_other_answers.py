@@ -12,7 +12,8 @@ from pydantic import SecretStr
 
 from orchestrator.errors import JenkinsBadAnswer
 from orchestrator.pipeline.builds.cursor import Cursor
-from orchestrator.pipeline.builds.discovery import Limits, discover
+from orchestrator.pipeline.builds.discovery import discover
+from orchestrator.pipeline.builds.reading import Limits
 from orchestrator.resources.jenkins import Jenkins
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
