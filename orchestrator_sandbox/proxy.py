@@ -115,6 +115,7 @@ class FaultyProxy:
     Args:
         upstream: address of the real server; may be set later, before the first request.
         certificate: PEM file with certificate and key, to talk TLS.
+        client_ca: PEM file; clients have to show a certificate that it signed.
 
     Attributes:
         url: where clients find it, also while it refuses connections.
@@ -123,12 +124,13 @@ class FaultyProxy:
         seen: the newest requests, the oldest first.
     """
 
-    def __init__(self, upstream: str = "", *, certificate: Path | None = None) -> None:
+    def __init__(self, upstream: str = "", *, certificate: Path | None = None, client_ca: Path | None = None) -> None:
         self.upstream = upstream.rstrip("/")
         self.faults: deque[ProxyFault] = deque()
         self.standing: ProxyFault | None = None
         self.seen: deque[Request] = deque(maxlen=REQUESTS_KEPT)
         self._certificate = certificate
+        self._client_ca = client_ca
         self._lock = threading.Lock()
         self._active: list[_ActiveFault] = []
         self._holds: list[_Hold] = []
@@ -249,6 +251,9 @@ class FaultyProxy:
             if self._certificate is not None:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(self._certificate)
+                if self._client_ca is not None:
+                    context.verify_mode = ssl.CERT_REQUIRED
+                    context.load_verify_locations(self._client_ca)
                 self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
             threading.Thread(
                 target=self._server.serve_forever, kwargs={"poll_interval": POLL_SECONDS}, name="proxy", daemon=True

@@ -29,17 +29,19 @@ Argument = str | InDirectory
 
 @dataclass(frozen=True)
 class JobFile:
-    """A file that the command finds in the training's directory; never a secret, and readable by all.
+    """A file that the command finds in the training's directory.
 
     Attributes:
         name: its name there.
         text: what is in it.
         variable: exported with its place; None: nothing is.
+        secret: whether none but the training's login may read it; else all may, such as any user in a container.
     """
 
     name: str
     text: str
     variable: str | None = None
+    secret: bool = False
 
 
 def is_variable(name: str) -> bool:
@@ -80,7 +82,8 @@ def job_file(command: Sequence[Argument], environment: Mapping[str, str], files:
         raise ValueError(f"the command or its environment holds {UNUSABLE}")
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
     lines += [
-        f"place {shlex.quote(file.name)} {shlex.quote(file.text)} {shlex.quote(file.variable or '')}\n"
+        f"place {shlex.quote(file.name)} {shlex.quote(file.text)} {shlex.quote(file.variable or '')} "
+        f"{'600' if file.secret else '644'}\n"
         for file in files
     ]
     return _encoded("".join((*lines, f"run {' '.join(map(_word, command))}\n")))

@@ -282,8 +282,8 @@ reach_docker() { # keeps what it takes: the supervisor has neither the training'
   )
 }
 
-place() { # NAME TEXT VARIABLE: a file of the job; VARIABLE, if any, says where it is
-  printf %s "$2" >"$ORCHESTRATOR_FILES$1" && chmod 644 "$ORCHESTRATOR_FILES$1"
+place() { # NAME TEXT VARIABLE MODE: a file of the job; VARIABLE, if any, says where it is
+  (umask 077 && printf %s "$2" >"$ORCHESTRATOR_FILES$1") && chmod "$4" "$ORCHESTRATOR_FILES$1"
   [ -z "$3" ] || export "$3=$ORCHESTRATOR_FILES$1"
 }
 

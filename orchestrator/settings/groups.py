@@ -372,7 +372,10 @@ class MlflowSettings(SettingsGroup):
     """Where runs are recorded."""
 
     title = "MLflow"
-    tracking_uri: str = setting("MLFLOW_TRACKING_URI", "the MLflow tracking server, http:// or https://")
+    tracking_uri: str = setting(
+        "MLFLOW_TRACKING_URI",
+        "the MLflow tracking server, http:// or https://, or the ARN of SageMaker's managed MLflow",
+    )
     experiment_id: str = setting("MLFLOW_EXPERIMENT_ID", "ID of the experiment that holds the runs")
     username: str | None = setting("MLFLOW_TRACKING_USERNAME", "user, when the server asks for one", None)
     password: SecretStr | None = setting("MLFLOW_TRACKING_PASSWORD", "password of that user", None)
@@ -391,6 +394,23 @@ class MlflowSettings(SettingsGroup):
     )
     ca_bundle: Path | None = setting(
         "MLFLOW_TRACKING_SERVER_CERT_PATH", "PEM file with the CA of a privately signed MLflow server", None
+    )
+    client_certificate: Path | None = setting(
+        "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+        "PEM file with the certificate that we show an MLflow server which asks for one, and its key, which has no "
+        "passphrase; the training gets a copy",
+        None,
+    )
+    aws_sigv4: bool = setting(
+        "MLFLOW_TRACKING_AWS_SIGV4",
+        "true: requests are signed with AWS's Signature Version 4, as an API Gateway in front of MLflow asks for; the "
+        "training signs its own, with the instance's role (INSTANCE_PROFILE) and the package requests-auth-aws-sigv4",
+        False,
+    )
+    sagemaker_endpoint: str | None = setting(
+        "SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT",
+        "address of SageMaker's managed MLflow where it is not AWS's public one; the training gets it, too",
+        None,
     )
     patience_minutes: float = setting(
         "MLFLOW_PATIENCE_MINUTES",
@@ -415,6 +435,11 @@ class MlflowSettings(SettingsGroup):
     )
     token_on_instance: SecretStr | None = setting(
         "MLFLOW_TRACKING_TOKEN_ON_INSTANCE", "bearer token that the training gets, instead of user and password", None
+    )
+    client_certificate_on_instance: Path | None = setting(
+        "MLFLOW_TRACKING_CLIENT_CERT_PATH_ON_INSTANCE",
+        "PEM file on this machine, of which the training gets a copy instead of ours",
+        None,
     )
 
 

@@ -164,6 +164,13 @@ def test_files_of_a_job_are_found_in_whatever_home(tmp_path: Path, odd: str) -> 
             assert again.text == f"{text}644\n"
 
 
+def test_a_secret_file_of_a_job_is_for_its_login_only(follower: Follower) -> None:
+    files = [JobFile("client.pem", "KEY\n", variable="WHERE", secret=True), JobFile("docker.env", "A\n")]
+    start_job(follower, ["sh", "-c", 'cat "$WHERE"; stat -c %a "$WHERE"'], files=files)
+    assert follower.follow().succeeded
+    assert follower.text == "KEY\n600\n"
+
+
 def test_a_docker_that_is_a_snap_finds_them_where_it_may_look(
     host: SshHost, follower: Follower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +199,7 @@ def test_a_shell_reads_any_argument_and_file_of_a_job_as_they_are(before: str, a
     job = job_file(["p", argument], {}, files)
     functions = b"directory=/d/\nplace() { printf '%s\\0' \"$@\"; }\nrun() { printf '%s\\0' \"$@\"; }\n"
     done = subprocess.run(["sh"], input=functions + job, capture_output=True, check=True, timeout=60)
-    expected = ["x", text, "V", "p", f"{before}/d/{after}"]
+    expected = ["x", text, "V", "644", "p", f"{before}/d/{after}"]
     assert done.stdout.decode(errors="surrogateescape").split("\0")[:-1] == expected
 
 

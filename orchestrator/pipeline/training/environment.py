@@ -8,12 +8,14 @@ import logging
 import re
 import ssl
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline.training.secrecy import login_parts, secret_parts
 from orchestrator.remote.job import UNUSABLE, JobFile, can_be_given, is_variable
 from orchestrator.remote.masking import Masker
 from orchestrator.remote.reserved import reserved
+from orchestrator.resources.http import read_client_certificate
 from orchestrator.settings.groups import MlflowSettings
 from orchestrator.settings.source import HANDED_WITH_A_WARNING, OWN_SECRETS, REGION, PipelineSettings
 
@@ -22,6 +24,7 @@ _log = logging.getLogger(__name__)
 RUN_CONTEXT = "MLFLOW_RUN_CONTEXT"
 
 MLFLOW_CA = "MLFLOW_TRACKING_SERVER_CERT_PATH"
+MLFLOW_CLIENT_CERTIFICATE = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
 
 DOCKER_ENV = "docker.env"
 """The file that names the variables for a container."""
@@ -35,7 +38,7 @@ Who has the machine's mounted names them under `docker_env.environment`."""
 
 
 _MLFLOW_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-_OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_WORKSPACE", *_MLFLOW_LOGIN)
+_OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_WORKSPACE", "MLFLOW_TRACKING_AWS_SIGV4", *_MLFLOW_LOGIN)
 """The training gets these whether TRAINING_ENV names them or not, and as the instance needs them."""
 
 _RECOGNISED = 12
@@ -74,14 +77,17 @@ def training_environment(settings: PipelineSettings) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": _mlflow_address(mlflow),
         "MLFLOW_EXPERIMENT_ID": mlflow.experiment_id,
         "MLFLOW_WORKSPACE": (mlflow.workspace or "").strip() or None,
+        "MLFLOW_TRACKING_AWS_SIGV4": "true" if mlflow.aws_sigv4 else None,
+        "SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT": mlflow.sagemaker_endpoint,
         **login,
         **{name: settings.variables.get(name) or None for name in REGION},
         "PYTHONUNBUFFERED": "1",  # else Python holds a piped log back, and nothing is live
         **{name: value for name, value in values.items() if not (name in _OURS and sources[name] == name)},
     }
+    for name, path in ((MLFLOW_CA, mlflow.ca_bundle), (MLFLOW_CLIENT_CERTIFICATE, mlflow.client_certificate)):
+        if path and environment.get(name) == str(path):
+            del environment[name]  # that is where it is here; `job_files` brings it to where the training is
     _warn_of_own_logins(environment, settings)
-    if mlflow.ca_bundle and environment.get(MLFLOW_CA) == str(mlflow.ca_bundle):
-        del environment[MLFLOW_CA]  # that is where it is here; `job_files` brings it to where the training is
     given = {name: value for name, value in environment.items() if value is not None}
     if bad := [name for name, value in given.items() if not can_be_given(value)]:
         raise SettingsError(f"{bad[0]} holds {UNUSABLE}; set it anew")
@@ -126,12 +132,17 @@ def _own_secrets(settings: PipelineSettings) -> Iterator[tuple[str, str]]:
         if value := settings.variables.get(name):
             yield name, value
             yield from ((name, password) for password in login_parts(value))
+    yield from (("KEY_PATH", line) for line in _key_lines(settings.ssh.key_path.expanduser()))
+
+
+def _key_lines(path: Path | None) -> list[str]:
+    """The lines of the private key in a file: any of them tells it, and copies differ in their line ends."""
     try:
-        key = settings.ssh.key_path.expanduser().read_text(errors="replace").strip()
+        text = path.read_text(errors="replace") if path else ""
     except OSError:  # a missing key is somebody else's complaint
-        return
-    # Of a key, any line of its middle will do: copies differ in their line ends.
-    yield from (("KEY_PATH", line) for line in key.splitlines()[1:-1] if len(line) > _RECOGNISED)
+        return []
+    keys = re.findall(r"PRIVATE KEY-----(.*?)-----END ", text, re.DOTALL)
+    return [line.strip() for key in keys for line in key.splitlines() if len(line.strip()) > _RECOGNISED]
 
 
 def _refuse_own(name: str, source: str, value: str, settings: PipelineSettings) -> None:
@@ -164,8 +175,12 @@ def _warn_of_own_logins(environment: Mapping[str, str | None], settings: Pipelin
         "AWS_": "give the instance a role instead (INSTANCE_PROFILE), or hand over keys made for it "
         "(TRAINING_ENV: AWS_ACCESS_KEY_ID=NAME_OF_ANOTHER_VARIABLE, ...)",
         "MLFLOW_": "set MLFLOW_TRACKING_USERNAME_ON_INSTANCE and MLFLOW_TRACKING_PASSWORD_ON_INSTANCE, or "
-        "MLFLOW_TRACKING_TOKEN_ON_INSTANCE, to a login that may edit this experiment only",
+        "MLFLOW_TRACKING_TOKEN_ON_INSTANCE or MLFLOW_TRACKING_CLIENT_CERT_PATH_ON_INSTANCE, to a login that may edit "
+        "this experiment only",
     }
+    certificate, source = _client_certificate(settings.mlflow)
+    if certificate and source == MLFLOW_CLIENT_CERTIFICATE and MLFLOW_CLIENT_CERTIFICATE not in environment:
+        handed.add(source)
     sentences = [
         f"{' and '.join(names)}: {advice[prefix]}"
         for prefix in advice
@@ -196,7 +211,9 @@ def with_run_tags(environment: Mapping[str, str], tags: Mapping[str, str]) -> di
 
 
 def job_files(environment: Mapping[str, str], settings: PipelineSettings) -> list[JobFile]:
-    """What the training needs in its directory: MLflow's CA, and the names of the variables that a container gets.
+    """What the training needs in its directory: MLflow's CA, the client certificate, and a container's variables.
+
+    The certificate comes with its key, and none but the login can read it: in a container, its user or root.
 
     MLflow gives a container no variables but its own and those that MLproject names. Docker takes the values
     from its own environment, so that none is in a list of processes or on the disk.
@@ -206,7 +223,7 @@ def job_files(environment: Mapping[str, str], settings: PipelineSettings) -> lis
         settings: the settings that it was made of.
 
     Raises:
-        SettingsError: the CA cannot be read.
+        SettingsError: the CA or the client certificate cannot be read.
     """
     files = []
     if settings.mlflow.ca_bundle and MLFLOW_CA not in environment:
@@ -217,9 +234,22 @@ def job_files(environment: Mapping[str, str], settings: PipelineSettings) -> lis
         if not can_be_given(text) or not _is_pem(text):
             raise SettingsError(f"{MLFLOW_CA}: {settings.mlflow.ca_bundle} is no PEM file")
         files.append(JobFile("mlflow-ca.pem", text, variable=MLFLOW_CA))
+    certificate, setting = _client_certificate(settings.mlflow)
+    if certificate and MLFLOW_CLIENT_CERTIFICATE not in environment:
+        text = read_client_certificate(certificate, setting=setting)
+        if not can_be_given(text):
+            raise SettingsError(f"{setting}: {certificate} holds {UNUSABLE}; write it anew")
+        files.append(JobFile("mlflow-client.pem", text, variable=MLFLOW_CLIENT_CERTIFICATE, secret=True))
     variables = [*environment, *(file.variable for file in files if file.variable)]
     names = [f"{name}\n" for name in variables if name not in OF_THE_MACHINE]
     return [*files, JobFile(DOCKER_ENV, "".join(names))]
+
+
+def _client_certificate(mlflow: MlflowSettings) -> tuple[Path | None, str]:
+    """The training's own, if it has one, else ours; and the setting that names it."""
+    if mlflow.client_certificate_on_instance:
+        return mlflow.client_certificate_on_instance, f"{MLFLOW_CLIENT_CERTIFICATE}_ON_INSTANCE"
+    return mlflow.client_certificate, MLFLOW_CLIENT_CERTIFICATE
 
 
 def _is_pem(text: str) -> bool:
@@ -249,6 +279,7 @@ def secrets_in(environment: Mapping[str, str], settings: PipelineSettings) -> li
     credentials = (mlflow.password, mlflow.token, mlflow.password_on_instance, mlflow.token_on_instance)
     secrets = [credential.get_secret_value() for credential in credentials if credential]
     logins = ((mlflow.username, mlflow.password), (mlflow.username_on_instance, mlflow.password_on_instance))
+    secrets += _key_lines(_client_certificate(mlflow)[0])
     secrets += [_basic(user, password.get_secret_value()) for user, password in logins if user and password]
     declared = settings.project.secret_env
     for name, source in settings.project.training_sources.items():

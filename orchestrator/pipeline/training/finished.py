@@ -62,7 +62,7 @@ class FinishedTraining:
 
     Attributes:
         run: the MLflow run that holds the model.
-        url: its page.
+        url: its page; None when it is not known where people find it.
         histories: metric → all its points.
         usage: what the instance was and cost; None when that was never written.
         root: the MLflow run that the training was given; has the parameters of the project.
@@ -72,7 +72,7 @@ class FinishedTraining:
     """
 
     run: Run
-    url: str
+    url: str | None
     histories: Mapping[str, Sequence[MetricPoint]]
     usage: Usage | None
     root: Run

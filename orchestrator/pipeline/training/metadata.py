@@ -44,7 +44,7 @@ def training_metadata(finished: FinishedTraining, build: Build) -> Metadata:
     """
     run, root, usage = finished.run, finished.root, finished.usage
     known: dict[str, dg.MetadataValue | None] = {
-        "MLflow run": dg.MetadataValue.url(finished.url),
+        "MLflow run": dg.MetadataValue.url(finished.url) if finished.url else None,
         "MLflow run ID": dg.MetadataValue.text(run.id),
         "model": _text(finished.reason),
         "MLflow run of the training": _text(root.id if root.id != run.id else None),

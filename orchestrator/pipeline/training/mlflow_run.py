@@ -134,7 +134,8 @@ class TrackedRun:
             run = self._server.create_run(self._settings.experiment_id, name=self._plan.run_name, tags=self._tags())
             self._id = run.id
             self._training_at_stake = False
-            _log.info(f"Created MLflow run {run.id}: {self._mlflow.run_url(run)}")
+            url = self._mlflow.run_url(run)
+            _log.info(f"Created MLflow run {run.id}{f': {url}' if url else ''}")
         return self._id
 
     def _tags(self) -> dict[str, str]:
@@ -302,7 +303,7 @@ class TrackedRun:
         if run.status != "FINISHED":
             raise TrainingFailed(
                 f"build {self._plan.partition}: the training exited 0, but MLflow holds run {run.id} as {run.status}; "
-                f"look at what the training did to its own run: {self._mlflow.run_url(run)}"
+                f"look at what the training did to its own run: {self._mlflow.run_url(run) or run.id}"
             )
         # `mlflow run --run-id` does not log them; only now, because the training may log its own reading of them.
         missing = {key: value for key, value in self._plan.parameters.items() if key not in run.params}

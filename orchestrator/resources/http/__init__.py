@@ -10,6 +10,7 @@ from orchestrator.resources.http.client import (
     Method,
     Once,
 )
+from orchestrator.resources.http.client_certificate import read_client_certificate
 from orchestrator.resources.http.problems import (
     HttpAnswer,
     HttpFault,
@@ -32,6 +33,7 @@ __all__ = [
     "Method",
     "Once",
     "Problem",
+    "read_client_certificate",
     "redirect_target",
     "retry_after",
 ]

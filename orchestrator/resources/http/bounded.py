@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+import ssl
 import time
 from typing import Any
 
@@ -75,6 +76,13 @@ class _HttpConnection(urllib3.connection.HTTPConnection):
 
 class _HttpsConnection(urllib3.connection.HTTPSConnection):
     response_class = _BoundedResponse
+
+    def request(self, *args: Any, **options: Any) -> None:
+        """Let a server that has closed the connection be heard: it may have said why, such as a missing certificate."""
+        try:
+            super().request(*args, **options)
+        except ssl.SSLEOFError as error:
+            raise BrokenPipeError from error  # for which urllib3 reads on
 
 
 class _HttpPool(urllib3.HTTPConnectionPool):

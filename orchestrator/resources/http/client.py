@@ -20,6 +20,7 @@ import tenacity
 
 from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.resources.http.bounded import LARGEST_ANSWER, BoundedAdapter, Session, whole_body
+from orchestrator.resources.http.client_certificate import read_client_certificate
 from orchestrator.resources.http.problems import (
     FOREIGN_ERRORS,
     SHAPE_ERRORS,
@@ -96,6 +97,8 @@ class HttpServer:
         auth: the login, if it takes one.
         ca_bundle: PEM file with the CA of its certificate; None: as of all the world.
         ca_setting: where that comes from.
+        client_certificate: PEM file with the certificate that we show, and its key; None: we have none.
+        client_certificate_setting: where that comes from.
         headers: sent with each request.
     """
 
@@ -104,6 +107,8 @@ class HttpServer:
     auth: requests.auth.AuthBase | None
     ca_bundle: Path | None
     ca_setting: str
+    client_certificate: Path | None = None
+    client_certificate_setting: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -164,7 +169,7 @@ class HttpClient:
         explain: makes the client's own error of what went wrong.
 
     Raises:
-        SettingsError: there is no such CA file.
+        SettingsError: there is no such CA file, or the client certificate cannot be used.
     """
 
     def __init__(
@@ -172,11 +177,14 @@ class HttpClient:
     ) -> None:
         if server.ca_bundle is not None and not server.ca_bundle.is_file():
             raise SettingsError(f"{server.ca_setting}: there is no file {server.ca_bundle}")
+        if server.client_certificate is not None:
+            read_client_certificate(server.client_certificate, setting=server.client_certificate_setting)
         self.policy = policy
         self._server = server
         self._explain = explain
         # Handed to each request, because REQUESTS_CA_BUNDLE would win over the session's own value.
         self._verify: str | bool = str(server.ca_bundle) if server.ca_bundle else True
+        self._certificate = str(server.client_certificate) if server.client_certificate else None
         self._session = Session()
         self._session.auth = server.auth
         self._session.headers.update({"Accept": "application/json", **server.headers})
@@ -281,9 +289,12 @@ class HttpClient:
                     min(self.policy.answer_seconds, longest_seconds),
                 ),
                 verify=self._verify,
+                cert=self._certificate,
             )
         except FOREIGN_ERRORS as error:
             raise fault_of(error, url) from error
+        except OSError as error:  # requests' own, for a file of certificates that is gone
+            raise HttpFault(Problem.UNREADABLE, url, detail=str(error)) from error
         with response:
             try:
                 answer = HttpAnswer(

@@ -35,6 +35,10 @@ class Problem(enum.Enum):
     NOT_JSON = "nothing, or text that is not JSON"
     WRONG_ADDRESS = "an address that cannot be one"
     UNTRUSTED = "a certificate that is not trusted"
+    CLIENT_CERTIFICATE = "the server refuses our client certificate, or to go on without one"
+    UNREADABLE = "a file of certificates that cannot be read (any more)"
+    NO_CREDENTIALS = "no credentials of AWS to sign with"
+    CREDENTIALS_AWAY = "credentials of AWS that cannot be renewed now"
     NOT_HTTP = "an answer that is not HTTP"
     TOO_LARGE = "an answer without end"
     TOO_DEEP = "JSON that is nested too deep"
@@ -55,7 +59,14 @@ class Problem(enum.Enum):
 
 _TRANSIENT = frozenset(
     {Problem.UNREACHABLE, Problem.SILENT, Problem.SLOW, Problem.UNWELL, Problem.WEB_PAGE, Problem.NOT_JSON}
+    | {Problem.CREDENTIALS_AWAY}
 )
+
+_REFUSED_CERTIFICATE = re.compile(
+    r"(?:SSLV3|TLSV1|TLSV13)_ALERT_(?:CERTIFICATE_\w+|BAD_CERTIFICATE\w*|UNSUPPORTED_CERTIFICATE|UNKNOWN_CA"
+    r"|ACCESS_DENIED|HANDSHAKE_FAILURE)"
+)
+"""What a server says that asks for a client certificate; the last one also when no cipher suits it."""
 
 _STATUSES = {
     408: Problem.UNWELL,
@@ -168,6 +179,8 @@ def fault_of(error: Exception, url: str, *, begun: bool = False) -> HttpFault:
     cause = _root(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return HttpFault(Problem.UNTRUSTED, url, detail=cause.verify_message)
+    if isinstance(cause, ssl.SSLError) and _REFUSED_CERTIFICATE.fullmatch(cause.reason or ""):
+        return HttpFault(Problem.CLIENT_CERTIFICATE, url, detail=(cause.reason or "").replace("_", " ").lower())
     detail = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
     if begun and isinstance(cause, TimeoutError):
         return HttpFault(Problem.SLOW, url, detail=detail)
@@ -182,7 +195,8 @@ def _root(error: Exception) -> BaseException:
     """
     cause: BaseException = error
     while isinstance(cause, (requests.RequestException, urllib3.exceptions.HTTPError)):
-        deeper = cause.__cause__ or cause.__context__
+        wrapped = cause.args[0] if cause.args else None  # urllib3 hands some on without raising them
+        deeper = cause.__cause__ or cause.__context__ or (wrapped if isinstance(wrapped, OSError) else None)
         if deeper is None:
             break
         cause = deeper

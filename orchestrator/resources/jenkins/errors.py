@@ -20,6 +20,8 @@ _KINDS: dict[Problem, type[JenkinsError]] = {
     Problem.SLOW: JenkinsUnavailable,
     Problem.UNWELL: JenkinsUnavailable,
     Problem.UNTRUSTED: JenkinsUnavailable,
+    Problem.CLIENT_CERTIFICATE: JenkinsRefused,
+    Problem.UNREADABLE: JenkinsUnavailable,
     Problem.WEB_PAGE: JenkinsUnavailable,
     Problem.LOGIN_PAGE: JenkinsRefused,
     Problem.LOGIN_REDIRECT: JenkinsRefused,
@@ -57,6 +59,13 @@ def _sentence(fault: HttpFault, user: str) -> str:
                 f"no secure connection to {url} ({fault.detail}): when Jenkins' certificate is signed privately, "
                 "set JENKINS_CA_BUNDLE to a PEM file with its CA; else check JENKINS_URL"
             )
+        case Problem.CLIENT_CERTIFICATE:
+            return (
+                f"no secure connection to {url} ({fault.detail}): if it asks for client certificates, set JENKINS_URL "
+                "to an address of Jenkins that takes its users and API tokens without"
+            )
+        case Problem.UNREADABLE:
+            return f"{url} was not asked ({fault.detail}): put JENKINS_CA_BUNDLE right"
         case Problem.NOT_HTTP:
             return f"{url} gave an answer that is no HTTP ({fault.detail}): is JENKINS_URL a Jenkins?"
         case Problem.TOO_LARGE:

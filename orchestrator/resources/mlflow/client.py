@@ -10,7 +10,6 @@ import copy
 import functools
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
@@ -19,19 +18,15 @@ from typing import IO, Literal, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import dagster as dg
-import requests.auth
 
 from orchestrator import names
-from orchestrator.errors import MlflowError, MlflowNotFound, MlflowRejected, MlflowTooLarge, SettingsError
+from orchestrator.errors import MlflowError, MlflowNotFound, MlflowRejected, MlflowTooLarge
 from orchestrator.resources import retry
 from orchestrator.resources.http import (
     LARGEST_ANSWER,
-    Address,
-    BearerToken,
     HttpAnswer,
     HttpClient,
     HttpRequest,
-    HttpServer,
     JsonObject,
     Method,
     Once,
@@ -51,6 +46,7 @@ from orchestrator.resources.mlflow.answers import (
 from orchestrator.resources.mlflow.errors import explain
 from orchestrator.resources.mlflow.history import HistoryThinner
 from orchestrator.resources.mlflow.search import RunSearch, conditions_on, search_body
+from orchestrator.resources.mlflow.server import TrackingServer
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import MlflowSettings
 
@@ -68,9 +64,6 @@ MOST_PAGES = 1000
 LARGEST_HISTORY = 16 * 2**20
 """A page has about 1 MB; a server that knows no pages answers with all of them."""
 
-WORKSPACE_HEADER = "X-MLFLOW-WORKSPACE"
-"""https://github.com/mlflow/mlflow/blob/v3.17.2/mlflow/utils/workspace_utils.py"""
-
 _WITHOUT_WORKSPACES = "FEATURE_DISABLED"
 _ARTIFACTS = "api/2.0/mlflow-artifacts/artifacts/"
 
@@ -87,33 +80,15 @@ class Mlflow:
         policy: how long one call rides out an outage.
 
     Raises:
-        SettingsError: MLFLOW_TRACKING_URI, MLFLOW_WORKSPACE, MLFLOW_UI_URL or MLFLOW_TRACKING_SERVER_CERT_PATH is
-            wrong.
+        SettingsError: see `TrackingServer.of`; or a certificate cannot be used.
     """
 
     def __init__(self, settings: MlflowSettings, *, policy: RetryPolicy = retry.MLFLOW) -> None:
-        _refuse_managed(settings.tracking_uri)
-        address = Address.parse(
-            settings.tracking_uri,
-            setting="MLFLOW_TRACKING_URI",
-            example="http://mlflow.example.com:5000",
-            why=": the training runs on another machine, which reaches no file or database of this one; "
-            "start one with `mlflow server`",
-        )
-        self._workspace = _workspace(settings)
-        server = HttpServer(
-            address=address,
-            setting="MLFLOW_TRACKING_URI",
-            auth=_login(settings, address),
-            ca_bundle=settings.ca_bundle,
-            ca_setting="MLFLOW_TRACKING_SERVER_CERT_PATH",
-            headers={WORKSPACE_HEADER: self._workspace} if self._workspace else {},
-        )
-        self._http = HttpClient(server, policy=policy, explain=functools.partial(explain, uri=address.uri))
-        self._ui = address.uri
-        if settings.ui_url:
-            example = "https://mlflow.example.com/mlflow"
-            self._ui = Address.parse(settings.ui_url, setting="MLFLOW_UI_URL", example=example).uri
+        server = TrackingServer.of(settings)
+        explained = functools.partial(explain, uri=server.http.address.uri, permission=server.permission)
+        self._http = HttpClient(server.http, policy=policy, explain=explained)
+        self._workspace = server.workspace
+        self._pages = server.pages
 
     def __enter__(self) -> Self:
         return self
@@ -382,9 +357,11 @@ class Mlflow:
         query = {"filter": f"run_id = '{run_id}'", "max_results": 100}
         return self._get("model-versions/search", query, versions_page)
 
-    def run_url(self, run: Run) -> str:
-        """The page of a run in MLflow's user interface, as people reach it."""
-        page = f"{self._ui}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
+    def run_url(self, run: Run) -> str | None:
+        """The page of a run in MLflow's user interface, as people reach it; None when none is known."""
+        if self._pages is None:
+            return None
+        page = f"{self._pages}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
         return f"{page}?workspace={self._workspace}" if self._workspace else page
 
     def _read_experiment(self, answer: JsonObject) -> Experiment:
@@ -446,54 +423,9 @@ def _request(
     return HttpRequest(method=method, path=path, json=fields, largest_bytes=largest_bytes)
 
 
-def _refuse_managed(uri: str) -> None:
-    """Refuse what MLflow's own client takes, by plugins or other libraries, and ours does not.
-
-    Raises:
-        SettingsError: it is one of these.
-    """
-    scheme = uri.strip().partition(":")[0].lower()
-    if scheme == "arn":
-        raise SettingsError(
-            "MLFLOW_TRACKING_URI is an ARN of AWS: SageMaker's managed MLflow asks for signed requests, which are not "
-            "supported; set it to an MLflow server with an address, http:// or https://, that takes a user and "
-            "password, or a token"
-        )
-    if scheme in ("databricks", "databricks-uc", "uc"):
-        raise SettingsError(
-            f"MLFLOW_TRACKING_URI is {scheme}, which needs the libraries of Databricks: set it to the address of the "
-            "workspace, https://..., and MLFLOW_TRACKING_TOKEN to an access token"
-        )
-
-
 def _is_without_workspaces(answer: HttpAnswer) -> bool:
     """MLflow says so with 500, as if another try might help."""
     return (answer.json_object() or {}).get("error_code") == _WITHOUT_WORKSPACES
-
-
-def _workspace(settings: MlflowSettings) -> str:
-    name = (settings.workspace or "").strip()
-    if name and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
-        raise SettingsError(
-            f"MLFLOW_WORKSPACE: {name:.80} cannot be the name of a workspace, which has small letters, digits and "
-            "hyphens only"
-        )
-    return name
-
-
-def _login(settings: MlflowSettings, address: Address) -> requests.auth.AuthBase | None:
-    """The login, in the order in which MLflow's own client looks for one."""
-    username = settings.username or address.username
-    password = settings.password.get_secret_value() if settings.password else address.password
-    if username and password:
-        # Bytes, because requests would encode text as Latin-1.
-        return requests.auth.HTTPBasicAuth(username.encode(), password.encode())
-    if settings.token:
-        token = settings.token.get_secret_value().strip()
-        if not token.isascii() or not token.isprintable():
-            raise SettingsError("MLFLOW_TRACKING_TOKEN has characters in it that no token has: copy it once more")
-        return BearerToken(token)
-    return None
 
 
 def _cut(value: str, size: int) -> str:

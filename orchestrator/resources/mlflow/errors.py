@@ -18,6 +18,10 @@ from orchestrator.resources.http import HttpAnswer, HttpFault, Problem
 CUT_OFF = (MlflowUnavailable, MlflowRefused)
 """Nothing at all can be asked: what is asked next fails as well, and all of it may succeed later."""
 
+_CERTIFICATE = (
+    "if it asks for a client certificate, set MLFLOW_TRACKING_CLIENT_CERT_PATH to a PEM file with one that it accepts, "
+    "and its key"
+)
 _NOT_MLFLOW = "MLFLOW_TRACKING_URI is not the address of an MLflow server"
 
 _KINDS: dict[Problem, type[MlflowError]] = {
@@ -27,6 +31,10 @@ _KINDS: dict[Problem, type[MlflowError]] = {
     Problem.UNWELL: MlflowUnavailable,
     Problem.WEB_PAGE: MlflowUnavailable,
     Problem.NOT_JSON: MlflowUnavailable,
+    Problem.CREDENTIALS_AWAY: MlflowUnavailable,
+    Problem.CLIENT_CERTIFICATE: MlflowRefused,
+    Problem.UNREADABLE: MlflowRefused,
+    Problem.NO_CREDENTIALS: MlflowRefused,
     Problem.LOGIN_PAGE: MlflowRefused,
     Problem.LOGIN_REDIRECT: MlflowRefused,
     Problem.UNAUTHORIZED: MlflowRefused,
@@ -36,17 +44,27 @@ _KINDS: dict[Problem, type[MlflowError]] = {
 }
 
 
-def explain(fault: HttpFault, *, uri: str) -> MlflowError:
+_LOGIN = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to a login that may read and "
+    "write the experiment"
+)
+
+
+def explain(fault: HttpFault, *, uri: str, permission: str | None = None) -> MlflowError:
     """The error for a request that did not get what was asked for.
 
     Args:
         fault: what went wrong.
         uri: the server's address, without a login.
+        permission: what AWS's credentials lack when requests that are signed with them are refused, as one clause;
+            None: requests are not signed.
     """
     kind = _KINDS.get(fault.problem, MlflowError)
     if fault.problem in (Problem.NOT_FOUND, Problem.REJECTED) and _is_mlflows(fault.answer):
         kind = MlflowNotFound if fault.problem is Problem.NOT_FOUND else MlflowRejected
-    sentence = _sentence(fault, uri)
+    sentence = _sentence(fault, uri, _LOGIN if permission is None else _signed(permission))
+    if fault.problem is Problem.CREDENTIALS_AWAY:
+        return kind(sentence)
     if fault.policy is not None and fault.problem.transient:
         sentence += (
             f"; gave up after {fault.policy.total_seconds:g} s: "
@@ -73,7 +91,11 @@ def longest_allowed(error: MlflowError) -> int | None:
     return int(limits[-1]) if limits else None
 
 
-def _sentence(fault: HttpFault, uri: str) -> str:
+def _signed(permission: str) -> str:
+    return f"the request is signed with the orchestrator's AWS credentials: {permission}"
+
+
+def _sentence(fault: HttpFault, uri: str, advice: str) -> str:
     match fault.problem:
         case Problem.UNREACHABLE | Problem.SILENT:
             return f"MLflow at {uri} does not answer ({fault.detail})"
@@ -85,6 +107,21 @@ def _sentence(fault: HttpFault, uri: str) -> str:
             return (
                 f"the certificate of MLflow at {uri} is not trusted ({fault.detail}): "
                 "set MLFLOW_TRACKING_SERVER_CERT_PATH to a PEM file with its CA"
+            )
+        case Problem.CLIENT_CERTIFICATE:
+            return f"MLflow at {uri} ends the connection ({fault.detail}): {_CERTIFICATE}"
+        case Problem.REJECTED if fault.answer and b"SSL certificate" in fault.answer.body[:2000]:  # nginx
+            return f"{_reply(fault.answer)} from MLflow at {uri}: {_CERTIFICATE}"
+        case Problem.UNREADABLE:
+            return (
+                f"MLflow at {uri} was not asked ({fault.detail}): put MLFLOW_TRACKING_SERVER_CERT_PATH or "
+                "MLFLOW_TRACKING_CLIENT_CERT_PATH right"
+            )
+        case Problem.NO_CREDENTIALS | Problem.CREDENTIALS_AWAY:
+            return (
+                f"MLflow at {uri} was not asked, because there are no AWS credentials to sign requests with "
+                f"({fault.detail}): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or this machine's "
+                "role"
             )
         case Problem.NOT_HTTP:
             return f"{uri} gave an answer that is no HTTP ({fault.detail}): {_NOT_MLFLOW}"
@@ -105,7 +142,7 @@ def _sentence(fault: HttpFault, uri: str) -> str:
                 "MLFLOW_TRACKING_TOKEN, to a login that gets past it, or MLFLOW_TRACKING_URI to MLflow itself"
             )
         case Problem.UNAUTHORIZED | Problem.FORBIDDEN:
-            return _refusal(fault, uri)
+            return _refusal(fault, uri, advice)
         case Problem.NOT_FOUND if _is_mlflows(fault.answer):
             return f"{_reply(fault.answer)} (MLflow at {uri})"
         case Problem.REJECTED if _is_mlflows(fault.answer):
@@ -122,7 +159,7 @@ def _sentence(fault: HttpFault, uri: str) -> str:
             )
 
 
-def _refusal(fault: HttpFault, uri: str) -> str:
+def _refusal(fault: HttpFault, uri: str, advice: str) -> str:
     body = fault.answer.body[:500] if fault.answer else b""
     if fault.problem is Problem.FORBIDDEN and b"Invalid Host header" in body:
         # https://mlflow.org/docs/latest/self-hosting/security/network/
@@ -131,10 +168,7 @@ def _refusal(fault: HttpFault, uri: str) -> str:
             f"MLflow at {uri} does not know itself by the name {host}: start that server with "
             f"--allowed-hosts {host} (or MLFLOW_SERVER_ALLOWED_HOSTS)"
         )
-    return (
-        f"{_reply(fault.answer)} from MLflow at {uri}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-        "or MLFLOW_TRACKING_TOKEN, to a login that may read and write the experiment"
-    )
+    return f"{_reply(fault.answer)} from MLflow at {uri}: {advice}"
 
 
 def _of_prefix(uri: str) -> str:
@@ -152,7 +186,8 @@ def _reply(answer: HttpAnswer | None) -> str:
     """Status and message of an answer."""
     if answer is None:
         return ""
-    message = (answer.json_object() or {}).get("message")
+    data = answer.json_object() or {}
+    message = data.get("message") or data.get("Message")  # MLflow's, or AWS's
     return f"{answer.status_line}: {str(message)[:500]}" if message else answer.status_line
 
 

@@ -25,7 +25,8 @@ from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.resources.ec2 import timestamp
 from orchestrator_sandbox.proxy import HUNG_UP, FaultyProxy
-from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
+from orchestrator_tests.support.attempts import PROJECT, ThisRun, World, gone, provisioned
+from orchestrator_tests.support.client_certificates import Authority
 from orchestrator_tests.support.waiting import until
 
 NASTY = 'it\'s "quoted", `id` $(id) ${HOME} \\ ; & | * ü\tand\nmore -x=1'
@@ -65,6 +66,36 @@ def test_a_build_is_trained_at_its_commit_and_the_instance_given_back(world: Wor
     assert finished.usage is not None
     assert finished.usage.instance_id == instance.id
     assert finished.usage.usd == pytest.approx(finished.usage.minutes * 3.6 / 60, abs=1e-4)
+
+
+def test_a_server_that_asks_for_a_client_certificate_is_shown_one_by_us_and_by_the_training(
+    world: World, tmp_path: Path
+) -> None:
+    logs_with_certificate = PROJECT["train.py"].replace("urlopen(request)", "urlopen(request, context=context)")
+    prelude = (
+        "import os, ssl\n"
+        "context = ssl.create_default_context(cafile=os.environ['MLFLOW_TRACKING_SERVER_CERT_PATH'])\n"
+        "context.load_cert_chain(os.environ['MLFLOW_TRACKING_CLIENT_CERT_PATH'])\n"
+    )
+    commit = world.git.commit("Show a certificate", {"train.py": prelude + logs_with_certificate})
+    world.git.commit("Show none", {"train.py": PROJECT["train.py"]})
+    authority = Authority(tmp_path)
+    ca, server, ours = authority.file, authority.issue("server"), authority.issue("ours")
+    with FaultyProxy(world.mlflow_server.url, certificate=server, client_ca=ca) as mlflow:
+        attempt = world.attempt(
+            40,
+            run=ThisRun("run-40"),
+            build=world.build(40, commit=commit),
+            settings={
+                "MLFLOW_TRACKING_URI": mlflow.url,
+                "MLFLOW_TRACKING_SERVER_CERT_PATH": str(ca),
+                "MLFLOW_TRACKING_CLIENT_CERT_PATH": str(ours),
+            },
+        )
+        attempt.check()
+        attempt.train()
+        attempt.terminate()
+        assert attempt.finished().run.metrics == {"accuracy": 0.75}
 
 
 def test_a_training_that_exits_non_zero_is_red_with_its_last_lines_and_leaves_no_instance(world: World) -> None:

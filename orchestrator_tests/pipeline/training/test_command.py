@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline.training.command import docker_arguments, mlflow_run_command
 from orchestrator.pipeline.training.config import TrainingConfig
-from orchestrator.pipeline.training.environment import OF_THE_MACHINE, job_files, training_environment
+from orchestrator.pipeline.training.environment import OF_THE_MACHINE, job_files, secrets_in, training_environment
 from orchestrator.pipeline.training.plan import make_plan
 from orchestrator.remote.job import Argument, JobFile
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator.settings.source import PipelineSettings, SettingsSource
 from orchestrator_tests.support.certificate import PEM
+from orchestrator_tests.support.client_certificates import Authority
 from orchestrator_tests.support.environment import COMPLETE
 
 DIRECTORY = "/home/ubuntu/.orchestrator/1/"
@@ -202,6 +203,72 @@ def test_a_ca_that_cannot_be_sent_is_named(tmp_path: Path, content: bytes | None
     settings = read(MLFLOW_TRACKING_SERVER_CERT_PATH=str(ca))
     with pytest.raises(SettingsError, match="MLFLOW_TRACKING_SERVER_CERT_PATH"):
         job_files(training_environment(settings), settings)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_client_certificate_goes_with_the_training_for_none_but_its_login(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, own: bool
+) -> None:
+    authority = Authority(tmp_path)
+    ours, theirs = authority.issue("ours"), authority.issue("theirs")
+    sent = theirs if own else ours
+    changed = {"MLFLOW_TRACKING_CLIENT_CERT_PATH": str(ours)}
+    if own:
+        changed["MLFLOW_TRACKING_CLIENT_CERT_PATH_ON_INSTANCE"] = str(theirs)
+    for named in ("", "MLFLOW_TRACKING_CLIENT_CERT_PATH"):
+        caplog.clear()
+        settings = read(**changed, TRAINING_ENV=named)
+        environment = training_environment(settings)
+        assert "MLFLOW_TRACKING_CLIENT_CERT_PATH" not in environment, "it is not where it is here"
+        file, names = job_files(environment, settings)
+        assert (file.text, file.variable, file.secret) == (
+            sent.read_text(),
+            "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+            True,
+        )
+        assert "MLFLOW_TRACKING_CLIENT_CERT_PATH" in names.text.splitlines()
+        assert not names.secret
+        assert ("MLFLOW_TRACKING_CLIENT_CERT_PATH: set " in caplog.text) is not own
+        mounts = docker_argv(docker_arguments({}, mlflow_run="1", files=[file, names]))
+        assert any(f"{DIRECTORY}mlflow-client.pem" in word for word in mounts)
+        key = sent.read_text().split("PRIVATE KEY-----\n")[1].splitlines()[0]
+        assert key in secrets_in(environment, settings)
+
+
+def test_a_client_certificate_that_the_image_has_is_taken_from_there(tmp_path: Path) -> None:
+    settings = read(
+        MLFLOW_TRACKING_CLIENT_CERT_PATH=str(Authority(tmp_path).issue("ours")),
+        TRAINING_ENV="MLFLOW_TRACKING_CLIENT_CERT_PATH=IN_THE_IMAGE",
+        IN_THE_IMAGE="/etc/mlflow/client.pem",
+    )
+    environment = training_environment(settings)
+    assert environment["MLFLOW_TRACKING_CLIENT_CERT_PATH"] == "/etc/mlflow/client.pem"
+    assert [file.name for file in job_files(environment, settings)] == ["docker.env"]
+
+
+@pytest.mark.parametrize("setting", ["", "_ON_INSTANCE"])
+def test_a_client_certificate_that_no_server_can_be_shown_is_named(tmp_path: Path, setting: str) -> None:
+    locked = Authority(tmp_path).issue("locked", passphrase="s3cret")
+    name = f"MLFLOW_TRACKING_CLIENT_CERT_PATH{setting}"
+    settings = read(**{name: str(locked)})
+    with pytest.raises(SettingsError, match=f"{name}: the key in .* is protected by a passphrase"):
+        job_files(training_environment(settings), settings)
+
+
+def test_a_training_signs_its_requests_where_we_sign_ours() -> None:
+    arn = "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-tracking-server/team"
+    environment = training_environment(
+        read(
+            MLFLOW_TRACKING_URI=arn,
+            MLFLOW_TRACKING_AWS_SIGV4="1",
+            SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT="https://vpce-1.example.com",
+        )
+    )
+    assert environment["MLFLOW_TRACKING_URI"] == arn
+    assert environment["MLFLOW_TRACKING_AWS_SIGV4"] == "true"
+    assert environment["SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT"] == "https://vpce-1.example.com"
+    plain = training_environment(read())
+    assert not {"MLFLOW_TRACKING_AWS_SIGV4", "SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT"} & plain.keys()
 
 
 def test_the_image_is_built_unless_somebody_says_no() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -19,7 +21,8 @@ from orchestrator.resources.mlflow import Mlflow
 from orchestrator.settings.source import PipelineSettings, SettingsSource
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.proxy import HUNG_UP, FaultyProxy, ProxyFault, Request
-from orchestrator_tests.support.mlflow_client import SHORT, post
+from orchestrator_tests.support.client_certificates import Authority
+from orchestrator_tests.support.mlflow_client import SHORT, client, post
 
 USAGE = Usage(instance_id="i-1", instance_type="t3.medium", market="spot", minutes=12.5, usd=0.01)
 BUILD = Build(
@@ -82,9 +85,11 @@ class Trained:
             config=TrainingConfig(parameters=dict(parameters)),
         )
 
-    def run(self, parameters: dict[str, str], *, trained: str | None = None) -> TrackedRun:
+    def run(
+        self, parameters: dict[str, str], *, trained: str | None = None, mlflow: Mlflow | None = None
+    ) -> TrackedRun:
         return TrackedRun(
-            self._mlflow,
+            mlflow or self._mlflow,
             self._settings.mlflow,
             self.plan(parameters),
             deployment="tests",
@@ -145,6 +150,46 @@ def test_whatever_keeps_it_from_being_recorded_says_that_it_is_trained_and_a_lat
     assert str(error.value).endswith(
         f"When {cure}, re-execute this run from failure: it records without training again"
     )
+    assert training.again().run.id == training.id
+
+
+def asks_for_a_certificate(proxy: FaultyProxy, folder: Path) -> FaultyProxy:
+    authority = Authority(folder)
+    return FaultyProxy(proxy.url, certificate=authority.issue("server"), client_ca=authority.file)
+
+
+@pytest.mark.parametrize("lost", ["certificate", "file", "permission", "credentials"])
+def test_no_kind_of_login_that_is_lost_takes_a_training_back(
+    training: Trained, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    training.train()
+    for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in {"AWS_CONFIG_FILE": "/none", "AWS_SHARED_CREDENTIALS_FILE": "/none"}.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    if lost == "permission":
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "OURS")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ours")
+    ca = tmp_path / "authority.pem"
+    with asks_for_a_certificate(proxy, tmp_path) as guarded:
+        fields: dict[str, dict[str, Any]] = {
+            "certificate": {"uri": guarded.url, "ca_bundle": ca},
+            "file": {"uri": guarded.url, "ca_bundle": ca, "client_certificate": tmp_path / "server.pem"},
+            "permission": {"uri": proxy.url, "aws_sigv4": True},
+            "credentials": {"uri": proxy.url, "aws_sigv4": True},
+        }
+        mlflow = client(**fields[lost], policy=SHORT.with_total(0.2))
+        if lost == "file":
+            (tmp_path / "server.pem").unlink()
+        if lost == "permission":
+            proxy.standing = ProxyFault(status=403, body='{"message": "Forbidden"}', content_type="application/json")
+        with mlflow, pytest.raises(MlflowRefused) as error:
+            training.run({}, trained=training.id, mlflow=mlflow).finished(USAGE)
+    proxy.standing = None
+    assert str(error.value).startswith(f"build 12 is trained, but could not be recorded from MLflow run {training.id}")
+    assert str(error.value).endswith("re-execute this run from failure: it records without training again")
     assert training.again().run.id == training.id
 
 

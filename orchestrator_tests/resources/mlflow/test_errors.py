@@ -215,8 +215,6 @@ class TestAddress:
     @pytest.mark.parametrize(
         ("uri", "sentence"),
         [
-            ("arn:aws:sagemaker:eu-west-1:123456789012:mlflow-tracking-server/ml", "signed requests, .* not supported"),
-            (" arn:aws-us-gov:sagemaker:us-gov-west-1:123456789012:mlflow-app/app-1", "signed requests, .* not supp"),
             ("databricks", "address of the workspace, .* MLFLOW_TRACKING_TOKEN"),
             ("databricks://profile", "address of the workspace, .* MLFLOW_TRACKING_TOKEN"),
         ],
