@@ -23,6 +23,7 @@ from orchestrator_sandbox.docker_engine import DockerEngine
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_tests.support.attempts import ThisRun, World, gone
 from orchestrator_tests.support.certificate import PEM
+from orchestrator_tests.support.client_certificates import Authority
 from orchestrator_tests.support.containers import mlproject
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.waiting import until
@@ -39,6 +40,8 @@ if what == 'environment':
     print('digests', json.dumps(digests))
     with open(os.environ.get('MLFLOW_TRACKING_SERVER_CERT_PATH', os.devnull)) as ca:
         print('CA', json.dumps(ca.read()))
+    with open(os.environ.get('MLFLOW_TRACKING_CLIENT_CERT_PATH', os.devnull)) as certificate:
+        print('certificate', hashlib.sha256(certificate.read().encode()).hexdigest())
 if what == 'survive':
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if what != 'tell':
@@ -189,6 +192,7 @@ def test_a_container_gets_what_the_training_gets_and_its_output_is_live(
 ) -> None:
     ca = tmp_path / "ca.pem"
     ca.write_text(f"# of 'Miller & Sons'\n{PEM}")
+    certificate = Authority(tmp_path).issue("trainer")
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     training = Training(
         boxed,
@@ -201,6 +205,7 @@ def test_a_container_gets_what_the_training_gets_and_its_output_is_live(
         MLFLOW_TRACKING_USERNAME="trainer",
         MLFLOW_TRACKING_PASSWORD=f"{SECRET}-of-mlflow",
         MLFLOW_TRACKING_SERVER_CERT_PATH=str(ca),
+        MLFLOW_TRACKING_CLIENT_CERT_PATH=str(certificate),
     )
     training.start()
     until(lambda: "begun" in training.text or not training.is_alive(), seconds=120)
@@ -237,6 +242,7 @@ def test_a_container_gets_what_the_training_gets_and_its_output_is_live(
     assert not is_there("PATH", path)
     assert "REQUESTS_CA_BUNDLE" not in digests
     assert json.loads(training.text.split("CA ")[1].splitlines()[0]) == ca.read_text()
+    assert f"certificate {hashlib.sha256(certificate.read_bytes()).hexdigest()}" in training.text
     assert SECRET not in training.text
 
 
