@@ -154,6 +154,8 @@ class RunTag:
     JENKINS_JOB = "jenkins/job"
     JENKINS_BUILD = "jenkins/build"
     JENKINS_COMMIT = "jenkins/commit"
+    LAUNCHED_BY = "orchestrator/launched-by"
+    """Who launched it through `serve`, which sets it whatever the request says; of a run or a backfill."""
 
 
 class DagsterTag:

@@ -11,6 +11,7 @@ from orchestrator.cli.iam_policy import iam_policy
 from orchestrator.cli.program import run
 from orchestrator.cli.serve import serve
 from orchestrator.cli.token import token
+from orchestrator.cli.user import user
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,6 +23,7 @@ orchestrator.add_command(demo)
 orchestrator.add_command(iam_policy)
 orchestrator.add_command(serve)
 orchestrator.add_command(token)
+orchestrator.add_command(user)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

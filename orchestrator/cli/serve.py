@@ -17,7 +17,7 @@ PEM_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path
     default="127.0.0.1",
     show_default=True,
     metavar="ADDRESS",
-    help="Address to listen on; others than loopback need UI_TOKEN.",
+    help="Address to listen on; others than loopback need a login.",
 )
 @click.option("--port", type=parameters.port, default="3000", show_default=True, help="Port of the UI.")
 @click.option("--cert", type=PEM_FILE, metavar="FILE", help="Certificate for TLS, a PEM file.")
@@ -26,7 +26,8 @@ def serve(*, host: str, port: int, cert: Path | None, key: Path | None) -> int:
     """Dagster's UI and daemon, for the settings in the environment or .env.
 
     Runs them on workspace.yaml and dagster.yaml of this folder, or on our own where it has none; .env.example
-    explains each setting. The address that is printed holds the token that opens the UI, unless UI_TOKEN is set.
+    explains each setting. The address that is printed holds the token that opens the UI, unless
+    there are users, or another login is set.
     Stays up until Ctrl-C.
     """
     from orchestrator.operate import serve as service

@@ -34,7 +34,11 @@ from orchestrator.settings.variables import require_private_env_file
 WEBSERVER = ("-m", "orchestrator.operate.web")
 """What our Python runs as the webserver."""
 
-UI_TOKEN = env_name(UiSettings.model_fields["token"])
+SECRETS_OF_THE_UI = (
+    env_name(UiSettings.model_fields["token"]),
+    env_name(UiSettings.model_fields["oidc_client_secret"]),
+    "OAUTH_CLIENT_SECRET",
+)
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 
@@ -143,8 +147,8 @@ class Services:
             command: its program and arguments, which other users of the machine can read.
             tell: what it finds on its standard input.
         """
-        # What starts trainings has no use for the token of the UI.
-        environment = {variable: text for variable, text in os.environ.items() if variable != UI_TOKEN}
+        # What starts trainings has no use for them.
+        environment = {variable: text for variable, text in os.environ.items() if variable not in SECRETS_OF_THE_UI}
         child = subprocess.Popen(
             command,
             env={**environment, "DAGSTER_HOME": str(self._home)},
@@ -169,7 +173,7 @@ def serve(
     """Run the webserver and the daemon until a signal, or until one of them ends.
 
     Args:
-        host: address to listen on; others than loopback need UI_TOKEN, and TLS or UI_INSECURE.
+        host: address to listen on; others than loopback need a login, and TLS or UI_INSECURE.
         port: port to listen on.
         say: takes each line for the user.
         certificate: PEM file for TLS.
@@ -205,8 +209,10 @@ def serve(
 def _about(door: Door) -> str:
     if not door.asks_for_token:
         return "It asks for no token (UI_LOGIN=off): every user of this machine can run trainings. Ctrl-C stops it"
+    if door.token is None:
+        return "It asks for a login. Ctrl-C stops it"
     if door.token_is_given:
-        return "It asks for UI_TOKEN. Ctrl-C stops it"
+        return "It asks for UI_TOKEN, or another login. Ctrl-C stops it"
     return "The address holds the token that lets you in, until the next start. Ctrl-C stops it"
 
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 from orchestrator.settings.hosts import HostPort, Origin
+from orchestrator.settings.people import AllowList, TrustedProxy, issuer_fault
 
 
 def _words(value: object) -> object:
@@ -124,6 +125,22 @@ def _ui_token(token: SecretStr) -> SecretStr:
     return token
 
 
+def _allowed(words: tuple[str, ...]) -> tuple[str, ...]:
+    AllowList.parse(words)
+    return words
+
+
+def _trusted_proxy(text: str) -> str:
+    TrustedProxy.parse(text)
+    return text
+
+
+def _issuer(text: str) -> str:
+    if fault := issuer_fault(text):
+        raise ValueError(fault)
+    return text.rstrip("/")
+
+
 def _linux_user(name: str) -> str:
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", name):
         raise ValueError("it is no name of a Linux user: lower-case letters, digits, _ and -, at most 32 of them")
@@ -146,6 +163,9 @@ LinuxUser = Annotated[str, AfterValidator(_linux_user)]
 ModelRun = Annotated[str, AfterValidator(_model_choice)]
 HostNames = Annotated[Words, AfterValidator(_host_names)]
 FrameAncestors = Annotated[Words, AfterValidator(_frame_ancestors)]
+Allowed = Annotated[Words, AfterValidator(_allowed)]
+ProxyText = Annotated[str, AfterValidator(_trusted_proxy)]
+Issuer = Annotated[str, AfterValidator(_issuer)]
 UiToken = Annotated[SecretStr, AfterValidator(_ui_token)]
 
 PASSWORD_IN_ADDRESS = re.compile(r"""://[^/?#@:\s"']*:[^/?#\s"']*@""")
@@ -566,9 +586,38 @@ class UiSettings(SettingsGroup):
     )
     token: UiToken | None = setting(
         "UI_TOKEN",
-        "the token that opens the UI, 32 characters or more; needed on every address but loopback, where the "
-        "default is a random one, in the address that is printed",
+        "the token that opens the UI, 32 characters or more; where others reach the UI, this or one of the logins "
+        "below is needed; on loopback the default without any of them is a random one, in the address that is printed",
         None,
+    )
+    users_file: Path | None = setting(
+        "ORCHESTRATOR_USERS_FILE",
+        "the file of the users of `orchestrator user add`; default: users.json in DAGSTER_HOME",
+        None,
+    )
+    oidc_issuer: Issuer | None = setting(
+        "OIDC_ISSUER",
+        "address of an OIDC provider that people log in at, such as https://accounts.example.com; what it redirects to "
+        "is /login/oidc/callback; Hugging Face's OPENID_PROVIDER_URL, OAUTH_CLIENT_ID, OAUTH_CLIENT_SECRET count, too",
+        None,
+    )
+    oidc_client_id: str | None = setting("OIDC_CLIENT_ID", "our client ID at the OIDC provider", None)
+    oidc_client_secret: SecretStr | None = setting("OIDC_CLIENT_SECRET", "our client secret there", None)
+    oidc_allowed: Allowed = setting(
+        "OIDC_ALLOWED",
+        "who may log in by OIDC, and as what, a comma list: a verified address (alice@example.com=admin), a domain "
+        "(*@example.com=viewer), a preferred_username (alice=launcher), the provider's ID (sub:17=viewer), or all (*)",
+        (),
+    )
+    trusted_proxy: ProxyText | None = setting(
+        "TRUSTED_PROXY",
+        "a proxy that has asked people to log in: the header in which it says who it is, and the networks that it "
+        "comes from, such as X-Forwarded-User 10.0.0.5/32; X-Forwarded-For, -Proto and -Host are believed from there, "
+        "too. With networks alone only these are believed",
+        None,
+    )
+    trusted_proxy_allowed: Allowed = setting(
+        "TRUSTED_PROXY_ALLOWED", "who may come in through that proxy, and as what, as in OIDC_ALLOWED", ()
     )
     insecure: bool = setting(
         "UI_INSECURE",

@@ -10,16 +10,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from orchestrator.operate.web.caller import Role
 from orchestrator.operate.web.tokens import MachineTokens
+from orchestrator.operate.web.users import Users
 from orchestrator_sandbox.processes.child import free_port
 from orchestrator_tests.support.commands import THIS_CHECKOUT, Command, running
 from orchestrator_tests.support.dockerfile import PROJECT
 
 TOKEN = "a-token-of-the-ui-for-the-tests-only"
 EVIL = "https://evil.example"
+PASSWORD = "the password of the tests only"
+HTML = ("Accept", "text/html,application/xhtml+xml")
+USERS = {"vic": Role.VIEWER, "lou": Role.LAUNCHER, "ada": Role.ADMIN}
 
 FILES = {
     "workspace.yaml": "load_from:\n- python_file: {relative_path: definitions.py, location_name: orchestrator}\n",
@@ -103,10 +107,16 @@ class Ui:
         return f"http://{self.host}"
 
     def send(
-        self, method: str, path: str, *headers: tuple[str, str], body: str | None = None, host: str | None = None
+        self,
+        method: str,
+        path: str,
+        *headers: tuple[str, str],
+        body: str | None = None,
+        host: str | None = None,
+        source: str = "127.0.0.1",
     ) -> Answer:
-        """Send exactly these headers, and a Host."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        """Send exactly these headers, and a Host, from that address."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60, source_address=(source, 0))
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             connection.putheader("Host", host or self.host)
@@ -141,6 +151,18 @@ class Ui:
         assert answer.status == 303, answer
         return ("Cookie", answer.headers["set-cookie"].partition(";")[0])
 
+    def log_in(self, name: str, password: str = PASSWORD, **kwargs: Any) -> Answer:
+        """Send the form of the login page, as a browser does."""
+        form = urlencode({"next": "/runs", "username": name, "password": password})
+        headers = [("Content-Type", "application/x-www-form-urlencoded"), ("Origin", self.origin), HTML]
+        return self.send("POST", "/login", *headers, body=form, **kwargs)
+
+    def session(self, name: str) -> tuple[str, str]:
+        """The header of a browser in which that user has logged in."""
+        answer = self.log_in(name)
+        assert answer.status == 303, answer
+        return ("Cookie", answer.headers["set-cookie"].partition(";")[0])
+
     def bearer(self, role: str = "ui") -> tuple[str, str]:
         return ("Authorization", f"Bearer {TOKEN if role == 'ui' else self.tokens[role]}")
 
@@ -151,19 +173,24 @@ class Ui:
 
 
 @contextmanager
-def served(directory: Path, *words: str, roles: Sequence[str] = (), **settings: str) -> Iterator[Ui]:
+def served(
+    directory: Path, *words: str, roles: Sequence[str] = (), users: Mapping[str, Role] | None = None, **settings: str
+) -> Iterator[Ui]:
     """Serve a small project.
 
     Args:
         directory: an empty folder for it.
         words: more options of `serve`.
         roles: machine tokens to make.
+        users: users to add, with the password of the tests.
         settings: variables of its environment.
     """
     for name, text in FILES.items():
         (directory / name).write_text(text)
     home = directory / ".dagster"
     tokens = {role: MachineTokens(home).add(f"of-{role}", Role(role)) for role in roles}
+    for name, role in (users or {}).items():
+        Users(home / "users.json").add(name, role, PASSWORD)
     environment = {"HOME": str(directory), "PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", **settings}
     port = free_port()
     with running(

@@ -7,16 +7,22 @@ them the trainings, would inherit the other.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import uvicorn
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.operate.home import dagster_home
 from orchestrator.operate.signals import unwind_on_signals
+from orchestrator.operate.web.attempts import Attempts
+from orchestrator.operate.web.audit import AuditLog
 from orchestrator.operate.web.door import Door
+from orchestrator.operate.web.entrance import Entrance
 from orchestrator.operate.web.gate import Gate
-from orchestrator.operate.web.login import Attempts, Login
+from orchestrator.operate.web.login import Login
+from orchestrator.operate.web.sessions import Sessions
 from orchestrator.operate.web.tokens import MachineTokens
+from orchestrator.operate.web.users import Users
 from orchestrator.operate.web.webserver import dagster_app
 
 
@@ -24,8 +30,12 @@ def main(workspace: str) -> int:
     """Serve until a signal; return the exit status."""
     unwind_on_signals()
     door = Door.from_json(sys.stdin.read())
-    with dagster_app(workspace, code_server_log_level="warning") as app:
-        gate = Gate(app, door=door, login=Login(door, MachineTokens(dagster_home())), attempts=Attempts())
+    home = dagster_home()
+    audit = AuditLog(home)
+    login = Login(door, MachineTokens(home), Users(Path(door.users_file)), Sessions(home))
+    entrance = Entrance(door=door, login=login, attempts=Attempts(), audit=audit)
+    with dagster_app(workspace, code_server_log_level="warning", audit=audit) as app:
+        gate = Gate(app, door=door, entrance=entrance, audit=audit)
         uvicorn.run(
             gate,
             host=door.host,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -17,19 +17,34 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
+class LoginWay(StrEnum):
+    """How somebody has logged in."""
+
+    TOKEN = "token"  # noqa: S105 - the word, not one
+    PASSWORD = "password"  # noqa: S105 - likewise
+    OIDC = "oidc"
+    PROXY = "proxy"
+    OPEN = "open"
+    """UI_LOGIN=off."""
+
+
 @dataclass(frozen=True)
 class Caller:
     """Who sends a request.
 
     Attributes:
-        name: of a machine token; else `ui`.
+        name: of the user or of the machine token; `ui` for UI_TOKEN.
         role: what he may do.
         by_header: he sent a token in the Authorization header, which no browser adds by itself.
+        way: how he has logged in.
+        address: where he sends it from.
     """
 
     name: str
     role: Role
     by_header: bool = False
+    way: LoginWay = field(default=LoginWay.TOKEN, compare=False)
+    address: str = field(default="", compare=False)
 
 
 UI_USER = "ui"

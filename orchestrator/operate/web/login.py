@@ -1,20 +1,22 @@
-"""Who may come in: the token in the address, as Jupyter does it, then a cookie; programs send the token in a header."""
+"""Who may come in: by a token in the address, as Jupyter does it, or a session; programs send a token in a header."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
-from orchestrator.operate.web.caller import UI_USER, Caller, Role
+from orchestrator.operate.web.caller import UI_USER, Caller, LoginWay, Role
 from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.incoming import Incoming
+from orchestrator.operate.web.sessions import SESSION_SECONDS, LoginSession, Sessions
 from orchestrator.operate.web.tokens import MachineTokens
+from orchestrator.operate.web.users import User, Users
+from orchestrator.printable import printable
 from orchestrator.settings.hosts import DEFAULT_PORTS
 
 COOKIE_SECONDS = 7 * 24 * 3600
@@ -26,17 +28,21 @@ _PURPOSE = b"orchestrator: cookie of the UI, 1"
 class Login:
     """Knows who sends a request.
 
-    The cookie is not the token: it holds until when it is good, under a MAC whose key comes of the token. So it
-    outlives a restart with the same UI_TOKEN, and a new token ends it.
+    The cookie of the token is not the token: it holds until when it is good, under a MAC whose key comes of the token.
+    So it outlives a restart with the same UI_TOKEN, and a new token ends it. The cookie of a person is a session's ID.
 
     Args:
         door: holds the token.
         machines: the tokens of `orchestrator token add`.
+        users: those of `orchestrator user add`.
+        sessions: of people who have logged in.
         now: seconds since 1970.
     """
 
     door: Door
     machines: MachineTokens
+    users: Users
+    sessions: Sessions
     now: Callable[[], float] = time.time
 
     @property
@@ -62,9 +68,81 @@ class Login:
 
     def caller_of_cookie(self, request: Incoming) -> Caller | None:
         """Who has this cookie, or anybody where no token is asked for; None: nobody."""
-        if self.is_off or any(self._is_good(value) for value in _cookies(request, self.cookie_name(request))):
+        if self.is_off:
+            return Caller(UI_USER, Role.ADMIN, way=LoginWay.OPEN)
+        values = _cookies(request, self.cookie_name(request))
+        if any(self._is_good(value) for value in values):
             return Caller(UI_USER, Role.ADMIN)
+        sessions = filter(None, map(self.sessions.find, values))
+        return next(filter(None, map(self._caller_of_session, sessions)), None)
+
+    def caller_of_proxy(self, identity: str) -> Caller | None:
+        """Who the trusted proxy says it is, if he is allowed in."""
+        role = self.door.proxy_allowed.role_of([identity])
+        return Caller(printable(identity), Role(role), way=LoginWay.PROXY) if role else None
+
+    def begin_session_of(self, request: Incoming, user: User) -> str:
+        """Log a user in whose password was right, and return the Set-Cookie header.
+
+        Raises:
+            SettingsError: sessions cannot be written.
+        """
+        return self._begin(request, name=user.name, way=LoginWay.PASSWORD, identities=(), version=user.version)
+
+    def begin_session_by_oidc(self, request: Incoming, *, name: str, identities: tuple[str, ...]) -> str | None:
+        """Log in whom the OIDC provider knows, and return the Set-Cookie header; None: he is not allowed in.
+
+        Args:
+            request: the browser's.
+            name: what to call him.
+            identities: by which he may be allowed.
+
+        Raises:
+            SettingsError: sessions cannot be written.
+        """
+        if self.door.oidc is None or not self.door.oidc.allowed.role_of(identities):
+            return None
+        version = self._version_of_oidc()
+        return self._begin(request, name=name, way=LoginWay.OIDC, identities=identities, version=version)
+
+    def renewed_cookie(self, request: Incoming) -> str | None:
+        """The Set-Cookie header of a session that its use has made good for longer; None: of no session."""
+        for value in _cookies(request, self.cookie_name(request)):
+            session = self.sessions.find(value)
+            if session and self._caller_of_session(session) and self.sessions.renewed(session):
+                return self._header(request, value, SESSION_SECONDS)
         return None
+
+    def end_session(self, request: Incoming) -> str:
+        """End the sessions of this browser, and return the Set-Cookie header that takes the cookie away.
+
+        Raises:
+            SettingsError: sessions cannot be written.
+        """
+        for value in _cookies(request, self.cookie_name(request)):
+            if self.sessions.find(value):
+                self.sessions.end(value)
+        return self._header(request, "", 0)
+
+    def _begin(self, request: Incoming, *, name: str, way: LoginWay, identities: tuple[str, ...], version: str) -> str:
+        session_id = self.sessions.begin(name=name, way=way, identities=identities, version=version)
+        return self._header(request, session_id, SESSION_SECONDS)
+
+    def _caller_of_session(self, session: LoginSession) -> Caller | None:
+        """Who it is, and what he may do now: not what he might when he logged in."""
+        if session.way is LoginWay.PASSWORD:
+            user = self.users.find(session.name)
+            is_same = user is not None and hmac.compare_digest(user.version, session.version)
+            return Caller(user.name, user.role, way=session.way) if user and is_same else None
+        if session.way is LoginWay.OIDC and self.door.oidc and session.version == self._version_of_oidc():
+            role = self.door.oidc.allowed.role_of(session.identities)
+            return Caller(session.name, Role(role), way=session.way) if role else None
+        return None
+
+    def _version_of_oidc(self) -> str:
+        """Another one for another provider, whose people are others."""
+        oidc = self.door.oidc
+        return hashlib.sha256(f"{oidc.issuer}\0{oidc.client_id}".encode()).hexdigest() if oidc else ""
 
     def cookie_name(self, request: Incoming) -> str:
         """The name of our cookie: browsers send a host's cookies to every port of it.
@@ -76,11 +154,13 @@ class Login:
         return f"{'__Host-' if request.scheme == 'https' else ''}orchestrator-{port}"
 
     def set_cookie(self, request: Incoming) -> str:
-        """The value of a Set-Cookie header that lets its browser in."""
-        secure = "; Secure" if request.scheme == "https" else ""
+        """The value of a Set-Cookie header that lets a browser in whose user has the token."""
         value = self._cookie(int(self.now()) + COOKIE_SECONDS, secrets.token_urlsafe(16))
-        name = self.cookie_name(request)
-        return f"{name}={value}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; SameSite=Lax{secure}"
+        return self._header(request, value, COOKIE_SECONDS)
+
+    def _header(self, request: Incoming, value: str, seconds: int) -> str:
+        secure = "; Secure" if request.scheme == "https" else ""
+        return f"{self.cookie_name(request)}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
 
     def _cookie(self, good_until: int, nonce: str) -> str:
         key = hmac.digest((self.door.token or "").encode(), _PURPOSE, "sha256")
@@ -95,48 +175,6 @@ class Login:
         if not (until.isascii() and until.isdecimal() and len(until) < 16):
             return False
         return _same(value, self._cookie(int(until), nonce)) and self.now() < int(until)
-
-
-class Attempts:
-    """Slows down who tries tokens. Nobody is locked out: the right token is never delayed.
-
-    Args:
-        now: a monotonic clock.
-        sleep: waits.
-    """
-
-    FIRST_SECONDS = 0.25
-    LONGEST_SECONDS = 5.0
-    FORGOTTEN_AFTER_SECONDS = 300.0
-    MOST_WAITING = 50
-
-    def __init__(
-        self,
-        *,
-        now: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._now = now
-        self._sleep = sleep
-        self._failures = 0
-        self._last = 0.0
-        self._waiting = 0
-
-    async def failed(self) -> bool:
-        """Wait after a wrong token, longer with each; False, at once: too many wait already."""
-        if self._waiting >= self.MOST_WAITING:
-            return False
-        if self._now() - self._last > self.FORGOTTEN_AFTER_SECONDS:
-            self._failures = 0
-        self._last = self._now()
-        seconds = min(self.FIRST_SECONDS * 2 ** min(self._failures, 10), self.LONGEST_SECONDS)
-        self._failures += 1
-        self._waiting += 1
-        try:
-            await self._sleep(seconds)
-        finally:
-            self._waiting -= 1
-        return True
 
 
 def without_token(request: Incoming) -> str:

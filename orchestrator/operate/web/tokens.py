@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
-import json
-import logging
-import os
 import re
 import secrets
-import stat
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.errors import SettingsError
 from orchestrator.operate.web.caller import Role
+from orchestrator.operate.web.private_list import PrivateList
 
 FILE = "tokens.json"
 """In DAGSTER_HOME: what holds for one installation, and outlives a restart, stands there already."""
@@ -28,7 +22,6 @@ PREFIX = "orch_"
 """By which scanners of committed secrets, and people, recognise one."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +47,13 @@ class MachineTokens:
     """
 
     def __init__(self, home: Path) -> None:
-        self._file = home / FILE
-        self._seen: tuple[int, ...] | None = None  # of no file: there are no tokens
-        self._tokens: Sequence[MachineToken] = ()
+        self._tokens: PrivateList[MachineToken] = PrivateList(
+            home / FILE,
+            what="machine tokens",
+            remedy="delete it and add the tokens anew",
+            from_json=lambda entry: MachineToken(**{**entry, "role": Role(entry["role"])}),
+            to_json=lambda token: {**vars(token), "role": token.role.value},
+        )
 
     def add(self, name: str, role: Role) -> str:
         """Make a token, and return it; it cannot be shown again.
@@ -67,7 +64,7 @@ class MachineTokens:
         if not _NAME.fullmatch(name):
             raise SettingsError(f"{name!r} is no name for a token; take up to 64 letters, digits, dots, - and _")
         token = PREFIX + secrets.token_urlsafe(32)
-        with self._changing() as tokens:
+        with self._tokens.changing() as tokens:
             if any(known.name == name for known in tokens):
                 raise SettingsError(f"there is a token named {name} already; remove it first, or take another name")
             created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -80,7 +77,7 @@ class MachineTokens:
         Raises:
             SettingsError: there is none of that name.
         """
-        with self._changing() as tokens:
+        with self._tokens.changing() as tokens:
             remaining = [token for token in tokens if token.name != name]
             if len(remaining) == len(tokens):
                 raise SettingsError(f"there is no token named {name}; `orchestrator token list` shows what there is")
@@ -92,80 +89,18 @@ class MachineTokens:
         Raises:
             SettingsError: the file cannot be used.
         """
-        return self._read()
+        return self._tokens.read()
 
     def find(self, token: str) -> MachineToken | None:
         """The entry of this token; None: it is unknown, or the file cannot be used."""
         digest = _hash(token)
         found = None
-        for known in self._current():
+        for known in self._tokens.current():
             # Each is compared, and in constant time, so that no clock says how much of a guess was right.
             if hmac.compare_digest(known.sha256, digest):
                 found = known
         return found
 
-    def _current(self) -> Sequence[MachineToken]:
-        try:
-            status = self._file.stat()
-            seen: tuple[int, ...] | None = (status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode)
-        except OSError:
-            seen = None
-        if seen != self._seen:
-            try:
-                self._tokens = self._read()
-            except SettingsError as error:
-                _log.error("Machine tokens do not work: %s", error)
-                self._tokens = ()
-            self._seen = seen
-        return self._tokens
-
-    def _read(self) -> list[MachineToken]:
-        try:
-            with self._file.open(encoding="utf-8") as file:
-                if os.fstat(file.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                    raise SettingsError(f"others may change {self._file}; look into it, then run chmod 600 on it")
-                entries = json.load(file)
-            return [MachineToken(**{**entry, "role": Role(entry["role"])}) for entry in entries]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise SettingsError(f"cannot read {self._file}: {error.strerror}") from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise SettingsError(
-                f"{self._file} is not as `orchestrator token add` writes it; delete it and add the tokens anew"
-            ) from error
-
-    @contextmanager
-    def _changing(self) -> Iterator[list[MachineToken]]:
-        home = self._file.parent
-        try:
-            home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _locked(home / f"{FILE}.lock"):
-                tokens = self._read()
-                yield tokens
-                self._write(tokens)
-        except OSError as error:
-            raise SettingsError(f"cannot write {self._file}: {error.strerror}") from error
-
-    def _write(self, tokens: Sequence[MachineToken]) -> None:
-        entries = [{**vars(token), "role": token.role.value} for token in tokens]
-        with tempfile.NamedTemporaryFile("w", dir=self._file.parent, prefix=f"{FILE}.", delete=False) as file:
-            try:
-                json.dump(entries, file, indent=2)  # mkstemp has made it 0600
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(self._file)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-
 
 def _hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -27,10 +27,13 @@ from dagster_webserver.version import __version__ as version
 from dagster_webserver.webserver import DagsterWebserver
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from orchestrator.operate.web.caller import Caller, Role
+from orchestrator.operate.web.audit import AuditLog
+from orchestrator.operate.web.caller import Caller, LoginWay, Role
 from orchestrator.operate.web.gate import CALLER
+from orchestrator.operate.web.mutations import audit_mutations, name_launches
+from orchestrator.operate.web.page import log_out_link
 
 LAUNCHING = frozenset(
     {
@@ -52,21 +55,21 @@ LIVE_DATA_POLL_MS = 2_000
 class RoleContext(WorkspaceRequestContext):
     """A request's context that permits what the caller's role may do, over whatever transport it came."""
 
-    def __init__(self, process_context: WorkspaceProcessContext, *, role: Role, source: HTTPConnection) -> None:
+    def __init__(self, process_context: WorkspaceProcessContext, *, caller: Caller, source: HTTPConnection) -> None:
         super().__init__(
             instance=process_context.instance,
             current_workspace=process_context.get_current_workspace(),
             process_context=process_context,
             version=process_context.version,
             source=source,
-            read_only=role is Role.VIEWER,
+            read_only=caller.role is Role.VIEWER,
         )
-        self._role = role
+        self.caller = caller
 
     @property
     def permissions(self) -> Mapping[str, PermissionResult]:
         """What this role may do everywhere."""
-        return permissions_of(self._role)
+        return permissions_of(self.caller.role)
 
     def permissions_for_location(self, *, location_name: str) -> Mapping[str, PermissionResult]:
         """What this role may do in a code location: the same."""
@@ -90,13 +93,25 @@ def permissions_of(role: Role) -> Mapping[str, PermissionResult]:
 
 
 class Webserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestContext]):
-    """Dagster's webserver; it answers nobody whom the gate has not let through, and GraphQL by POST only."""
+    """Dagster's webserver; it answers nobody whom the gate has not let through, and GraphQL by POST only.
+
+    Args:
+        process_context: Dagster's.
+        audit: where each mutation is written.
+    """
+
+    def __init__(self, process_context: WorkspaceProcessContext, audit: AuditLog) -> None:
+        super().__init__(process_context, live_data_poll_rate=LIVE_DATA_POLL_MS)
+        mutation = self._graphene_schema.graphql_schema.mutation_type
+        if mutation is None:
+            raise RuntimeError("Dagster's schema has no mutations; this orchestrator does not know that Dagster")
+        audit_mutations(mutation.fields, audit)
 
     def _make_request_context(self, conn: HTTPConnection) -> WorkspaceRequestContext:
         caller = conn.scope.get(CALLER)
         if not isinstance(caller, Caller):
             raise PermissionError("a request that has not come through the gate is not answered")
-        return RoleContext(self._process_context, role=caller.role, source=conn)
+        return RoleContext(self._process_context, caller=caller, source=conn)
 
     async def graphql_http_endpoint(self, request: Request) -> Response:
         """Answer GraphQL.
@@ -112,14 +127,25 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestContex
             return page
         return PlainTextResponse("Refused: GraphQL is answered by POST of application/json only.\n", 405)
 
+    def index_html_endpoint(self, request: Request) -> Response:
+        """Dagster's page, with a link to log out in its corner for whoever has logged in."""
+        answer: Response = super().index_html_endpoint(request)
+        caller = request.scope[CALLER]
+        if caller.way not in (LoginWay.PASSWORD, LoginWay.OIDC):
+            return answer
+        text = bytes(answer.body).decode().replace("</body>", f"{log_out_link(caller)}</body>")
+        headers = {name: value for name, value in answer.headers.items() if name != "content-length"}
+        return HTMLResponse(text, answer.status_code, headers)
+
 
 @contextmanager
-def dagster_app(workspace: str, *, code_server_log_level: str) -> Iterator[Starlette]:
+def dagster_app(workspace: str, *, code_server_log_level: str, audit: AuditLog) -> Iterator[Starlette]:
     """Dagster's webserver as an ASGI application, with the code servers that it needs.
 
     Args:
         workspace: path of the workspace.yaml.
         code_server_log_level: from which level on code servers log.
+        audit: where each mutation is written.
     """
     configure_loggers(log_level="INFO")
     with dg.DagsterInstance.get() as instance:
@@ -131,7 +157,8 @@ def dagster_app(workspace: str, *, code_server_log_level: str) -> Iterator[Starl
             workspace_load_target=WorkspaceFileTarget([workspace]),
             code_server_log_level=code_server_log_level,
         ) as context:
-            yield Webserver(context, live_data_poll_rate=LIVE_DATA_POLL_MS).create_asgi_app(lifespan=_lifespan)
+            name_launches(instance.run_storage)
+            yield Webserver(context, audit).create_asgi_app(lifespan=_lifespan)
 
 
 @asynccontextmanager

@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SettingsError
-from orchestrator.operate.web.door import Door
+from orchestrator.operate.web.caller import Role
+from orchestrator.operate.web.door import HUGGING_FACE, Door
+from orchestrator.operate.web.users import Users
 from orchestrator_tests.support.certificate import certificate_in
 
 LONG = "0123456789abcdef" * 2
-NAMES = ("UI_HOSTS", "UI_LOGIN", "UI_TOKEN", "UI_INSECURE", "UI_FRAME_ANCESTORS", "SPACE_HOST")
+NAMES = (
+    *("DAGSTER_HOME", "ORCHESTRATOR_USERS_FILE", "TRUSTED_PROXY", "TRUSTED_PROXY_ALLOWED"),
+    *("OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_ALLOWED", *HUGGING_FACE),
+    *("UI_HOSTS", "UI_LOGIN", "UI_TOKEN", "UI_INSECURE", "UI_FRAME_ANCESTORS", "SPACE_HOST"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -169,3 +175,65 @@ def test_the_door_reaches_the_webserver_s_process_as_it_is(monkeypatch: pytest.M
 def test_we_reach_ourselves_where_we_listen(host: str, url: str, local: str) -> None:
     door = Door(host=host, port=3000)
     assert (door.url, door.local_url) == (url, local)
+
+
+# ---- People
+
+
+OIDC = {"OIDC_ISSUER": "https://id.example.com/", "OIDC_CLIENT_ID": "us", "OIDC_CLIENT_SECRET": "the-secret"}
+ALLOWED = {"OIDC_ALLOWED": "alice@example.com=admin,*@example.com=viewer"}
+PROXIED = {"TRUSTED_PROXY": "X-Forwarded-User 10.0.0.5", "TRUSTED_PROXY_ALLOWED": "alice=admin"}
+SPACE = dict(zip(HUGGING_FACE, ("https://huggingface.co", "us", "the-secret"), strict=True))
+
+
+@pytest.mark.parametrize("settings", [{**OIDC, **ALLOWED}, PROXIED, {**SPACE, **ALLOWED}])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_where_people_log_in_no_token_is_made_up_and_none_is_needed(
+    host: str, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = read(monkeypatch, host, UI_INSECURE="true", **settings)
+    assert door.token is None
+    assert door.url_to_open == f"http://{host}:3000"
+    assert "the-secret" not in repr(door)
+    assert Door.from_json(door.to_json()) == door
+
+
+def test_a_user_is_a_login_wherever_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    with pytest.raises(SettingsError, match="UI_TOKEN is not set"):
+        read(monkeypatch, "0.0.0.0", UI_INSECURE="true")
+    Users(tmp_path / "people.json").add("ada", Role.ADMIN, "the password of the tests only")
+    door = read(monkeypatch, "0.0.0.0", UI_INSECURE="true", ORCHESTRATOR_USERS_FILE="people.json")
+    assert (door.token, door.users_file) == (None, str(tmp_path / "people.json"))
+    with pytest.raises(SettingsError, match="--cert and --key, or set UI_INSECURE=true"):
+        read(monkeypatch, "0.0.0.0", UI_INSECURE="false")
+
+
+def test_networks_alone_are_no_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="UI_TOKEN is not set"):
+        read(monkeypatch, "0.0.0.0", UI_INSECURE="true", TRUSTED_PROXY="10.0.0.5")
+    assert read(monkeypatch, TRUSTED_PROXY="10.0.0.5").token
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (OIDC, "OIDC_ALLOWED is not set, and everybody whom https://id.example.com knows could log in"),
+        (SPACE, "OIDC_ALLOWED is not set, and everybody whom https://huggingface.co knows could log in"),
+        ({**OIDC, **ALLOWED, "OIDC_CLIENT_SECRET": ""}, "OIDC_CLIENT_SECRET is not set"),
+        ({**OIDC, **ALLOWED, "OIDC_ISSUER": ""}, "OIDC_ISSUER is not set, and other OIDC_"),
+        ({**OIDC, **ALLOWED, "OIDC_ISSUER": "http://id.example.com"}, "it is not reached by https"),
+        ({**SPACE, **ALLOWED, "OPENID_PROVIDER_URL": "http://id.example.com"}, "OPENID_PROVIDER_URL is wrong"),
+        ({**OIDC, "OIDC_ALLOWED": "alice"}, "'alice' has no role"),
+        ({**PROXIED, "TRUSTED_PROXY_ALLOWED": ""}, "TRUSTED_PROXY_ALLOWED is not set, and everybody"),
+        ({**PROXIED, "TRUSTED_PROXY": "X-Forwarded-User 0.0.0.0/0"}, "is everybody, who could then be anybody"),
+        ({**PROXIED, "TRUSTED_PROXY": "X-Forwarded-User"}, "is no network"),
+    ],
+)
+def test_half_a_login_is_refused_before_anything_listens(
+    settings: dict[str, str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError) as refused:
+        read(monkeypatch, **settings)
+    assert complaint in str(refused.value)
+    assert "the-secret" not in str(refused.value)

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.operate.web.attempts import Attempts
 from orchestrator.operate.web.caller import Caller, Role
 from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.incoming import Incoming
-from orchestrator.operate.web.login import COOKIE_SECONDS, Attempts, Login, local_address, without_token
+from orchestrator.operate.web.login import COOKIE_SECONDS, Login, local_address, without_token
+from orchestrator.operate.web.sessions import Sessions
 from orchestrator.operate.web.tokens import MachineTokens
+from orchestrator.operate.web.users import Users
 
 TOKEN = "0123456789abcdef" * 2
 DOOR = Door(host="127.0.0.1", port=3000, token=TOKEN)
@@ -38,7 +41,9 @@ class Clock:
 
 
 def login(tmp_path: Path, *, door: Door = DOOR, clock: Clock | None = None) -> Login:
-    return Login(door, MachineTokens(tmp_path), now=clock or Clock())
+    now = clock or Clock()
+    sessions = Sessions(tmp_path, now=now)
+    return Login(door, MachineTokens(tmp_path), Users(tmp_path / "users.json"), sessions, now=now)
 
 
 def request(host: str = "127.0.0.1:3000", *, scheme: str = "http", **headers: str | list[str]) -> Incoming:

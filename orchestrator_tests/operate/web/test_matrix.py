@@ -422,8 +422,10 @@ def test_with_tls_the_cookie_is_the_host_s_and_browsers_stay_with_tls(tmp_path: 
     certificate, key = certificate_in(tmp_path)
     frames = "https://huggingface.co"
     words = ("--cert", str(certificate), "--key", str(key))
-    settings = {"UI_TOKEN": TOKEN, "UI_FRAME_ANCESTORS": frames, "UI_HOSTS": "orch.example"}
-    with served(tmp_path, *words, **settings) as ui, requests.Session() as browser:
+    with (
+        served(tmp_path, *words, UI_TOKEN=TOKEN, UI_FRAME_ANCESTORS=frames, UI_HOSTS="orch.example") as ui,
+        requests.Session() as browser,
+    ):
         browser.trust_env = False  # it would name other certificates
         browser.verify = str(certificate)
         assert "Warning" not in ui.command.output

@@ -79,7 +79,7 @@ def test_a_file_that_cannot_be_read_opens_nothing(tmp_path: Path, text: str, cap
     with caplog.at_level(logging.ERROR):
         assert tokens.find(token) is None
         assert tokens.find(token) is None
-    assert caplog.text.count("Machine tokens do not work") == 1
+    assert caplog.text.count("Refusing all machine tokens") == 1
     with pytest.raises(SettingsError, match="delete it and add the tokens anew"):
         tokens.all()
 

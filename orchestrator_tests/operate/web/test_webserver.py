@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
 from orchestrator.operate.web import webserver
+from orchestrator.operate.web.audit import AuditLog
 from orchestrator.operate.web.caller import Caller, Role
 from orchestrator.operate.web.gate import CALLER
 from orchestrator.operate.web.webserver import RoleContext, Webserver, permissions_of
@@ -42,12 +44,12 @@ KNOWN_MUTATIONS = {
 
 
 @pytest.fixture
-def dagster() -> Iterator[Webserver]:
+def dagster(tmp_path: Path) -> Iterator[Webserver]:
     with (
         dg.instance_for_test() as instance,
         WorkspaceProcessContext(instance, EmptyWorkspaceTarget(), version="test") as context,
     ):
-        yield Webserver(context)
+        yield Webserver(context, AuditLog(tmp_path))
 
 
 def connection(**scope: Any) -> HTTPConnection:
