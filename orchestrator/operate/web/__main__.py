@@ -33,7 +33,12 @@ def main(workspace: str) -> int:
     home = dagster_home()
     audit = AuditLog(home)
     login = Login(door, MachineTokens(home), Users(Path(door.users_file)), Sessions(home))
-    entrance = Entrance(door=door, login=login, attempts=Attempts(), audit=audit)
+    oidc = None
+    if door.oidc:
+        from orchestrator.operate.web.oidc import OidcClient  # only here, because few need authlib
+
+        oidc = OidcClient(door.oidc)
+    entrance = Entrance(door=door, login=login, attempts=Attempts(), audit=audit, oidc=oidc)
     with dagster_app(workspace, code_server_log_level="warning", audit=audit) as app:
         gate = Gate(app, door=door, entrance=entrance, audit=audit)
         uvicorn.run(

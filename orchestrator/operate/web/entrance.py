@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
@@ -16,15 +16,20 @@ from starlette.types import Receive
 from orchestrator.errors import SettingsError
 from orchestrator.operate.web.attempts import Attempts, network_of
 from orchestrator.operate.web.audit import AuditLog
-from orchestrator.operate.web.caller import Caller, LoginWay
+from orchestrator.operate.web.caller import Caller, LoginWay, Role
 from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.incoming import Incoming
 from orchestrator.operate.web.login import PARAMETER, Login, local_address, without_token
 from orchestrator.operate.web.page import LOGIN, LOGOUT, SECURITY_POLICY, Ways, login_page, logout_page
 from orchestrator.operate.web.rules import READING, Refusal
+from orchestrator.printable import printable
+
+if TYPE_CHECKING:
+    from orchestrator.operate.web.oidc import OidcClient
 
 OIDC = "/login/oidc"
 CALLBACK = "/login/oidc/callback"
+OIDC_COOKIE = "oidc-"
 LARGEST_FORM = 16 * 1024
 HASHED_AT_ONCE = 2
 """Passwords that are verified at a time: each takes 64 MiB and a core."""
@@ -33,16 +38,6 @@ TO_SEE = "Log in first: open the address that `orchestrator serve` printed, or s
 FORM = "application/x-www-form-urlencoded"
 
 _log = logging.getLogger(__name__)
-
-
-class Oidc(Protocol):
-    """The login at an OIDC provider."""
-
-    async def start(self, request: Incoming, *, target: str) -> Response:
-        """Send the browser to the provider."""
-
-    async def finish(self, request: Incoming) -> Response:
-        """Take the browser back, and let it in or not."""
 
 
 class Entrance:
@@ -57,7 +52,7 @@ class Entrance:
     """
 
     def __init__(
-        self, *, door: Door, login: Login, attempts: Attempts, audit: AuditLog, oidc: Oidc | None = None
+        self, *, door: Door, login: Login, attempts: Attempts, audit: AuditLog, oidc: OidcClient | None = None
     ) -> None:
         self._door = door
         self._login = login
@@ -111,7 +106,7 @@ class Entrance:
         if request.path == LOGIN:
             return await self._of_form(request, receive, client)
         if self._oidc and request.path in (OIDC, CALLBACK) and request.method == "GET":
-            return await self._by_oidc(self._oidc, request)
+            return await self._by_oidc(self._oidc, request, client=client)
         return caller or self._to_log_in(request)
 
     def renewed_cookie(self, request: Incoming, caller: Caller) -> str | None:
@@ -153,13 +148,43 @@ class Entrance:
             cookie = self._login.begin_session_of(request, user)
         except SettingsError as error:
             return _no_sessions(error)
-        self._note(Caller(user.name, user.role, way=LoginWay.PASSWORD, address=client), "login")
+        self._audit.write(Caller(user.name, user.role, way=LoginWay.PASSWORD, address=client), "login")
         return redirect(target, cookie=cookie)
 
-    async def _by_oidc(self, oidc: Oidc, request: Incoming) -> Response:
-        if request.path == OIDC:
-            return await oidc.start(request, target=_target(dict(request.parameters())))
-        return await oidc.finish(request)
+    async def _by_oidc(self, oidc: OidcClient, request: Incoming, *, client: str) -> Response:
+        from orchestrator.operate.web.oidc import START_GOOD_SECONDS, OidcFailed
+
+        parameters = dict(request.parameters())
+        try:
+            if request.path == OIDC:
+                uri = f"{self._own_origin(request)}{CALLBACK}"
+                start = await oidc.start(redirect_uri=uri, target=_target(parameters))
+                return redirect(
+                    start.url, cookie=self._login.cookie(request, start.cookie, START_GOOD_SECONDS, purpose=OIDC_COOKIE)
+                )
+            begun = self._login.cookies(request, purpose=OIDC_COOKIE)
+            person = await oidc.finish(cookie=begun[0] if begun else "", parameters=parameters)
+            cookie = self._login.begin_session_by_oidc(request, name=person.name, identities=person.identities)
+        except OidcFailed as error:
+            return self._to_log_in(request, status=403, target="/", complaint=str(error))
+        except SettingsError as error:
+            return _no_sessions(error)
+        if cookie is None:
+            _log.warning("Refused %s of the OIDC provider: OIDC_ALLOWED names none of these", person.identities)
+            complaint = f"You are {printable(person.name)} there, whom nobody has let in here (yet)."
+            return self._to_log_in(request, status=403, target="/", complaint=complaint)
+        role = Role(self._door.oidc.allowed.role_of(person.identities) or "") if self._door.oidc else Role.VIEWER
+        self._audit.write(Caller(person.name, role, way=LoginWay.OIDC, address=client), "login")
+        answer = redirect(person.target, cookie=cookie)
+        answer.headers.append("Set-Cookie", self._login.cookie(request, "", 0, purpose=OIDC_COOKIE))
+        return answer
+
+    def _own_origin(self, request: Incoming) -> str:
+        """How browsers reach us, as far as it can be known: a named host without a port has TLS before it."""
+        host = request.host
+        is_named = host is not None and host.name in self._door.named_hosts and host.port is None
+        scheme = "https" if is_named and self._door.port != 80 else request.scheme
+        return f"{scheme}://{request.value('host')}"
 
     async def _log_out(self, request: Incoming, caller: Caller | None, *, client: str) -> Response:
         if request.method in READING:
@@ -173,7 +198,7 @@ class Entrance:
         except SettingsError as error:
             return _no_sessions(error)
         if caller:
-            self._note(replace(caller, address=client), "logout")
+            self._audit.write(replace(caller, address=client), "logout")
         return redirect(LOGIN, cookie=cookie)
 
     def _opened(self, request: Incoming, address: str) -> Response:
@@ -199,9 +224,6 @@ class Entrance:
         )
         page = login_page(ways, target=target or without_token(request), complaint=complaint)
         return _page(page, status, headers)
-
-    def _note(self, caller: Caller, action: str) -> None:
-        self._audit.write(caller, action)
 
 
 def refused(refusal: Refusal) -> Response:

@@ -110,7 +110,7 @@ class Login:
         for value in _cookies(request, self.cookie_name(request)):
             session = self.sessions.find(value)
             if session and self._caller_of_session(session) and self.sessions.renewed(session):
-                return self._header(request, value, SESSION_SECONDS)
+                return self.cookie(request, value, SESSION_SECONDS)
         return None
 
     def end_session(self, request: Incoming) -> str:
@@ -122,11 +122,11 @@ class Login:
         for value in _cookies(request, self.cookie_name(request)):
             if self.sessions.find(value):
                 self.sessions.end(value)
-        return self._header(request, "", 0)
+        return self.cookie(request, "", 0)
 
     def _begin(self, request: Incoming, *, name: str, way: LoginWay, identities: tuple[str, ...], version: str) -> str:
         session_id = self.sessions.begin(name=name, way=way, identities=identities, version=version)
-        return self._header(request, session_id, SESSION_SECONDS)
+        return self.cookie(request, session_id, SESSION_SECONDS)
 
     def _caller_of_session(self, session: LoginSession) -> Caller | None:
         """Who it is, and what he may do now: not what he might when he logged in."""
@@ -144,25 +144,42 @@ class Login:
         oidc = self.door.oidc
         return hashlib.sha256(f"{oidc.issuer}\0{oidc.client_id}".encode()).hexdigest() if oidc else ""
 
-    def cookie_name(self, request: Incoming) -> str:
+    def cookie_name(self, request: Incoming, *, purpose: str = "") -> str:
         """The name of our cookie: browsers send a host's cookies to every port of it.
 
         `__Host-` keeps other hosts of the same domain, and everything without TLS, from setting one.
+
+        Args:
+            request: the browser's.
+            purpose: of a cookie that is not a login's, with a dash at its end.
         """
         host = request.host
         port = (host and host.port) or DEFAULT_PORTS[request.scheme]
-        return f"{'__Host-' if request.scheme == 'https' else ''}orchestrator-{port}"
+        return f"{'__Host-' if request.scheme == 'https' else ''}orchestrator-{purpose}{port}"
 
     def set_cookie(self, request: Incoming) -> str:
         """The value of a Set-Cookie header that lets a browser in whose user has the token."""
-        value = self._cookie(int(self.now()) + COOKIE_SECONDS, secrets.token_urlsafe(16))
-        return self._header(request, value, COOKIE_SECONDS)
+        value = self._token_cookie(int(self.now()) + COOKIE_SECONDS, secrets.token_urlsafe(16))
+        return self.cookie(request, value, COOKIE_SECONDS)
 
-    def _header(self, request: Incoming, value: str, seconds: int) -> str:
+    def cookies(self, request: Incoming, *, purpose: str) -> list[str]:
+        """The values of our cookies for that purpose: another port of our host may have set one, too."""
+        return _cookies(request, self.cookie_name(request, purpose=purpose))
+
+    def cookie(self, request: Incoming, value: str, seconds: int, *, purpose: str = "") -> str:
+        """The value of a Set-Cookie header.
+
+        Args:
+            request: the browser's.
+            value: of the cookie.
+            seconds: how long the browser keeps it.
+            purpose: as in `cookie_name`.
+        """
         secure = "; Secure" if request.scheme == "https" else ""
-        return f"{self.cookie_name(request)}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
+        name = self.cookie_name(request, purpose=purpose)
+        return f"{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
 
-    def _cookie(self, good_until: int, nonce: str) -> str:
+    def _token_cookie(self, good_until: int, nonce: str) -> str:
         key = hmac.digest((self.door.token or "").encode(), _PURPOSE, "sha256")
         mac = hmac.new(key, f"{good_until}.{nonce}".encode(), hashlib.sha256).hexdigest()
         return f"{good_until}.{nonce}.{mac}"
@@ -174,7 +191,7 @@ class Login:
         nonce, _, _ = rest.partition(".")
         if not (until.isascii() and until.isdecimal() and len(until) < 16):
             return False
-        return _same(value, self._cookie(int(until), nonce)) and self.now() < int(until)
+        return _same(value, self._token_cookie(int(until), nonce)) and self.now() < int(until)
 
 
 def without_token(request: Incoming) -> str:
