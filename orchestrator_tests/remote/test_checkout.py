@@ -166,6 +166,7 @@ def test_without_git_it_is_git_that_is_missing(folder: Path, tmp_path: Path, mon
     assert fetch("git://127.0.0.1:9/p.git", MISSING, folder).startswith("git: not found on the training's PATH")
 
 
+@pytest.mark.services
 def test_a_fetch_that_hangs_ends_with_its_training(host: SshHost, follower: Follower) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"git://127.0.0.1:{silent.getsockname()[1]}/churn.git"
@@ -191,6 +192,7 @@ SOURCE = (
 )
 
 
+@pytest.mark.services
 def test_mlflow_says_the_same_of_the_source_as_without_us(
     mlflow_server: MlflowServer, remote: GitRemote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.support.attempts import ThisRun, World
 from orchestrator_tests.support.containers import volumes
 from orchestrator_tests.support.env_managers import package_index
+from orchestrator_tests.support.git_servers import answering, old_ssh, served
 from orchestrator_tests.support.hooked import SCRIPTS, mlflow_run, mlproject
 
 pytestmark = pytest.mark.services
@@ -95,6 +96,36 @@ def test_a_training_that_went_well_is_finished(
         mlflow_server, mlproject(project, script, command), home=tmp_path, program=mlflow_2
     )
     assert (status, held) == (0, "FINISHED"), output
+
+
+def test_a_project_comes_from_a_server_that_hands_out_branch_tips_only(
+    mlflow_server: MlflowServer, mlflow_2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    mlproject(tmp_path / "source", "print('trained')")
+    monkeypatch.setenv("GIT_SSH_COMMAND", old_ssh(tmp_path))
+    with GitRemote(tmp_path / "git", tmp_path / "source") as remote:
+        first = remote.head()
+        remote.commit("Remove the script", lambda tree: (tree / "train.py").unlink())
+        uri, arguments = f"ssh://git@server{remote.push_url}", ["--version", first]
+        status, output, held = mlflow_run(mlflow_server, uri, home=tmp_path, program=mlflow_2, arguments=arguments)
+    assert (status, held) == (0, "FINISHED"), output
+    assert "unadvertised object" in output
+
+
+@pytest.mark.parametrize(("status", "sentence"), [(401, "refuses the login of the training"), (404, "knows no run")])
+def test_what_mlflow_answers_is_told_before_anything_begins(
+    mlflow_server: MlflowServer, mlflow_2: str, tmp_path: Path, status: int, sentence: str
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    body = b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}' if status == 404 else b"Unauthorized"
+    with served(answering(status=status, body=body)) as url:
+        ended, output, _ = mlflow_run(
+            mlflow_server, mlproject(project, "print('trained')"), home=tmp_path, program=mlflow_2, address=url
+        )
+    assert ended == 1
+    assert sentence in output.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,6 @@ def fault_in(output: str) -> str:
     ("status", "body"),
     [
         (401, NOT_LOGGED_IN),
-        (403, b"Permission denied"),
-        (401, b'{"error_code": "UNAUTHENTICATED", "message": "no"}'),
         (403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}'),
     ],
 )
@@ -59,6 +57,7 @@ def test_a_login_that_mlflow_refuses_is_told_at_once(
     assert len(handler.asked) == 1
 
 
+@pytest.mark.services
 def test_an_mlflow_that_comes_up_late_is_waited_for(mlflow_server: MlflowServer, project: Path, tmp_path: Path) -> None:
     with served(answering(status=503, times=3, then=mlflow_server.url)) as url:
         status, output, held = mlflow_run(mlflow_server, project, home=tmp_path, address=url)
@@ -118,6 +117,19 @@ def test_an_mlflow_that_stays_away_is_given_up_with_the_reason(
     assert capsys.readouterr().err.count("does not answer yet") == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "API request to endpoint /api/2.0/mlflow/runs/get failed with error code 403 != 200. Response body: 'no'",
+        "UNAUTHENTICATED: no",
+    ],
+)
+def test_a_login_that_is_refused_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    client = Client(*[OSError(text)] * 2)
+    assert "refuses the login of the training" in mlflow_fault(client, monkeypatch)
+    assert len(client.settings) == 1
+
+
 def test_a_certificate_that_is_not_trusted_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "(Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] verify failed')))"
     client = Client(OSError(text))
@@ -126,6 +138,7 @@ def test_a_certificate_that_is_not_trusted_is_not_waited_for(monkeypatch: pytest
     assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in str(cause_of_failure([f"{BEGINS}{fault}"]).advice)
 
 
+@pytest.mark.services
 def test_another_mlflow_that_does_not_know_the_run_is_told(
     mlflow_server: MlflowServer, project: Path, tmp_path: Path
 ) -> None:
@@ -148,6 +161,7 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("small_disk", [64], indirect=True)
 def test_a_disk_that_is_nearly_full_is_told_before_anything_is_fetched(
     mlflow_server: MlflowServer, project: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
@@ -159,6 +173,7 @@ def test_a_disk_that_is_nearly_full_is_told_before_anything_is_fetched(
     assert "raise ROOT_VOLUME_GB" in output
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("small_disk", [700], indirect=True)
 def test_a_disk_with_little_room_is_a_warning(
     mlflow_server: MlflowServer, project: Path, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,6 +188,7 @@ def test_a_place_that_tells_nothing_of_its_disk_is_no_fault(tmp_path: Path) -> N
     assert hook("preflight").disk_fault([str(tmp_path / "none")]) == ""
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(
     ("environment", "program", "advice"),
     [
