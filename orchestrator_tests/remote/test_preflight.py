@@ -138,6 +138,67 @@ def test_a_certificate_that_is_not_trusted_is_not_waited_for(monkeypatch: pytest
     assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in str(cause_of_failure([f"{BEGINS}{fault}"]).advice)
 
 
+@pytest.mark.parametrize(
+    ("text", "fault", "advice"),
+    [
+        (
+            "(Caused by SSLError(SSLError(1, '[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert (_ssl.c:2580)')))",
+            "refuses the client certificate of the training, or asks for one: [SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED]",
+            "set MLFLOW_TRACKING_CLIENT_CERT_PATH, or MLFLOW_TRACKING_CLIENT_CERT_PATH_ON_INSTANCE",
+        ),
+        (
+            "(Caused by SSLError(SSLError(1, '[SSL: SSLV3_ALERT_HANDSHAKE_FAILURE] sslv3 alert (_ssl.c:1006)')))",
+            "refuses the client certificate of the training, or asks for one: [SSL: SSLV3_ALERT_HANDSHAKE_FAILURE]",
+            "set MLFLOW_TRACKING_CLIENT_CERT_PATH",
+        ),
+        (
+            "INTERNAL_ERROR: Forbidden",
+            "refuses the login of the training",
+            "the permissions of INSTANCE_PROFILE's role",
+        ),
+        (
+            "INTERNAL_ERROR: User: arn:aws:sts::1:assumed-role/x is not authorized to perform: sagemaker-mlflow:GetRun",
+            "refuses the login of the training",
+            "the permissions of INSTANCE_PROFILE's role",
+        ),
+        (
+            "No module named 'requests_auth_aws_sigv4'",
+            "cannot be asked without the package requests-auth-aws-sigv4",
+            "install requests-auth-aws-sigv4 beside mlflow in AMI_ID",
+        ),
+        (
+            " Model registry functionality is unavailable; got unsupported URI 'arn:aws:sagemaker:eu-west-1:1:x/y' for",
+            "cannot be asked without the package sagemaker-mlflow",
+            "install sagemaker-mlflow beside mlflow in AMI_ID",
+        ),
+    ],
+)
+def test_a_login_of_another_kind_that_is_wrong_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, text: str, fault: str, advice: str
+) -> None:
+    client = Client(OSError(text))
+    found = mlflow_fault(client, monkeypatch)
+    assert fault in found
+    assert not client.errors
+    assert advice in str(cause_of_failure([f"{BEGINS}{found}"]).advice)
+
+
+@pytest.mark.parametrize("text", ["Unable to locate credentials", "'NoneType' object has no attribute 'access_key'"])
+def test_a_role_that_does_not_come_is_told_in_the_end(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    found = mlflow_fault(Client(*[OSError(text)] * 3), monkeypatch, patience=0.0)
+    assert found.endswith("wants signed requests, and this machine has no AWS credentials")
+    assert mlflow_fault(Client(OSError(text)), monkeypatch) == "", "it may come a moment later"
+
+
+def test_sagemaker_s_managed_mlflow_without_its_plugin_is_told(
+    mlflow_server: MlflowServer, project: Path, tmp_path: Path
+) -> None:
+    arn = "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-tracking-server/team"
+    status, output, _ = mlflow_run(mlflow_server, project, home=tmp_path, address=arn)
+    assert status == 1
+    assert f"(MLflow at {arn} cannot be asked without the package sagemaker-mlflow); install" in fault_in(output)
+
+
 @pytest.mark.services
 def test_another_mlflow_that_does_not_know_the_run_is_told(
     mlflow_server: MlflowServer, project: Path, tmp_path: Path

@@ -38,7 +38,28 @@ KNOWN = (
     KnownFailure(
         r"MLflow at \S+ refuses the login",
         "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN, or those that end in "
-        "_ON_INSTANCE",
+        "_ON_INSTANCE; of requests that AWS has signed, the permissions of INSTANCE_PROFILE's role",
+    ),
+    KnownFailure(
+        r"refuses the client certificate of the training",
+        "set MLFLOW_TRACKING_CLIENT_CERT_PATH, or MLFLOW_TRACKING_CLIENT_CERT_PATH_ON_INSTANCE, to one that it accepts",
+    ),
+    KnownFailure(
+        r"cannot be asked without the package (\S+)",
+        "install {} beside mlflow in AMI_ID, and add it to the project's environment, because both ask MLflow",
+    ),
+    KnownFailure(
+        r"wants signed requests, and this machine has no AWS credentials",
+        "set INSTANCE_PROFILE to one whose role may ask it",
+    ),
+    KnownFailure(
+        r"No module named '?requests_auth_aws_sigv4",
+        "MLFLOW_TRACKING_AWS_SIGV4 needs requests-auth-aws-sigv4 and boto3: add them to the project's environment",
+    ),
+    KnownFailure(
+        r"got unsupported URI 'arn:",
+        "SageMaker's managed MLflow needs sagemaker-mlflow: add it to the project's environment",
+        quote=False,
     ),
     KnownFailure(
         r"MLflow at \S+ knows no run",

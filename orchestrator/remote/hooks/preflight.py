@@ -27,7 +27,22 @@ _TIMEOUT_SECONDS = "30"
 _UNTRUSTED = re.compile(
     r"CERTIFICATE_VERIFY_FAILED|suitable TLS CA certificate bundle|could not find the TLS cert", re.I
 )
-_REFUSED = re.compile(r"error code 40[13]\b|^(?:UNAUTHENTICATED|PERMISSION_DENIED|CUSTOMER_UNAUTHORIZED)\b")
+_REFUSED = re.compile(
+    r"error code 40[13]\b|^(?:UNAUTHENTICATED|PERMISSION_DENIED|CUSTOMER_UNAUTHORIZED)\b"
+    r"|: Forbidden$|is not authorized to|Missing Authentication Token|security token included in the request"
+    r"|request signature we calculated"  # AWS, in front of MLflow
+)
+_CERTIFICATE = re.compile(r"_ALERT_(?:\w*CERTIFICATE\w*|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE)\b")
+_PACKAGES = (
+    (re.compile(r"No module named '?requests_auth_aws_sigv4"), "requests-auth-aws-sigv4"),
+    (re.compile(r"unsupported URI 'arn:"), "sagemaker-mlflow"),
+)
+"""What MLflow says without a package that it needs for its server, and the package."""
+
+_UNSIGNED = re.compile(
+    r"Unable to locate credentials|'NoneType' object has no attribute '(?:access_key|get_frozen_credentials)'"
+    r"|AWS Access Key ID and Secret Access Key are required"
+)
 _REASON = re.compile(r"\[Errno -?\d+\] [^'\")]+|\[SSL[^'\")]+|[Cc]onnect(?:ion to \S+)? timed out|Read timed out")
 
 
@@ -76,10 +91,17 @@ def mlflow_fault(client: Callable[[], Any], run: str, address: str) -> str:
             first, reason = not reason, _reason(str(error))
         if _UNTRUSTED.search(text):
             return f"{where} has a certificate that is not trusted here: {reason}"
+        if _CERTIFICATE.search(text):
+            return f"{where} refuses the client certificate of the training, or asks for one: {reason}"
+        for pattern, package in _PACKAGES:
+            if pattern.search(text):
+                return f"{where} cannot be asked without the package {package}"
         if text.startswith("RESOURCE_DOES_NOT_EXIST"):
             return f"{where} knows no run {run}"
         if _REFUSED.search(text):
             return f"{where} refuses the login of the training: {reason}"
+        if time.monotonic() + pause > give_up and _UNSIGNED.search(text):
+            return f"{where} wants signed requests, and this machine has no AWS credentials"
         if time.monotonic() + pause > give_up:
             return f"{where} did not answer within {PATIENCE_SECONDS:g} s: {reason}"
         if first:

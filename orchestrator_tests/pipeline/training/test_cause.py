@@ -172,6 +172,14 @@ def test_any_output_is_read(lines: list[str]) -> None:
             "/tmp has 9 MB left on its disk: raise ROOT_VOLUME_GB",
             " (/tmp has 9 MB left on its disk: raise ROOT_VOLUME_GB)",
         ),
+        (
+            "MLflow at arn:aws:x cannot be asked without the package sagemaker-mlflow",
+            "; install sagemaker-mlflow beside mlflow in AMI_ID, and add it to the project's environment",
+        ),
+        (
+            "MLflow at https://m wants signed requests, and this machine has no AWS credentials",
+            "; set INSTANCE_PROFILE to one whose role may ask it",
+        ),
         ("git: not found on the training's PATH (/bin)", "; there is no Git on the instance"),
     ],
 )
