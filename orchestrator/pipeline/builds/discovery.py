@@ -21,6 +21,7 @@ from orchestrator.pipeline.builds.branches import BranchChoice, branch_of, choos
 from orchestrator.pipeline.builds.cursor import VERSION, Cursor, FoundSuccess, JobCursor, UnreadRange
 from orchestrator.pipeline.builds.reading import BuildReader, Limits, Source, age, is_same, last_numbers
 from orchestrator.resources.jenkins import (
+    LATEST_TIMESTAMP,
     Build,
     BuildSummary,
     JobKind,
@@ -193,6 +194,10 @@ def _with_new_builds(known: JobCursor, summary: JobSummary) -> JobCursor:
     """Take note of what is new at the top of a job."""
     # A next number below ours: the job was re-created, or Jenkins was restored from a backup.
     newest = min(known.newest, summary.next_number - 1) if summary.next_number else known.newest
+    if not known.latest and newest == known.newest:
+        # Nothing of its past was readable, which is no reason to take it for new.
+        past = [build.timestamp for build in summary.newest if build.number <= newest]
+        known = known.model_copy(update={"latest": max(past, default=0)})
     top = max((build.number for build in summary.newest), default=0)
     if summary.next_number:
         top = summary.next_number - 1
@@ -202,8 +207,9 @@ def _with_new_builds(known: JobCursor, summary: JobSummary) -> JobCursor:
     unread = tuple(
         stretch.model_copy(update={"skip": stretch.skip + max(len(later), top - newest)}) for stretch in known.unread
     )
-    stretch = UnreadRange(high=top, low=newest + 1, since=known.latest, launch=True)
     anew = newest < known.newest
+    since = known.latest if known.latest or anew else LATEST_TIMESTAMP
+    stretch = UnreadRange(high=top, low=newest + 1, since=since, launch=True)
     return JobCursor(
         newest=top,
         latest=max(known.latest, *(build.timestamp for build in summary.newest), 0),

@@ -82,6 +82,8 @@ def last_numbers(low: int, high: int, few: int) -> range:
 
 def _with_doubt(known: JobCursor) -> JobCursor:
     """A build that was waited for is gone, or another: look whether the whole job is another one."""
+    if not known.latest:
+        return known  # no time tells what is new
     stretch = UnreadRange(high=known.newest, low=known.newest + 1, since=known.latest, launch=True)
     return known if stretch in known.unread else known.model_copy(update={"unread": (stretch, *known.unread)})
 

@@ -2,6 +2,7 @@
 
 from orchestrator.resources.jenkins.answers import (
     LARGEST_NUMBER,
+    LATEST_TIMESTAMP,
     Build,
     BuildPage,
     BuildSummary,
@@ -18,6 +19,7 @@ from orchestrator.resources.jenkins.remotes import GitAddress, commit_url, witho
 __all__ = [
     "CUSTOMARY_BRANCHES",
     "LARGEST_NUMBER",
+    "LATEST_TIMESTAMP",
     "Build",
     "BuildPage",
     "BuildSummary",

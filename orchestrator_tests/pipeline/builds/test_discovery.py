@@ -505,6 +505,31 @@ def test_it_is_asked_for_a_few_times_warned_of_twice_and_named_for_good(partly_b
     assert sensor.tick() == ["#2"]
 
 
+@pytest.mark.parametrize("multibranch", [False, True], ids=["plain", "multibranch"])
+@pytest.mark.parametrize("broken", [{5}, {1, 2, 3, 4, 5}], ids=["the newest", "all"])
+@pytest.mark.parametrize("ticks", [0, 1, 6])
+def test_a_past_that_cannot_be_read_at_first_is_not_taken_for_new(
+    multibranch: bool, broken: set[int], ticks: int
+) -> None:
+    job = "team/churn/main" if multibranch else "team/churn"
+    model = Model(multibranch=multibranch, jobs={job: Job(primary=True)})
+    for _ in range(5):
+        model.add(job=job)
+    model.riddles = {(job, number) for number in broken}
+    sensor = DrivenSensor(model)
+    sensor.tick()
+    past = list(sensor.launched)
+    model.riddles = set()
+    for _ in range(ticks):
+        sensor.tick()
+    model.add(job=job)
+    model.add(job=job)
+    for _ in range(6):
+        sensor.tick()
+    new = [build.number for build in sensor.launched[len(past) :]]
+    assert new in ([6, 7], [5, 6, 7])  # the newest may count as new: it is later than all that could be read
+
+
 def test_it_is_trained_once_it_can_be_read(partly_broken: PartlyBroken) -> None:
     sensor = DrivenSensor(partly_broken)
     sensor.tick()
