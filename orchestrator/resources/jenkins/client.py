@@ -212,11 +212,20 @@ class Jenkins:
     def _page(self, job: str, *, start: int, stop: int, largest_bytes: int) -> BuildPage:
         where = self.url + _job_path(job)
 
-        def read(items: Sequence[object]) -> BuildPage:
+        def read(items: Sequence[object]) -> tuple[BuildPage, bool]:
             builds, faults = each_build(items, lambda item: self._build(item, job=job), where=where)
-            return BuildPage(builds, whole=len(items) >= stop - start, faults=faults)
+            return BuildPage(builds, whole=len(items) >= stop - start, faults=faults), all(map(_is_reference, items))
 
-        return self._history(job, BUILD_FIELDS, read, start=start, stop=stop, largest_bytes=largest_bytes)
+        page, are_references = self._history(
+            job, BUILD_FIELDS, read, start=start, stop=stop, largest_bytes=largest_bytes
+        )
+        return replace(page, builds=tuple(self._alone(job, build) for build in page.builds)) if are_references else page
+
+    def _alone(self, job: str, build: Build | UnreadableBuild) -> Build | UnreadableBuild:
+        try:
+            return self.build(job, build.number)
+        except (JenkinsNotFound, JenkinsBadAnswer, JenkinsTooLarge):
+            return build
 
     def _history(
         self,
@@ -378,6 +387,11 @@ def _part(items: Sequence[object], start: int, stop: int) -> Sequence[object]:
     if len(items) <= stop - start:
         return items
     return sorted(items, key=_number, reverse=True)[start:stop]
+
+
+def _is_reference(item: object) -> bool:
+    """Whether it only names a build, as the lists of a page do that was asked for without `tree=`."""
+    return isinstance(item, dict) and "number" in item and "timestamp" not in item
 
 
 def _number(item: object) -> int:

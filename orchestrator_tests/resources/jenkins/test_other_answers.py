@@ -42,6 +42,16 @@ def number_that_lags(fields: Fields) -> Fields:
     return fields | {"nextBuildNumber": max(1, fields["nextBuildNumber"] - 1)}
 
 
+def references(fields: Fields) -> Fields:
+    """As without `tree=`: builds are told by number and address."""
+
+    def of(build: Fields) -> Fields:
+        return {"_class": build["_class"], "number": build["number"], "url": build["url"]}
+
+    lists = {key: list(map(of, fields[key])) for key in ("builds", "allBuilds")}
+    return fields | lists | {"lastBuild": fields["lastBuild"] and of(fields["lastBuild"])}
+
+
 DOCUMENTS = [
     pytest.param(lambda fields: fields, id="everything"),
     pytest.param(only("builds"), id="builds alone"),
@@ -51,6 +61,7 @@ DOCUMENTS = [
     pytest.param(lambda fields: fields | {"builds": None}, id="null for builds"),
     pytest.param(lambda fields: fields | {"nextBuildNumber": "12"}, id="a next number that is none"),
     pytest.param(oldest_first, id="oldest first"),
+    pytest.param(references, id="references"),
     pytest.param(number_that_lags, id="a number that lags"),
 ]
 
