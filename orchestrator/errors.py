@@ -26,6 +26,7 @@ OrchestratorError
 │   └── MlflowTooLarge       an answer that is too large, or nested too deep, to be read
 ├── BuildUnusable            this build cannot be trained (no commit, not successful, gone)
 ├── BuildBusy                another attempt is training this build at this moment
+├── BudgetExceeded           MAX_USD_PER_RUN, _DAY or _MONTH leaves no room for this launch
 ├── LaunchesPaused           several builds in a row failed alike before their training began
 ├── TrainingError
 │   ├── TrainingFailed       the training process exited non-zero, or was killed by a signal
@@ -153,6 +154,10 @@ class BuildBusy(OrchestratorError):
 
 class LaunchesPaused(OrchestratorError):
     """Several builds in a row failed alike before their training began; the next ones wait."""
+
+
+class BudgetExceeded(OrchestratorError):
+    """A ceiling in USD leaves no room for this launch, or what it costs is not known."""
 
 
 class TrainingError(OrchestratorError):

@@ -352,6 +352,25 @@ class MachineSettings(SettingsGroup):
         "price list is asked",
         {},
     )
+    max_usd_per_run: float | None = setting(
+        "MAX_USD_PER_RUN",
+        "most that one run may cost in USD, by the price of its instance type and its deadline; else nothing is "
+        "launched. With one of these three, what costs an unknown price is refused",
+        None,
+        ge=0,
+        allow_inf_nan=False,
+    )
+    max_usd_per_day: float | None = setting(
+        "MAX_USD_PER_DAY",
+        "most that the runs of this installation may cost in a day (UTC): what MLflow's runs have as "
+        "orchestrator.cost_usd, and the worst case of what is live",
+        None,
+        ge=0,
+        allow_inf_nan=False,
+    )
+    max_usd_per_month: float | None = setting(
+        "MAX_USD_PER_MONTH", "likewise in a calendar month (UTC)", None, ge=0, allow_inf_nan=False
+    )
     deployment: str = setting(
         "ORCHESTRATOR_DEPLOYMENT",
         "tells two installations in one AWS account apart; default: the host name (a container's does not last)",

@@ -14,6 +14,7 @@ from orchestrator import names
 from orchestrator.errors import BuildBusy, CapacityUnavailable, Ec2Error, InstanceLost, OrchestratorError, TrainingError
 from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.training import lease
+from orchestrator.pipeline.training.budget import Budget, Grant
 from orchestrator.pipeline.training.capacity import CapacityWait
 from orchestrator.pipeline.training.deadline import GRACE, Deadline
 from orchestrator.pipeline.training.environment import job_files, training_environment, with_run_tags
@@ -127,6 +128,8 @@ class Attempt:
         self._losses = 0
         self._types: Sequence[str] = [plan.instance_type] if plan.instance_type else settings.machine.instance_types
         self._was_enlarged = False
+        self._budget = Budget(settings.machine, ec2=ec2, mlflow=mlflow)
+        self._spent = 0.0
         self._lease = ExitStack()
         self._lease.enter_context(lease.renewed(self.renew_lease))
 
@@ -273,13 +276,14 @@ class Attempt:
                 f"run {self._run.run_id} is over by Dagster's books: its lease had expired, or it was cancelled, "
                 "before its worker went on. It launches nothing; what it began is left to the run that retries it"
             )
+        types = self._within_budget()
         mlflow_run = self._tracked.open()
         self._launches += 1  # each round has tokens and a deadline of its own: neither is older than its launch
         owner = self._owner(mlflow_run, power_off_at=datetime.now(UTC) + self._most_time)
         self._instance = self._ec2.launch(
             owner,
             attempt=f"{self._run.run_id}-{self._launches}",
-            instance_types=self._types,
+            instance_types=types,
         )
         _log.info(f"Launched instance {self._instance.id} ({self._instance.type}, {self._instance.market})")
         self._keep(
@@ -293,6 +297,25 @@ class Attempt:
         )
         self._tracked.launched(self._instance)
         return self._instance
+
+    def _within_budget(self) -> Sequence[str]:
+        """The instance types that the ceilings in USD leave.
+
+        Raises:
+            BudgetExceeded: there is none.
+        """
+
+        def grant() -> Grant:
+            minutes = self._most_time.total_seconds() / 60
+            return self._budget.grant(self._types, minutes=minutes, spent=self._spent, mlflow_run=self._tracked.id)
+
+        granted = grant()
+        if (
+            granted.usd is not None
+        ):  # once more, when others see us: two launches at once must not both take what is left
+            self._tracked.reserve(granted.usd)
+            granted = grant()
+        return granted.types
 
     @property
     def _most_time(self) -> timedelta:
@@ -374,9 +397,15 @@ class Attempt:
         self._types, self._was_enlarged = larger, True
         return True
 
+    def _note_cost(self, instance: Instance) -> None:
+        usage = self._use_of(instance)
+        self._spent += usage.usd or 0
+        self._tracked.used(usage, ends=True)
+
     def _begin_anew(self, reason: str) -> None:
         if self._instance is not None:
             self._ec2.terminate(self._instance.id)  # one that was only stopped still costs money
+            self._note_cost(self._instance)
         self._tracked.drop(reason)
         self._instance, self._record, self._deadline, self._ready = None, None, None, False
 
@@ -476,6 +505,8 @@ class Attempt:
                     )
                 elif instance.id == (self._instance and self._instance.id) or self._may_end(instance):
                     _log.info(f"Terminated instance {instance.id} ({self._ec2.terminate(instance.id) or 'gone'})")
+                    if instance.mlflow_run == self._tracked.id:
+                        self._note_cost(instance)
             if others:
                 self._open = False
                 return

@@ -32,7 +32,9 @@ class Usage:
             MlflowTag.MARKET: self.market,
             MlflowTag.MINUTES: f"{self.minutes:.3f}",
         }
-        return tags if self.usd is None else {**tags, MlflowTag.USD: f"{self.usd:.6f}"}
+        if self.usd is not None:
+            tags |= dict.fromkeys((MlflowTag.USD, MlflowTag.COST_USD), f"{self.usd:.6f}")
+        return tags
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Usage | None:

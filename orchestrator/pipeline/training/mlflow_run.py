@@ -163,13 +163,27 @@ class TrackedRun:
         run_id = self.open()
         self._server.set_tags(run_id, _tags_of(instance))
 
-    def used(self, usage: Usage) -> None:
-        """Keep what the instance cost; an MLflow that is away gets it when the training is recorded."""
+    @property
+    def id(self) -> str | None:
+        """The run's ID, if there is one yet."""
+        return self._id
+
+    def reserve(self, usd: float) -> None:
+        """Let other launches see what this one may cost."""
+        self._server.set_tags(self.open(), {names.MlflowTag.RESERVED_USD: f"{usd:.6f}"})
+
+    def used(self, usage: Usage, *, ends: bool = False) -> None:
+        """Keep what the instance cost; an MLflow that is away gets it when the training is recorded.
+
+        Args:
+            usage: of the instance.
+            ends: the run has failed, and does not wait long for MLflow.
+        """
         if self._id is None:
             return
         self._training_at_stake = False
         try:
-            self._mlflow.set_tags(self._id, usage.tags())
+            (self._closing if ends else self._mlflow).set_tags(self._id, usage.tags())
         except MlflowError as error:
             _log.warning(f"Not recorded yet what instance {usage.instance_id} cost: {error}")
 

@@ -154,6 +154,12 @@ def runs_page(answer: Mapping[str, Any]) -> tuple[list[Run], str]:
     return list(runs), _token(answer)
 
 
+def experiments_page(answer: Mapping[str, Any]) -> tuple[list[str], str]:
+    """The IDs in an answer of `experiments/search`, and the token of the next page ("" on the last)."""
+    ids = _each(answer.get("experiments"), lambda experiment: str(experiment["experiment_id"]), "an experiment")
+    return list(ids), _token(answer)
+
+
 def points_page(answer: Mapping[str, Any]) -> tuple[list[MetricPoint], str]:
     """The points in an answer of `metrics/get-history`, and the token of the next page ("" on the last)."""
     return list(_each(answer.get("metrics"), MetricPoint.from_json, "a point of a metric")), _token(answer)

@@ -11,8 +11,9 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from types import TracebackType
 from typing import IO, Literal, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -38,6 +39,7 @@ from orchestrator.resources.mlflow.answers import (
     ModelVersion,
     Run,
     RunStatus,
+    experiments_page,
     key_values,
     points_page,
     runs_page,
@@ -57,6 +59,7 @@ _log = logging.getLogger(__name__)
 TAG_BYTES = 5000
 PARAM_BYTES = 6000
 VALUES_PER_REQUEST = 100
+EXPERIMENTS_PER_REQUEST = 100
 POINTS_PER_PAGE = 10_000
 MOST_PAGES = 1000
 """Of one metric's values."""
@@ -181,9 +184,42 @@ class Mlflow:
         if search.gap:
             _log.warning(f"Not all MLflow runs were looked at: {search.gap}")
 
-    def _search(self, experiment_id: str, tags: Mapping[str, str], statuses: Collection[RunStatus]) -> RunSearch:
+    def runs_since(self, moment: datetime, *, tags: Mapping[str, str]) -> list[Run]:
+        """All runs with these tags that began since then, of all experiments that we may see; deleted ones too.
+
+        Raises:
+            MlflowTooLarge: not all could be looked at.
+        """
+        experiments, token = list[str](), ""
+        while True:
+            body = {"max_results": 1000, "view_type": "ALL", "page_token": token}
+            page, following = self._post("experiments/search", body, experiments_page)
+            experiments += page
+            if not following or following == token:
+                break
+            token = following
+        since = [f"attributes.start_time >= {round(moment.timestamp() * 1000)}"]
+        found: list[Run] = []
+        for first in range(0, len(experiments), EXPERIMENTS_PER_REQUEST):
+            search = self._search(
+                experiments[first : first + EXPERIMENTS_PER_REQUEST], tags, (), since, deleted_too=True
+            )
+            found += search.runs()
+            if search.gap:
+                raise MlflowTooLarge(search.gap)
+        return found
+
+    def _search(
+        self,
+        experiment_id: str | Sequence[str],
+        tags: Mapping[str, str],
+        statuses: Collection[RunStatus],
+        conditions: Sequence[str] = (),
+        *,
+        deleted_too: bool = False,
+    ) -> RunSearch:
         tags = {key: _cut(value, TAG_BYTES) for key, value in tags.items()}
-        conditions = conditions_on(tags)
+        conditions = [*conditions_on(tags), *conditions]
         if len(statuses) == 1:
             conditions += [f"attributes.status = '{status}'" for status in statuses]
         return RunSearch(
@@ -194,6 +230,7 @@ class Mlflow:
             ),
             wanted=lambda run: run.has(tags) and (not statuses or run.status in statuses),
             longest_seconds=max(self.policy.total_seconds, self.policy.answer_seconds),
+            deleted_too=deleted_too,
         )
 
     def create_run(self, experiment_id: str, *, name: str, tags: Mapping[str, str]) -> Run:

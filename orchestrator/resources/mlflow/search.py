@@ -32,18 +32,19 @@ def conditions_on(tags: Mapping[str, str]) -> list[str]:
 
 
 def search_body(
-    experiment_id: str,
+    experiment_id: str | Sequence[str],
     conditions: Sequence[str],
     page_token: str = "",
     *,
     page_size: int = RUNS_PER_PAGE,
     oldest_first: bool = False,
+    deleted_too: bool = False,
 ) -> dict[str, object]:
     """What `runs/search` is sent: one page of the runs that nobody deleted, newest first."""
     body: dict[str, object] = {
-        "experiment_ids": [experiment_id],
+        "experiment_ids": [experiment_id] if isinstance(experiment_id, str) else list(experiment_id),
         "filter": " AND ".join(conditions),
-        "run_view_type": "ACTIVE_ONLY",
+        "run_view_type": "ALL" if deleted_too else "ACTIVE_ONLY",
         "order_by": [f"attributes.start_time {'ASC' if oldest_first else 'DESC'}"],
         "max_results": page_size,
     }
@@ -61,25 +62,28 @@ class RunSearch:
         gap: why not all runs were looked at, in one sentence; empty as long as all were.
 
     Args:
-        experiment_id: where to look.
+        experiment_id: where to look; several may be given.
         conditions: as in `search_body`.
         ask: sends the body of a search, and reads a page and the token of the next one.
         wanted: whether a run that is found is one of those that are looked for.
         longest_seconds: after this time no further page is asked for.
+        deleted_too: whether runs that somebody deleted are looked at.
     """
 
     def __init__(
         self,
-        experiment_id: str,
+        experiment_id: str | Sequence[str],
         conditions: Sequence[str],
         *,
         ask: Callable[[dict[str, object], int], tuple[list[Run], str]],
         wanted: Callable[[Run], bool],
         longest_seconds: float,
+        deleted_too: bool = False,
     ) -> None:
         self.gap = ""
         self._experiment_id = experiment_id
         self._conditions = conditions
+        self._deleted_too = deleted_too
         self._ask = ask
         self._wanted = wanted
         self._end = time.monotonic() + longest_seconds
@@ -106,7 +110,12 @@ class RunSearch:
         token, tokens, empty = "", {""}, 0
         while True:
             body = search_body(
-                self._experiment_id, self._conditions, token, page_size=self._page_size, oldest_first=oldest_first
+                self._experiment_id,
+                self._conditions,
+                token,
+                page_size=self._page_size,
+                oldest_first=oldest_first,
+                deleted_too=self._deleted_too,
             )
             try:
                 page, following = self._ask(body, LARGEST_PAGE_BYTES if self._page_size > 1 else LARGEST_ANSWER)

@@ -155,6 +155,20 @@ class TestSearch:
         made = {mlflow.create_run(experiment, name=str(number), tags=tags).id for number in range(5)}
         assert {each.id for each in mlflow.find_runs(experiment, tags=tags)} == made
 
+    def test_what_began_since_a_moment_is_found_in_all_experiments_deleted_or_not(
+        self, mlflow_server: MlflowServer, mlflow: Mlflow, experiment: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("orchestrator.resources.mlflow.client.EXPERIMENTS_PER_REQUEST", 1)
+        other = mlflow_server.experiment(f"another experiment {uuid4().hex}")
+        tags = {"test": uuid4().hex}
+        made = [mlflow.create_run(each, name="spent", tags=tags) for each in (experiment, other)]
+        mlflow.create_run(other, name="theirs", tags={"test": "other"})
+        post(mlflow_server.url, "runs/delete", run_id=made[1].id)
+        now = datetime.now(UTC)
+        found = mlflow.runs_since(now - timedelta(hours=1), tags=tags)
+        assert {run.id for run in found} == {run.id for run in made}
+        assert mlflow.runs_since(now + timedelta(hours=1), tags=tags) == []
+
     @given(value=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30))
     @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_text_in_a_tag_is_found_again(self, mlflow: Mlflow, experiment: str, value: str) -> None:
