@@ -16,7 +16,7 @@ from orchestrator.names import Ec2Tag
 from orchestrator.pipeline.defs_folder import folder_of_pipelines, load_defs_folder
 from orchestrator.resources.ec2.launch import disks
 from orchestrator.resources.ec2.tags import Owner, deployment_tag, launch_tags
-from orchestrator.settings.groups import MachineSettings
+from orchestrator.settings.groups import MachineSettings, ProjectSettings
 from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import hand_aws_to_boto3
 
@@ -160,7 +160,7 @@ class Place:
         return literal(name if name.startswith("arn:") else f"arn:{self.partition}:iam::{self.account}:{kind}/{name}")
 
 
-def present_machines() -> list[MachineSettings]:
+def present_pipelines() -> Sequence[SettingsSource]:
     """The settings of all pipelines that this installation serves.
 
     Raises:
@@ -169,8 +169,7 @@ def present_machines() -> list[MachineSettings]:
     folder = load_defs_folder(folder_of_pipelines())
     if folder.broken:
         raise SettingsError(f"a policy must fit every pipeline, and one cannot be read: {folder.broken[0].fault}")
-    sources = folder.watched.settings or (SettingsSource(),)
-    return [source.read(MachineSettings) for source in sources]
+    return folder.watched.settings or (SettingsSource(),)
 
 
 def present_policy(*, account: str | None = None, roles: Sequence[str] = (), volume_gb: int | None = None) -> IamPolicy:
@@ -179,14 +178,26 @@ def present_policy(*, account: str | None = None, roles: Sequence[str] = (), vol
     Raises:
         SettingsError: there is no region, or a pipeline's settings cannot be used.
     """
-    machines = present_machines()
+    pipelines = present_pipelines()
+    machines = [pipeline.read(MachineSettings) for pipeline in pipelines]
     profiles = [machine.instance_profile or "" for machine in machines]
     named = (found[1] for profile in profiles if (found := re.match(r"arn:[^:]*:iam::(\d{12}):", profile)))
-    return iam_policy(machines, Place.present(account or next(named, None)), roles=roles, volume_gb=volume_gb)
+    return iam_policy(
+        machines,
+        Place.present(account or next(named, None)),
+        roles=roles,
+        volume_gb=volume_gb,
+        compares_types=any(pipeline.read(ProjectSettings).retry_oom_on_larger for pipeline in pipelines),
+    )
 
 
 def iam_policy(
-    machines: Sequence[MachineSettings], place: Place, *, roles: Sequence[str] = (), volume_gb: int | None = None
+    machines: Sequence[MachineSettings],
+    place: Place,
+    *,
+    roles: Sequence[str] = (),
+    volume_gb: int | None = None,
+    compares_types: bool = False,
 ) -> IamPolicy:
     """The tightest policy that fits all these machines.
 
@@ -195,6 +206,7 @@ def iam_policy(
         place: where they are.
         roles: of the instance profiles; default: named like these, as the AWS console makes them.
         volume_gb: the largest volume of an instance; default: ROOT_VOLUME_GB, else what we ask for at least.
+        compares_types: as RETRY_OOM_ON_LARGER does.
     """
     deployments = _each(deployment_tag(machine.deployment)[Ec2Tag.DEPLOYMENT] for machine in machines)
     profiles = list(dict.fromkeys(machine.instance_profile for machine in machines if machine.instance_profile))
@@ -204,7 +216,7 @@ def iam_policy(
     instances, volumes = place.ec2("instance", ["*"]), place.ec2("volume", ["*"])
     return IamPolicy(
         permissions=(
-            *_looking(machines, place),
+            *_looking(machines, place, compares_types=compares_types),
             Permission(
                 "LaunchFrom",
                 "instances start from these images, with these keys, in these networks",
@@ -231,7 +243,7 @@ def iam_policy(
                 {
                     "StringEquals": {
                         _OWNER: deployments,
-                        "ec2:InstanceType": _each(*(machine.instance_types for machine in machines)),
+                        "ec2:InstanceType": _each(*map(_types, machines)),
                         "ec2:MetadataHttpTokens": ["required"],
                         "ec2:Tenancy": ["default"],
                     },
@@ -291,12 +303,18 @@ def literal(text: str) -> str:
     return re.sub(r"[*?$]", r"${\g<0>}", text)
 
 
-def _looking(machines: Sequence[MachineSettings], place: Place) -> list[Permission]:
-    priced = [machine for machine in machines if machine.hourly_usd is None]
+def _types(machine: MachineSettings) -> list[str]:
+    """All that a run may ask for, the launchpad's included."""
+    return [*machine.instance_types, *machine.types_allowed]
+
+
+def _looking(machines: Sequence[MachineSettings], place: Place, *, compares_types: bool) -> list[Permission]:
+    unpriced = [machine for machine in machines if None in map(machine.known_price, _types(machine))]
     optional = {
         "ec2:DescribeInstanceStatus": any(machine.ready_when == "status-checks" for machine in machines),
-        "ec2:DescribeSpotPriceHistory": any("spot" in machine.market for machine in priced),
-        "ec2:DescribeSubnets": any(machine.address == "auto" for machine in machines),
+        "ec2:DescribeInstanceTypes": compares_types,
+        "ec2:DescribeSpotPriceHistory": any("spot" in machine.market for machine in unpriced),
+        "ec2:DescribeSubnets": any(machine.address != "private" for machine in machines),
     }
     wanted = sorted(["ec2:DescribeImages", "ec2:DescribeInstances", *(name for name in optional if optional[name])])
     looking = [
@@ -307,7 +325,7 @@ def _looking(machines: Sequence[MachineSettings], place: Place) -> list[Permissi
             conditions={"StringEquals": {"ec2:Region": [place.region]}},
         )
     ]
-    if any("on-demand" in machine.market for machine in priced):
+    if any("on-demand" in machine.market for machine in unpriced):
         looking.append(Permission("PriceList", "what an hour costs, from AWS's price list", ["pricing:GetProducts"]))
     return looking
 

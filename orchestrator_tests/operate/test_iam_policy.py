@@ -147,6 +147,15 @@ def test_only_what_the_settings_need_is_looked_at() -> None:
     assert "pricing:GetProducts" not in json.dumps(policy_for(*SETTINGS["nothing to ask"]))
 
 
+def test_what_further_settings_bring_is_allowed_with_them() -> None:
+    priced = {"INSTANCE_TYPE": "g5.xlarge", "INSTANCE_HOURLY_USD": "1", "INSTANCE_TYPES_ALLOWED": "p3.2xlarge"}
+    text = json.dumps(policy_for(machine(**priced), compares_types=True))
+    for words in ('["g5.xlarge", "p3.2xlarge"]', "ec2:DescribeInstanceTypes", "pricing:GetProducts"):
+        assert words in text
+    both = {**priced, "INSTANCE_PRICES": '{"p3.2xlarge": 3.06}'}
+    assert "pricing:GetProducts" not in json.dumps(policy_for(machine(**both)))
+
+
 def test_without_a_profile_no_role_can_be_had() -> None:
     policy = policy_for(machine(SUBNET_ID="subnet-1"))
     assert "iam:PassRole" not in json.dumps(policy)
@@ -303,6 +312,8 @@ def test_a_pipeline_that_cannot_be_read_leaves_no_half_policy(
     monkeypatch.setenv("ORCHESTRATOR_DEFS", str(tmp_path / "defs"))
     with pytest.raises(SettingsError, match=r"every pipeline.*bad/defs\.yaml"):
         ask()
-    own = "attributes: {settings: {INSTANCE_TYPE: 'p3.2xlarge', ORCHESTRATOR_DEPLOYMENT: x}}"
+    own = "attributes: {settings: {INSTANCE_TYPE: 'p3.2xlarge', RETRY_OOM_ON_LARGER: 'true'}}"
     (tmp_path / "defs" / "bad" / "defs.yaml").write_text(head + own + "\n")
-    assert "p3.2xlarge" in json.dumps(ask()[0])
+    text = json.dumps(ask()[0])
+    assert "p3.2xlarge" in text
+    assert "ec2:DescribeInstanceTypes" in text
