@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,8 @@ ACCOUNT = "ACCOUNT"
 
 LARGEST_POLICY = 6144
 """Characters, white space not counted: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html."""
+
+_SIGNED_MLFLOW = "MLflow is asked with AWS's credentials, which needs more than this policy: docs/mlflow.md says what"
 
 _OWNER = f"aws:RequestTag/{Ec2Tag.DEPLOYMENT}"
 _OWNED = f"aws:ResourceTag/{Ec2Tag.DEPLOYMENT}"
@@ -182,13 +184,19 @@ def present_policy(*, account: str | None = None, roles: Sequence[str] = (), vol
     machines = [pipeline.read(MachineSettings) for pipeline in pipelines]
     profiles = [machine.instance_profile or "" for machine in machines]
     named = (found[1] for profile in profiles if (found := re.match(r"arn:[^:]*:iam::(\d{12}):", profile)))
-    return iam_policy(
+    policy = iam_policy(
         machines,
         Place.present(account or next(named, None)),
         roles=roles,
         volume_gb=volume_gb,
         compares_types=any(pipeline.read(ProjectSettings).retry_oom_on_larger for pipeline in pipelines),
     )
+    signed = any(
+        (pipeline.raw("MLFLOW_TRACKING_URI") or "").strip().startswith("arn:")
+        or (pipeline.raw("MLFLOW_TRACKING_AWS_SIGV4") or "").strip().lower() == "true"
+        for pipeline in pipelines
+    )
+    return replace(policy, notes=(*policy.notes, _SIGNED_MLFLOW)) if signed else policy
 
 
 def iam_policy(

@@ -272,6 +272,22 @@ def test_what_is_assumed_is_said_beside_the_policy(environment: Callable[[Mappin
     assert "may have 120 GB" in notes
 
 
+@pytest.mark.parametrize(
+    "signed",
+    [
+        {"MLFLOW_TRACKING_URI": "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-tracking-server/t"},
+        {"MLFLOW_TRACKING_URI": "https://mlflow.example.com", "MLFLOW_TRACKING_AWS_SIGV4": "true"},
+    ],
+)
+def test_an_mlflow_that_asks_for_signed_requests_needs_more(
+    signed: Mapping[str, str], environment: Callable[[Mapping[str, str]], None]
+) -> None:
+    environment({**LEAST, "MLFLOW_TRACKING_URI": "https://mlflow.example.com"})
+    assert "docs/mlflow.md" not in ask()[1]
+    environment({**LEAST, **signed})
+    assert "docs/mlflow.md" in ask()[1]
+
+
 def test_it_explains_what_it_allows_and_what_the_training_s_role_must_not_have(
     environment: Callable[[Mapping[str, str]], None],
 ) -> None:
