@@ -4,16 +4,18 @@ FROM python:3.11-slim
 
 # git: Dagster's code links; tini: signals reach the children, and zombies are reaped
 RUN apt-get update && apt-get install -y --no-install-recommends git tini && rm -rf /var/lib/apt/lists/*
-RUN pip install --no-cache-dir uv
 
 WORKDIR /opt/orchestrator
 COPY pyproject.toml requirements.lock README.md ./
+# uv as the lock has it, with its hash
+RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock >/tmp/uv.txt \
+  && pip install --no-cache-dir --require-hashes --requirement /tmp/uv.txt && rm /tmp/uv.txt
 COPY orchestrator ./orchestrator
 COPY workspace.yaml dagster.yaml ./
 # The lock only constrains here: the image gets what the orchestrator needs, not the sandbox and the test tools.
 # `make image-check` runs this very line in an environment of its own. Compiled, because the user below may not write
 # what Python compiles, and each run would compile all of it again.
-RUN uv pip install --system --no-cache --compile-bytecode --constraint requirements.lock --editable .
+RUN uv pip install --system --no-cache --compile-bytecode --constraint requirements.lock --build-constraint requirements.lock --editable .
 RUN python -m compileall -q orchestrator
 
 # Runs, schedules and logs live here: mount a volume. Secrets come from the environment, never from the image.

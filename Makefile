@@ -72,7 +72,8 @@ clean: ## remove what make and the demo have made
 
 # The environment, made once and renewed when the lock or the package's own data change. uv does it in
 # seconds, and compiles it, which halves the start of every program here; where it cannot be had, or cannot
-# reach what pip is configured for, pip does the same.
+# reach what pip is configured for, pip does the same. Either way, hashes are checked: of uv, of all packages, and of
+# what builds this one.
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 	  echo "This needs Python 3.11 to 3.13; $(PYTHON) is `$(PYTHON) --version 2>&1`. Name another: make PYTHON=python3.12" >&2; \
@@ -81,13 +82,16 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@test -x $(VENV)/bin/python || { echo "Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); } || { \
 	  echo "Python's venv module does not work; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@test -x $(BOOTSTRAP)/bin/pip || $(PYTHON) -m venv --clear $(BOOTSTRAP)
-	@test -x "$(UV)" || $(BOOTSTRAP)/bin/pip install --quiet uv || echo "uv cannot be had; pip installs, which takes longer"
+	@test -x "$(UV)" || { sed -n '/^uv==/,/[^\\]$$/p' requirements.lock >$(BOOTSTRAP)/uv.txt \
+	  && $(BOOTSTRAP)/bin/pip install --quiet --require-hashes --requirement $(BOOTSTRAP)/uv.txt; } \
+	  || echo "uv cannot be had; pip installs, which takes longer"
 	@echo "Installing requirements.lock"
 	@{ test -x "$(UV)" \
 	  && "$(UV)" pip sync --quiet --compile-bytecode --python $(VENV)/bin/python --require-hashes requirements.lock \
-	  && "$(UV)" pip install --quiet --python $(VENV)/bin/python --no-deps --editable .; } \
+	  && "$(UV)" pip install --quiet --python $(VENV)/bin/python --no-deps \
+	    --build-constraint requirements.lock --editable .; } \
 	|| { pip="$(BOOTSTRAP)/bin/pip --python $(VENV)/bin/python install --quiet" \
-	  && $$pip --no-deps --require-hashes --requirement requirements.lock && $$pip --no-deps --editable .; }
+	  && $$pip --no-deps --require-hashes --requirement requirements.lock && $$pip --no-deps --no-build-isolation --editable .; }
 	@touch $@
 
 .PHONY: debian-packages

@@ -29,7 +29,8 @@ attributes:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheel")
-    uv("build", "--quiet", "--wheel", "--out-dir", str(directory), str(PROJECT))
+    lock = str(PROJECT / "requirements.lock")
+    uv("build", "--quiet", "--wheel", "--out-dir", str(directory), "--build-constraint", lock, str(PROJECT))
     (file,) = directory.glob("*.whl")
     return file
 

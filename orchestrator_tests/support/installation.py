@@ -12,10 +12,14 @@ from pathlib import Path
 from orchestrator_tests.support.dockerfile import PROJECT
 
 
+def find_uv() -> str:
+    """That of the environment variable UV, of the path, or of `make`."""
+    return str(PROJECT / (os.environ.get("UV") or shutil.which("uv") or ".venv/bootstrap/bin/uv"))
+
+
 def uv(*words: str, cwd: Path = PROJECT) -> None:
-    """Run uv: that of the environment variable UV, of the path, or of `make`."""
-    program = PROJECT / (os.environ.get("UV") or shutil.which("uv") or ".venv/bootstrap/bin/uv")
-    done = subprocess.run([program, *words], cwd=cwd, capture_output=True, text=True, check=False)
+    """Run uv to a good end."""
+    done = subprocess.run([find_uv(), *words], cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
