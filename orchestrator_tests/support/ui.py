@@ -29,6 +29,8 @@ FILES = {
     "workspace.yaml": "load_from:\n- python_file: {relative_path: definitions.py, location_name: orchestrator}\n",
     "dagster.yaml": "telemetry: {enabled: false}\nnux: {enabled: false}\n",
     "definitions.py": """
+import threading
+
 import dagster as dg
 
 builds = dg.DynamicPartitionsDefinition(name="training_builds")
@@ -44,9 +46,18 @@ def janitor():
     yield dg.SkipReason("nothing to do")
 
 
+@dg.job
+def lasting():
+    @dg.op
+    def last_until_cancelled():
+        threading.Event().wait()
+
+    last_until_cancelled()
+
+
 defs = dg.Definitions(
     [trained_model, dg.AssetSpec(["training", "jenkins_build"], partitions_def=builds)],
-    jobs=[dg.define_asset_job("training_training", [trained_model])],
+    jobs=[dg.define_asset_job("training_training", [trained_model]), lasting],
     sensors=[janitor],
     executor=dg.in_process_executor,
 )

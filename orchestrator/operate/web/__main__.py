@@ -6,6 +6,7 @@ them the trainings, would inherit the other.
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from orchestrator.operate.web.webserver import dagster_app
 def main(workspace: str) -> int:
     """Serve until a signal; return the exit status."""
     unwind_on_signals()
+    _log_to_standard_error()
     door = Door.from_json(sys.stdin.read())
     home = dagster_home()
     audit = AuditLog(home)
@@ -55,6 +57,15 @@ def main(workspace: str) -> int:
             ssl_keyfile=door.key,
         )
     return 0
+
+
+def _log_to_standard_error() -> None:
+    """Print what our own modules log, the audit log's lines too; what others log stays as it is."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    ours = logging.getLogger("orchestrator")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

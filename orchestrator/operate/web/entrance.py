@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive
@@ -213,6 +213,10 @@ class Entrance:
     def _to_log_in(
         self, request: Incoming, *, status: int = 401, target: str | None = None, complaint: str | None = None
     ) -> Response:
+        is_page = (request.value("sec-fetch-mode"), request.value("sec-fetch-dest")) == ("navigate", "document")
+        if is_page and request.method == "GET" and status == 401 and complaint is None:
+            # A browser writes a page that is answered 401 in red on its console.
+            return redirect(f"{LOGIN}?{urlencode({'next': without_token(request)})}")
         headers = {"WWW-Authenticate": "Bearer", "Cache-Control": "no-store"}
         if "text/html" not in (request.value("accept") or "") or not (request.method == "GET" or target):
             sentence = f"Refused: {complaint}" if complaint else TO_SEE

@@ -28,6 +28,8 @@ START_GOOD_SECONDS = 600
 PROVIDER_SECONDS = 15
 LONGEST_CLAIM = 256
 MOST_USED_STATES = 10_000
+DISCOVERED_GOOD_SECONDS = 300
+"""Whoever is not logged in yet must not let us ask the provider by each request of theirs."""
 
 BROKEN = (AuthlibBaseError, JoseError, requests.RequestException, ValueError, TypeError, KeyError, RuntimeError)
 """What authlib raises of a provider that cannot be reached or says what it should not."""
@@ -90,6 +92,7 @@ class OidcClient:
         self._key = secrets.token_bytes(32)
         self._used: OrderedDict[str, float] = OrderedDict()
         self._using = threading.Lock()
+        self._discovered: tuple[float, Any] | None = None
 
     async def start(self, *, redirect_uri: str, target: str) -> OidcStart:
         """Begin a login.
@@ -169,7 +172,13 @@ class OidcClient:
         return claims
 
     def _app(self) -> Any:
-        """A client of its own for each use: they keep what they have discovered, which changes, and are not shared."""
+        """The client, which keeps what it has discovered; another one after minutes, because that changes."""
+        with self._using:
+            if self._discovered is None or self._discovered[0] < self._now():
+                self._discovered = (self._now() + DISCOVERED_GOOD_SECONDS, self._new_app())
+            return self._discovered[1]
+
+    def _new_app(self) -> Any:
         return _App(
             None,
             name="orchestrator",

@@ -127,11 +127,13 @@ def login_page(ways: Ways, *, target: str, complaint: str | None = None) -> str:
 def log_out_link(caller: Caller) -> str:
     """What Dagster's page shows in its corner to whoever has logged in: his name, and the way out."""
     name = html.escape(caller.name if len(caller.name) <= 40 else f"{caller.name[:39]}…")
+    # Below the last entry of the navigation: elsewhere it would lie on buttons of Dagster's.
     style = (
-        "position:fixed;right:12px;bottom:8px;z-index:15;padding:2px 10px;border-radius:12px;font:12px/1.6 system-ui,"
-        "sans-serif;background:#4f43dd;color:#fff;text-decoration:none;opacity:.85"
+        "position:fixed;left:16px;bottom:0;z-index:15;max-width:192px;padding:0 8px;border-radius:8px 8px 0 0;"
+        "overflow:hidden;white-space:nowrap;text-overflow:ellipsis;font:11px/16px system-ui,sans-serif;"
+        "background:#4f43dd;color:#fff;text-decoration:none"
     )
-    return f'<a href="{LOGOUT}" id="log-out" style="{style}">{name} · {caller.role} · Log out</a>'
+    return f'<a href="{LOGOUT}" id="log-out" style="{style}">Log out · {name} · {caller.role}</a>'
 
 
 def logout_page(who: str, *, can_log_out: bool) -> str:

@@ -74,7 +74,7 @@ def test_a_user_logs_in_and_may_do_what_the_role_allows(ui: Ui, name: str, role:
     assert "HttpOnly; SameSite=Lax" in answer.headers["set-cookie"]
     cookie = ("Cookie", answer.headers["set-cookie"].partition(";")[0])
     page = ui.send("GET", "/runs", HTML, cookie)
-    assert f"{name} · {role} · Log out" in page.text
+    assert f"Log out · {name} · {role}" in page.text
     denied = "UnauthorizedError" in ui.graphql(add_partition(f"by-{name}"), cookie, ("Origin", ui.origin)).text
     assert denied is (role is not Role.ADMIN)
     assert (f"by-{name}" in ui.partitions()) is (role is Role.ADMIN)
@@ -175,6 +175,7 @@ def test_a_launch_is_under_one_s_own_name(ui: Ui, mutation: str) -> None:
     (line,) = [line for line in audit(ui) if run_id in line.get("ids", [])]
     assert (line["who"], line["role"], line["login"], line["from"]) == ("lou", "launcher", "password", "127.0.0.1")
     assert (line["action"], line["result"]) == (mutation, "LaunchRunSuccess")
+    assert run_id in "".join(row for row in ui.command.output.splitlines() if "Audit: {" in row)
 
 
 def test_several_launches_are_under_one_s_own_name(ui: Ui) -> None:

@@ -20,6 +20,7 @@ from orchestrator.operate.web import webserver
 from orchestrator.operate.web.audit import AuditLog
 from orchestrator.operate.web.caller import Caller, Role
 from orchestrator.operate.web.gate import CALLER
+from orchestrator.operate.web.mutations import name_launches
 from orchestrator.operate.web.webserver import RoleContext, Webserver, permissions_of
 from orchestrator_tests.support.dagster_internals import EmptyWorkspaceTarget, WorkspaceProcessContext
 from orchestrator_tests.support.web_internals import (
@@ -168,3 +169,25 @@ def test_the_policy_of_dagster_s_page_has_a_nonce(dagster: Webserver) -> None:
     policy = dagster.make_csp_header("abc")
     assert "'nonce-abc'" in policy
     assert "frame-ancestors" not in policy
+
+
+def test_a_run_or_backfill_that_nobody_has_launched_is_not_stored() -> None:
+    """Every run and backfill is stored by these two methods of Dagster's storage, whatever mutation made it."""
+
+    @dg.job
+    def nothing() -> None:
+        """Do nothing."""
+
+    with dg.instance_for_test() as instance:
+        name_launches(instance.run_storage)
+        with pytest.raises(PermissionError, match="nobody has launched"):
+            instance.create_run_for_job(nothing)
+        assert instance.get_runs() == []
+    for name in ("add_run", "add_backfill"):
+        assert callable(getattr(instance.run_storage, name))
+
+
+def test_every_mutation_is_wrapped(dagster: Webserver) -> None:
+    mutation = dagster._graphene_schema.graphql_schema.mutation_type
+    assert mutation
+    assert {field.resolve.__name__ for field in mutation.fields.values()} == {"resolve_audited"}
