@@ -397,16 +397,13 @@ class Attempt:
         self._types, self._was_enlarged = larger, True
         return True
 
-    def _note_cost(self, instance: Instance) -> None:
-        usage = self._use_of(instance)
-        self._spent += usage.usd or 0
-        self._tracked.used(usage, ends=True)
-
     def _begin_anew(self, reason: str) -> None:
+        usage = None
         if self._instance is not None:
             self._ec2.terminate(self._instance.id)  # one that was only stopped still costs money
-            self._note_cost(self._instance)
-        self._tracked.drop(reason)
+            usage = self._use_of(self._instance)
+            self._spent += usage.usd or 0
+        self._tracked.drop(reason, usage)
         self._instance, self._record, self._deadline, self._ready = None, None, None, False
 
     def _train_on(self, instance: Instance) -> str:
@@ -493,6 +490,7 @@ class Attempt:
         if not self._open:
             return
         self.ending = True
+        usage: Usage | None = None
         try:
             found = {instance.id: instance for instance in self._tagged()}
             if self._instance is not None:
@@ -506,7 +504,7 @@ class Attempt:
                 elif instance.id == (self._instance and self._instance.id) or self._may_end(instance):
                     _log.info(f"Terminated instance {instance.id} ({self._ec2.terminate(instance.id) or 'gone'})")
                     if instance.mlflow_run == self._tracked.id:
-                        self._note_cost(instance)
+                        usage = self._use_of(instance)
             if others:
                 self._open = False
                 return
@@ -514,10 +512,10 @@ class Attempt:
             _log.warning(f"Leaving what is left of this build's instance to the janitor: {away}")
         self._instance, self._open = None, False
         if self._trained:
-            self._tracked.close("FINISHED", reason="the training process exited 0")
+            self._tracked.close("FINISHED", reason="the training process exited 0", usage=usage)
             return
         reason = str(error).partition("\n")[0] or "the Dagster run was cancelled"
-        self._tracked.close("FAILED" if isinstance(error, OrchestratorError) else "KILLED", reason=reason)
+        self._tracked.close("FAILED" if isinstance(error, OrchestratorError) else "KILLED", reason=reason, usage=usage)
 
     def _may_end(self, instance: Instance) -> bool:
         """Whether an instance of this build is left of this run, or of one that it tries again."""

@@ -172,27 +172,22 @@ class TrackedRun:
         """Let other launches see what this one may cost."""
         self._server.set_tags(self.open(), {names.MlflowTag.RESERVED_USD: f"{usd:.6f}"})
 
-    def used(self, usage: Usage, *, ends: bool = False) -> None:
-        """Keep what the instance cost; an MLflow that is away gets it when the training is recorded.
-
-        Args:
-            usage: of the instance.
-            ends: the run has failed, and does not wait long for MLflow.
-        """
+    def used(self, usage: Usage) -> None:
+        """Keep what the instance cost; an MLflow that is away gets it when the training is recorded."""
         if self._id is None:
             return
         self._training_at_stake = False
         try:
-            (self._closing if ends else self._mlflow).set_tags(self._id, usage.tags())
+            self._mlflow.set_tags(self._id, usage.tags())
         except MlflowError as error:
             _log.warning(f"Not recorded yet what instance {usage.instance_id} cost: {error}")
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str, usage: Usage | None = None) -> None:
         """Close the run as KILLED and forget it: what comes next is another training."""
-        self.close("KILLED", reason=reason)
+        self.close("KILLED", reason=reason, usage=usage)
         self._id = None
 
-    def close(self, status: FinalStatus, *, reason: str) -> None:
+    def close(self, status: FinalStatus, *, reason: str, usage: Usage | None = None) -> None:
         """Close the run and those that the training left open, without waiting long for MLflow.
 
         Nothing is closed that is not, or no longer, this attempt's.
@@ -201,6 +196,7 @@ class TrackedRun:
             status: FAILED for a training that failed and KILLED for one that was stopped, whatever it said of
                 itself; FINISHED for one whose process exited 0, unless it had ended by then.
             reason: one sentence, kept as a tag.
+            usage: of the instance, if it had one, kept as tags.
         """
         if self._id is None:
             return
@@ -210,6 +206,8 @@ class TrackedRun:
             if owner != self._dagster_run:
                 _log.info(f"Leaving MLflow run {run.id} to Dagster run {owner}, which has it")
                 return
+            if usage is not None:
+                self._closing.set_tags(run.id, usage.tags())
             until = time.monotonic() + self._closing.policy.total_seconds
             end_others(self._closing, run, status, reason=reason, until=until)
             if status != "FINISHED" or not run.ended:
