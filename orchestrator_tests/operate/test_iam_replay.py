@@ -31,6 +31,8 @@ from orchestrator_tests.support.aws_calls import IMAGE, AwsCall, needs, recorded
 from orchestrator_tests.support.iam import IamRequest, allows, listed, refused
 from orchestrator_tests.support.iam_thefts import ADMIN, thefts
 
+pytestmark = pytest.mark.services
+
 PLACE = Place("aws", "us-east-1", "123456789012")
 ROLES = {"training": "training-role", ADMIN: ADMIN}
 NO_CAPACITY = AwsFault("InsufficientInstanceCapacity", status=500)

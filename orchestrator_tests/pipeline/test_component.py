@@ -150,6 +150,7 @@ def test_the_schema_offers_each_setting_with_its_meaning_and_no_secret() -> None
     assert definitions["SettingsBlock"]["additionalProperties"] is False
 
 
+@pytest.mark.services
 def test_dg_check_yaml_names_the_file_and_line_of_a_fault(tmp_path: Path) -> None:
     churn = project(tmp_path) / "churn"
     churn.mkdir()

@@ -188,6 +188,7 @@ def test_several_launches_are_under_one_s_own_name(ui: Ui) -> None:
         assert tags_of(ui, result["run"]["runId"])[LAUNCHED_BY] == "lou"
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("inherits", ["true", "false"])
 def test_a_reexecution_is_under_one_s_own_name(ui: Ui, inherits: str) -> None:
     answer = ui.graphql(f"mutation{{launchRun(executionParams:{EXECUTION}){RUN}}}", ui.bearer("admin"))
@@ -207,6 +208,7 @@ def test_a_reexecution_is_under_one_s_own_name(ui: Ui, inherits: str) -> None:
         assert tags_of(ui, answer["run"]["runId"])[LAUNCHED_BY] == "lou"
 
 
+@pytest.mark.services
 def test_a_backfill_and_its_repetition_are_under_one_s_own_name(ui: Ui) -> None:
     assets = 'assetSelection:[{path:["training","trained_model"]}],partitionNames:["1"]'
     query = f"launchPartitionBackfill(backfillParams:{{{assets},tags:{FORGED}}}){BACKFILL}"

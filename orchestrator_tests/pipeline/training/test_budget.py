@@ -197,6 +197,7 @@ def test_of_two_launches_at_once_the_older_goes_first() -> None:
 # In a run
 
 
+@pytest.mark.services
 @pytest.mark.parametrize("implicit", [False, True], ids=["run of the job", "asset page"])
 @pytest.mark.parametrize("ceiling", ["MAX_USD_PER_RUN", "MAX_USD_PER_DAY", "MAX_USD_PER_MONTH"])
 def test_a_run_of_dagster_that_may_cost_too_much_launches_nothing(

@@ -10,6 +10,8 @@ from orchestrator.errors import TrainingFailed
 from orchestrator_sandbox.ec2.api import AwsFault
 from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
 
+pytestmark = pytest.mark.services
+
 KILLED = 'ln -s "exited 1 $(date +%s) oom_kills=1 memory_kb=4194304" "$ORCHESTRATOR_TRAINING/exit"; exit 1\n'
 """As the supervisor tells an end for lack of memory: a test cannot have the kernel kill anything."""
 
