@@ -143,7 +143,7 @@ class Ec2Api:
 
         def send() -> Instance:
             answer = self.client.describe_instances(InstanceIds=[instance_id])
-            instances = [raw for group in answer["Reservations"] for raw in group["Instances"]]
+            instances = [raw for group in answer.get("Reservations", []) for raw in group["Instances"]]
             if not instances:
                 raise InstanceLost(f"AWS lists no instance {instance_id}")
             return self.instance(instances[0])
@@ -164,12 +164,12 @@ class Ec2Api:
         try:
             answer = self.call(
                 f"look at subnet {', '.join(subnets)}",
-                lambda: self.client.describe_subnets(SubnetIds=list(subnets))["Subnets"],
+                lambda: self.client.describe_subnets(SubnetIds=list(subnets)).get("Subnets", []),
             )
         except Ec2Error as error:
             _log.info(f"Could not tell whether instances get public addresses: {error}")
             return []
-        return [subnet for subnet in answer if not subnet.get("MapPublicIpOnLaunch", True)]
+        return [subnet for subnet in answer if "SubnetId" in subnet and not subnet.get("MapPublicIpOnLaunch", True)]
 
     def find_once(self, *, pipeline: str, partition: str) -> Instance | None:
         """The instance that is alive for a build, the newest of several; to be used in what is handed to `call`."""
@@ -190,7 +190,7 @@ class Ec2Api:
         instances = [
             instance
             for page in pages
-            for group in page["Reservations"]
+            for group in page.get("Reservations", [])
             for raw in group["Instances"]
             if (instance := self._readable(raw))
         ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -115,7 +114,8 @@ class Ec2:
         subnets = [] if wanted == "private" else self._api.private_subnets(self._settings.subnets)
         is_aws = (urlsplit(self.address).hostname or "").endswith(AWS_DOMAINS)
         if wanted == "auto":
-            subnets = [each for each in subnets if is_aws and not may_reach(each["CidrBlock"])]
+            # One without IPv4 has no such range.
+            subnets = [each for each in subnets if is_aws and "CidrBlock" in each and not may_reach(each["CidrBlock"])]
         if subnets:
             ids = ", ".join(each["SubnetId"] for each in subnets)
             reason = (
@@ -219,16 +219,22 @@ class Ec2:
         types = [type_ for type_ in dict.fromkeys(among) if type_ != than]
         if not types:
             return []
+        memory: dict[str, int] = {}
         try:
             answer = self._api.call(
                 "compare the memory of instance types",
                 lambda: self._api.client.describe_instance_types(InstanceTypes=cast(Any, [than, *types])),
             )
+            for each in answer.get("InstanceTypes", []):
+                if size := each.get("MemoryInfo", {}).get("SizeInMiB"):
+                    memory[each.get("InstanceType", "")] = size
+            reason = f"AWS tells of no memory of {than}"
         except Ec2Error as error:
-            _log.info(f"Taking the order of INSTANCE_TYPE for that of memory: {error}")
+            reason = str(error)
+        if than not in memory:
+            _log.info(f"Taking the order of INSTANCE_TYPE for that of memory: {reason}")
             return types[list(dict.fromkeys(among)).index(than) :] if than in among else []
-        memory = {each["InstanceType"]: each["MemoryInfo"]["SizeInMiB"] for each in answer["InstanceTypes"]}
-        return [type_ for type_ in types if memory.get(cast(Any, type_), 0) > memory.get(cast(Any, than), math.inf)]
+        return [type_ for type_ in types if memory.get(type_, 0) > memory[than]]
 
     def hourly_usd(self, instance: Instance) -> float | None:
         """Price of one hour of this instance in USD, without its volume; None when it cannot be had."""

@@ -249,7 +249,7 @@ def _image(api: Ec2Api) -> ImageTypeDef:
     """What AWS tells of the image; nothing when it does not: RunInstances will judge whether it can be used."""
     ami = api.settings.ami
     try:
-        images = api.call(f"look at image {ami}", lambda: api.client.describe_images(ImageIds=[ami])["Images"])
+        images = api.call(f"look at image {ami}", lambda: api.client.describe_images(ImageIds=[ami]).get("Images", []))
     except Ec2Error as error:
         _log.warning(f"Taking {_USUAL_ROOT_DEVICE} for the image's only disk: {error}")
         images = []

@@ -243,3 +243,35 @@ def test_what_aws_does_not_know_again_and_again_is_gone(account: Account) -> Non
     sent = inject(ec2, "DescribeInstances")
     assert ec2.look("i-0123456789abcdef0") is None
     assert len(sent) > 1
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "",
+        "<instanceTypeSet/>",
+        "<instanceTypeSet><item><instanceType>t3.large</instanceType></item></instanceTypeSet>",
+        "<instanceTypeSet><item><memoryInfo/></item></instanceTypeSet>",
+    ],
+    ids=["no list", "none", "no memory", "no name"],
+)
+def test_where_an_answer_lacks_the_memory_of_types_their_order_decides(account: Account, inside: str) -> None:
+    ec2 = account.ec2()
+    body = f"<DescribeInstanceTypesResponse>{inside}<requestId>1</requestId></DescribeInstanceTypesResponse>"
+    inject(ec2, "DescribeInstanceTypes", lambda: http_answer(body))
+    assert ec2.with_more_memory("t3.medium", ["t3.small", "t3.medium", "t3.large"]) == ["t3.large"]
+
+
+def test_an_answer_without_the_list_of_instances_tells_of_none(account: Account) -> None:
+    body = "<DescribeInstancesResponse><requestId>1</requestId></DescribeInstancesResponse>"
+    ec2 = account.ec2()
+    inject(ec2, "DescribeInstances", *[lambda: http_answer(body)] * 2)
+    assert ec2.of_build(pipeline="churn", partition="main#1") == []
+    assert ec2.find_all() == []
+
+
+def test_an_answer_without_the_list_of_images_is_no_reason_not_to_launch(account: Account) -> None:
+    body = "<DescribeImagesResponse><requestId>1</requestId></DescribeImagesResponse>"
+    ec2 = account.ec2()
+    inject(ec2, "DescribeImages", lambda: http_answer(body))
+    assert ec2.launch(owner(), attempt="first").id.startswith("i-")

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from botocore.awsrequest import AWSResponse
 
 from orchestrator.errors import SettingsError
 from orchestrator.resources.ec2 import Ec2, client, network
-from orchestrator_tests.support.ec2_account import Account, aws_error, events, inject, open_account
+from orchestrator_tests.support.ec2_account import Account, aws_error, events, http_answer, inject, open_account
 
 FAR = "10.77.0.0/24"
 
@@ -44,6 +45,13 @@ def imds() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+NAMELESS = "<item><mapPublicIpOnLaunch>false</mapPublicIpOnLaunch></item>"
+
+
+def subnets_answer(inside: str) -> AWSResponse:
+    return http_answer(f"<DescribeSubnetsResponse>{inside}<requestId>1</requestId></DescribeSubnetsResponse>")
 
 
 def without_public_addresses(ec2: Ec2, *subnets: str) -> None:
@@ -83,13 +91,31 @@ def test_a_subnet_without_public_addresses_is_refused_where_one_is_needed(
     [
         lambda ec2: inject(ec2, "DescribeSubnets", aws_error("UnauthorizedOperation", status=403)),
         lambda ec2: inject(ec2, "DescribeSubnets", aws_error("InvalidAction")),
+        lambda ec2: inject(ec2, "DescribeSubnets", lambda: subnets_answer("")),
+        lambda ec2: inject(ec2, "DescribeSubnets", lambda: subnets_answer("<subnetSet/>")),
+        lambda ec2: inject(ec2, "DescribeSubnets", lambda: subnets_answer(f"<subnetSet>{NAMELESS}</subnetSet>")),
         without_public_addresses,
     ],
-    ids=["denied", "unknown", "public"],
+    ids=["denied", "unknown", "no list", "none", "no name", "public"],
 )
-def test_what_aws_does_not_tell_is_no_reason_to_refuse(account: Account, prepare: Callable[[Ec2], object]) -> None:
-    ec2 = account.ec2(address="public")
+@pytest.mark.parametrize("address", ["public", "auto"])
+def test_what_aws_does_not_tell_is_no_reason_to_refuse(
+    account: Account, prepare: Callable[[Ec2], object], address: str
+) -> None:
+    ec2 = account.ec2(address=address)
     prepare(ec2)
+    ec2.require_usable_subnets()
+
+
+def test_of_a_subnet_without_ipv4_nobody_knows_whether_it_is_reached(account: Account) -> None:
+    ec2 = account.ec2(address="auto")
+    without_public_addresses(ec2, account.subnets[0])
+
+    def change(parsed: dict[str, list[dict[str, object]]], **_: object) -> None:
+        for subnet in parsed["Subnets"]:
+            del subnet["CidrBlock"]
+
+    events(ec2).register("after-call.ec2.DescribeSubnets", change)
     ec2.require_usable_subnets()
 
 
