@@ -328,8 +328,10 @@ def overview_of(
     return JobOverview(JobKind.MULTIBRANCH, tuple(summaries), _object_url(answer.get("actions")), tuple(faults))
 
 
-_BUILD_LISTS = ("builds", "allBuilds")
-_JOB_FIELDS = ("nextBuildNumber", "lastBuild", *_BUILD_LISTS)
+BUILD_LISTS = ("builds", "allBuilds")
+"""The newest 100 builds of a job, and all of them."""
+
+_JOB_FIELDS = ("nextBuildNumber", "lastBuild", *BUILD_LISTS)
 
 
 def _is_job(fields: Mapping[str, Any]) -> bool:
@@ -343,7 +345,7 @@ def build_list(fields: Mapping[str, Any], wanted: str = "builds") -> str | None:
         fields: of the job.
         wanted: which of them was asked for.
     """
-    names = sorted(_BUILD_LISTS, key=lambda name: name != wanted)
+    names = sorted(BUILD_LISTS, key=lambda name: name != wanted)
     found = [name for name in names if isinstance(fields.get(name), list)]
     return next(iter([*found, *(name for name in names if fields.get(name) is not None)]), None)
 

@@ -35,6 +35,7 @@ from orchestrator.resources.http.client import SHORTEST_TRY_SECONDS
 from orchestrator.resources.jenkins.answers import (
     BRANCH_FIELDS,
     BUILD_FIELDS,
+    BUILD_LISTS,
     BUILD_SUMMARY_FIELDS,
     Build,
     BuildPage,
@@ -174,10 +175,14 @@ class Jenkins:
         overview = self._ask(path, f"{number},actions[objectUrl],jobs[{branch}]", read_if_answered)
         if overview is not None:
             return overview
-        # Something that is not quite Jenkins, or a proxy that lets some fields through: ask as it was always asked.
-        fields = f"nextBuildNumber,allBuilds[{BUILD_SUMMARY_FIELDS}]"
-        branch = f"name,{BRANCH_FIELDS},{fields}{{0,{_SOME}}}"
-        return self._ask(path, f"{fields}{{0,{newest or _MANY}}},actions[objectUrl],jobs[{branch}]", read)
+
+        # Something that is not quite Jenkins, or a proxy that lets some fields through: ask for all that may tell.
+        def fields_of(builds: int) -> str:
+            lists = [f"{key}[{BUILD_SUMMARY_FIELDS}]{{0,{builds}}}" for key in BUILD_LISTS]
+            return ",".join(("nextBuildNumber", *lists))
+
+        branch = f"name,{BRANCH_FIELDS},{fields_of(_SOME)}"
+        return self._ask(path, f"{fields_of(newest or _MANY)},actions[objectUrl],jobs[{branch}]", read)
 
     def default_branch(self, remote: str) -> str | None:
         """Where the HEAD of a Git remote points; None when it does not say so to everybody, and at once."""
@@ -246,19 +251,22 @@ class Jenkins:
         where = self.url + path
         part = f"[{fields}]{{{start},{stop}}}"
 
-        def read_recent(answer: JsonObject) -> tuple[T] | None:
-            key = build_list(answer)
+        def read_list(wanted: str, answer: JsonObject) -> tuple[T] | None:
+            key = build_list(answer, wanted)
             return (read(_part(listed(answer, key, where), start, stop)),) if key else None
 
-        def read_all(answer: JsonObject) -> T:
-            key = build_list(answer, "allBuilds") or "allBuilds"
-            return read(_part(listed(answer, key, where), start, stop))
-
-        if stop <= RECENT_BUILDS:
-            found = self._ask(path, f"builds{part}", read_recent, largest_bytes=largest_bytes)
+        recent, everything = BUILD_LISTS
+        # What is no Jenkins may have only one of them.
+        for wanted in (recent, everything) if stop <= RECENT_BUILDS else (everything, recent):
+            found = self._ask(
+                path, f"{wanted}{part}", functools.partial(read_list, wanted), largest_bytes=largest_bytes
+            )
             if found:
                 return found[0]
-        return self._ask(path, f"allBuilds{part}", read_all, largest_bytes=largest_bytes)
+        raise JenkinsBadAnswer(
+            f"{where} answered with JSON without the list {everything}: is JENKINS_URL a Jenkins, and JENKINS_JOB_NAME "
+            "a job?"
+        )
 
     def _unreadable(self, job: str, place: int, *, fault: str) -> BuildPage:
         """A page of one build whose details are too large."""

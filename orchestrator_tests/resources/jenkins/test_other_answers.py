@@ -116,6 +116,52 @@ def test_a_server_that_is_deaf_to_tree_is_understood(document: Callable[[Fields]
         assert [tick() for _ in range(5)] == [[]] * 5
 
 
+@pytest.mark.parametrize("multibranch", [False, True], ids=["plain", "multibranch"])
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        {"allBuilds", "nextBuildNumber", "lastBuild"},
+        {"allBuilds", "nextBuildNumber"},
+        {"allBuilds", "lastBuild"},
+        {"builds", "nextBuildNumber", "lastBuild"},
+        {"builds", "nextBuildNumber"},
+        {"builds", "lastBuild"},
+        {"nextBuildNumber", "lastBuild"},
+    ],
+    ids=lambda names: "without " + ", ".join(sorted(names)),
+)
+def test_a_server_that_heeds_tree_and_lacks_some_fields_is_understood(unknown: set[str], multibranch: bool) -> None:
+    model = Model(multibranch=multibranch, unknown_fields=frozenset(unknown))
+    name = "team/churn/main" if multibranch else "team/churn"
+    for _ in range(70):
+        model.add(job=name)
+    running = model.start(name)
+    with asking(model) as jenkins:
+        tick = Ticks(jenkins)
+        assert tick() == [70]
+        assert tick.registered == set(range(1, 71))
+        assert tick() == []
+        model.add(job=name)
+        model.add("FAILURE", name)
+        model.add(job=name)
+        assert tick() == [72, 74]
+        model.finish(running)
+        assert tick() == [71]
+        assert [tick() for _ in range(5)] == [[]] * 5
+
+
+def test_without_all_builds_the_past_ends_with_what_builds_has() -> None:
+    model = Model(unknown_fields=frozenset({"allBuilds", "nextBuildNumber"}))
+    for _ in range(130):
+        model.add()
+    with asking(model) as jenkins:
+        tick = Ticks(jenkins)
+        assert tick() == [130]
+        assert tick.registered == set(range(31, 131))  # `builds` ends there
+        model.add()
+        assert tick() == [131]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_job_that_is_re_created_is_noticed_there_too(document: Callable[[Fields], Fields]) -> None:
     model = Model(deaf=document)
