@@ -133,7 +133,12 @@ KNOWN = (
         "there is no usable GPU: choose an INSTANCE_TYPE with one, and an AMI_ID with its driver",
     ),
     KnownFailure(
-        r"^MemoryError\b|numpy\.\S*ArrayMemoryError|\bstd::bad_alloc|Cannot allocate memory|(?:^|\s)Killed\b",
+        r"out of shared memory|insufficient shared memory",
+        'a container has 64 MB of shared memory: set MLPROJECT_DOCKER_ARGS={{"shm-size": "8g"}}, or load data with '
+        "fewer workers",
+    ),
+    KnownFailure(
+        r"^MemoryError\b|numpy\.\S*ArrayMemoryError|\bstd::bad_alloc|Cannot allocate memory|(?:^|\s)(?-i:Killed)\b",
         "its memory is too small: choose a larger INSTANCE_TYPE",
     ),
     KnownFailure(r"No space left on device", "its disk is full: raise ROOT_VOLUME_GB"),
@@ -164,8 +169,9 @@ _PATTERNS = tuple((re.compile(known.pattern, re.IGNORECASE), known) for known in
 
 _NO_REASON = re.compile(
     r"=== Run \(ID|Run \(ID '\w*'\) failed|Non-zero exit code|returned non-zero exit status|exit code\(\d+\)$"
+    r"|ResolutionImpossible: for help visit"
 )
-"""Last words of MLflow and of subprocess, which say that something failed and not why."""
+"""Last words of MLflow, of pip and of subprocess, which say that something failed and not why."""
 
 _EXCEPTION = re.compile(r"(?P<name>(?:\w+\.)*[A-Za-z_]\w*)(?P<text>: .*)?")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -175,7 +181,7 @@ _SHELL = re.compile(
 )
 _TOOL = re.compile(
     r"^\W*(?:error(?:\[\w+\])?: |fatal: |cause: |caused by: |no solution found|CondaError|docker: "
-    r"|unable to find image|ResolvePackageNotFound)|^stderr: '(?:fatal|error|remote|ERROR)",
+    r"|unable to find image|ResolvePackageNotFound)|^[\w./-]+(?::\d+)*: error: |^stderr: '(?:fatal|error|remote|ERROR)",
     re.IGNORECASE,
 )
 _CANNOT_BEGIN = "orchestrator: the training cannot begin: "

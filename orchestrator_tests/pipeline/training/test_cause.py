@@ -46,6 +46,23 @@ SCRIPT_FRAMES = 'Traceback (most recent call last):\n  File "train.py", line 3, 
         ("sh: 1: rscript: not found", "sh: 1: rscript: not found"),
         ("bash: ./train.sh: Permission denied", "bash: ./train.sh: Permission denied"),
         (
+            f"usage: train.py [-h]\ntrain.py: error: unrecognized arguments: --beta 3\n{MLFLOW_FAILED}",
+            "train.py: error: unrecognized arguments: --beta 3",
+        ),
+        (
+            f"usage: train [-h]\n__main__.py: error: argument --lr: invalid float value: 'x'\n{MLFLOW_FAILED}",
+            "__main__.py: error: argument --lr: invalid float value: 'x'",
+        ),
+        ("src/lda.c:10:5: error: unknown type name 'flot'", "src/lda.c:10:5: error: unknown type name 'flot'"),
+        (
+            f"ERROR: Cannot install -r requirements.txt (line 2) and numpy==1.20 because these package versions have "
+            "conflicting dependencies.\n\nThe conflict is caused by:\n    The user requested numpy==1.20\n\n"
+            "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io/en/latest/topics/dependency-resolution/\n"
+            f"{MLFLOW_FRAMES}",
+            "ERROR: Cannot install -r requirements.txt (line 2) and numpy==1.20 because these package versions have "
+            "conflicting dependencies.",
+        ),
+        (
             "python: can't open file '/x/tarin.py': [Errno 2] No such file or directory",
             "python: can't open file '/x/tarin.py': [Errno 2] No such file or directory",
         ),
@@ -108,6 +125,11 @@ def test_no_line_is_made_a_cause_that_is_none(output: str) -> None:
         ("run.sh: line 1:  8994 Killed                  python train.py", "choose a larger INSTANCE_TYPE"),
         (f"{SCRIPT_FRAMES}\nMemoryError", "choose a larger INSTANCE_TYPE"),
         (
+            f"{SCRIPT_FRAMES}\nRuntimeError: DataLoader worker (pid 93) is killed by signal: Bus error. It is possible "
+            "that dataloader's workers are out of shared memory. Please try to raise your shared memory limit.",
+            'MLPROJECT_DOCKER_ARGS={"shm-size": "8g"}',
+        ),
+        (
             f"{SCRIPT_FRAMES}\ntorch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
             "use smaller batches",
         ),
@@ -133,6 +155,11 @@ def test_no_line_is_made_a_cause_that_is_none(output: str) -> None:
 def test_what_people_meet_often_comes_with_what_to_do(output: str, advice: str) -> None:
     cause = cause_of_failure(f"{output}\n{MLFLOW_FAILED}".splitlines())
     assert advice in (cause.advice or "")
+
+
+@pytest.mark.parametrize("words", ["column killed is no number", "3 of 9 jobs were killed by the budget"])
+def test_a_word_of_the_script_is_no_lack_of_memory(words: str) -> None:
+    assert cause_of_failure(f"{SCRIPT_FRAMES}\nValueError: {words}".splitlines()).advice is None
 
 
 def test_frames_of_mlflow_and_click_are_not_shown() -> None:
