@@ -371,7 +371,7 @@ supervise() { # SECONDS JOB UMASK USER
   exec 3<"$2" # before anything else: whatever the job's variables do, no file of it is left
   rm -f -- "$2"
   ln -s "$$ $(born $$)" pid 2>/dev/null || return
-  ln -s "$(oom_kills)" kernel
+  ln -s -- "$(oom_kills)" kernel # "-" where it does not count
   ln -s "$(($(xids | wc -l)))" xids
   if [ -h user ]; then
     detached sh ./supervisor.sh as_user "$4" "$3" </dev/null >>log 2>&1 &

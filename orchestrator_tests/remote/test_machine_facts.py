@@ -64,6 +64,18 @@ def test_a_kernel_that_says_nothing_of_use_changes_no_end(follower: Follower, ke
     assert not ended.facts.oom_kills
 
 
+def test_what_the_cgroup_alone_counts_is_told(follower: Follower, kernel: Path, tmp_path: Path) -> None:
+    events, real = tmp_path / "memory.events", shutil.which("grep")
+    events.write_text("oom_kill 1\n")
+    (tmp_path / "bin" / "grep").write_text(
+        "#!/bin/sh\nfor last; do :; done\n"
+        f'case $last in /proc/vmstat) exit 1 ;; */memory.*) exec {real} oom_kill {events} ;; esac\nexec {real} "$@"\n'
+    )
+    follower.start("sh", "-c", f"echo oom_kill 2 >{events}; exit 1")
+    facts = follower.follow().facts
+    assert (facts.oom_kills, facts.cgroup_oom_kills) == (None, 1)
+
+
 def test_a_supervisor_that_was_killed_for_lack_of_memory_is_told_too(
     follower: Follower, kernel: Path, gate: Gate
 ) -> None:
