@@ -202,11 +202,12 @@ class Ec2:
 
         def send() -> str:
             answer = self._api.client.terminate_instances(InstanceIds=[instance_id])
-            return answer["TerminatingInstances"][0]["CurrentState"]["Name"]
+            ending = answer.get("TerminatingInstances", [])
+            return ending[0]["CurrentState"]["Name"] if ending else self.describe(instance_id).state
 
-        ending = self._api.policy.polling(retry=tenacity.retry_if_result(lambda state: state in NOT_GONE))
+        until_gone = self._api.policy.polling(retry=tenacity.retry_if_result(lambda state: state in NOT_GONE))
         try:
-            return ending(lambda: self._api.call_about(instance_id, f"terminate instance {instance_id}", send))
+            return until_gone(lambda: self._api.call_about(instance_id, f"terminate instance {instance_id}", send))
         except tenacity.RetryError as error:
             raise Ec2Error(
                 f"instance {instance_id} is still {error.last_attempt.result()}: terminate it in the EC2 console"

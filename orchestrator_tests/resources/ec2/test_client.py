@@ -275,3 +275,11 @@ def test_an_answer_without_the_list_of_images_is_no_reason_not_to_launch(account
     ec2 = account.ec2()
     inject(ec2, "DescribeImages", lambda: http_answer(body))
     assert ec2.launch(owner(), attempt="first").id.startswith("i-")
+
+
+def test_an_end_that_the_answer_does_not_tell_of_is_looked_up(account: Account) -> None:
+    ec2 = account.ec2()
+    instance = ec2.launch(owner(), attempt="first")
+    body = "<TerminateInstancesResponse><return>true</return></TerminateInstancesResponse>"
+    inject(ec2, "TerminateInstances", lambda: http_answer(body))
+    assert ec2.terminate(instance.id) in ("shutting-down", "terminated")
