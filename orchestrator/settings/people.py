@@ -93,7 +93,8 @@ class TrustedProxy:
 
 def folded(identity: str) -> str:
     """The spelling that counts. Letters that are not ASCII are left alone, because some fold into ASCII ones."""
-    return identity if identity.startswith(EXACT) or not identity.isascii() else identity.lower()
+    is_exact = identity[: len(EXACT)].lower() == EXACT  # else `SUB:17`, as a name, would become the ID `sub:17`
+    return identity if is_exact or not identity.isascii() else identity.lower()
 
 
 def issuer_fault(issuer: str) -> str | None:
@@ -115,6 +116,8 @@ def _entry(word: str) -> tuple[str, str]:
     stars = pattern.count("*")
     if stars and pattern != EVERYBODY and not (stars == 1 and re.fullmatch(r"\*@[^@*\s]+", pattern)):
         raise ValueError(f"{pattern!r} has its * where none may be; write *@example.com, or * for everybody")
+    if pattern.lower().startswith(EXACT) and not pattern.startswith(EXACT):
+        raise ValueError(f"{pattern!r} is neither a name nor an ID; write {EXACT} in lower case")
     return folded(pattern), role
 
 

@@ -60,6 +60,12 @@ def test_nobody_is_taken_for_somebody_else(identity: str) -> None:
     assert SMALL.role_of([identity]) is None
 
 
+@pytest.mark.parametrize("name", ["SUB:17", "Sub:17", "sUb:17"])
+def test_a_name_does_not_fold_into_somebody_s_id(name: str) -> None:
+    """Many providers let people choose their names, and none lets them choose their ID."""
+    assert AllowList.parse(["sub:17=admin", "*=viewer"]).role_of([name, "sub:99"]) == "viewer"
+
+
 def test_letters_that_fold_into_others_are_others() -> None:
     assert SMALL.role_of(["\u212aim@example.com"]) != "admin"  # the sign of Kelvin is a k in lower case
 
@@ -68,6 +74,7 @@ def test_letters_that_fold_into_others_are_others() -> None:
     ("word", "complaint"),
     [
         ("alice", "has no role"),
+        ("Sub:17=admin", "write sub: in lower case"),
         ("=admin", "has no role"),
         ("alice=", "is no role"),
         ("alice=root", "is no role"),

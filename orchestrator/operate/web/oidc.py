@@ -206,7 +206,7 @@ def _person(claims: Mapping[str, Any], *, target: str) -> OidcPerson:
         raise ValueError("the ID token holds no sub")
     identities = [f"{EXACT}{subject}"]
     # Many providers let people choose this name: with an @ in it, it would pass for an address.
-    if name and "@" not in name and not name.startswith(EXACT):
+    if name and "@" not in name and not name.lower().startswith(EXACT):
         identities.insert(0, name)
     if address and "@" in address and claims.get("email_verified") is True:
         identities.insert(0, address)
