@@ -44,6 +44,10 @@ class AllowList:
                     return role
         return None
 
+    def names(self, identity: str) -> bool:
+        """Whether an entry is of this identity alone."""
+        return any(_is_same(pattern, folded(identity)) for pattern, _ in self.entries)
+
 
 @dataclass(frozen=True)
 class TrustedProxy:

@@ -22,11 +22,12 @@ from authlib.integrations.requests_client import OAuth2Session
 from joserfc.errors import JoseError
 
 from orchestrator.operate.web.door import OidcProvider
-from orchestrator.settings.people import EXACT
+from orchestrator.settings.people import EXACT, AllowList
 
 START_GOOD_SECONDS = 600
 PROVIDER_SECONDS = 15
 LONGEST_CLAIM = 256
+LONGEST_NAME = 64
 MOST_USED_STATES = 10_000
 DISCOVERED_GOOD_SECONDS = 300
 """Whoever is not logged in yet must not let us ask the provider by each request of theirs."""
@@ -126,7 +127,7 @@ class OidcClient:
             raise OidcFailed("The provider has not logged you in.")
         try:
             claims = await asyncio.to_thread(self._claims, parameters["code"], begun)
-            return _person(claims, target=str(begun["target"]))
+            return _person(claims, allowed=self._provider.allowed, target=str(begun["target"]))
         except BROKEN as error:
             raise self._failed(error, "The provider has not confirmed the login; begin it anew.") from error
 
@@ -200,17 +201,21 @@ class OidcClient:
         return OidcFailed(sentence)
 
 
-def _person(claims: Mapping[str, Any], *, target: str) -> OidcPerson:
+def _person(claims: Mapping[str, Any], *, allowed: AllowList, target: str) -> OidcPerson:
     subject, name, address = (_claim(claims, key) for key in ("sub", "preferred_username", "email"))
     if not subject:
         raise ValueError("the ID token holds no sub")
-    identities = [f"{EXACT}{subject}"]
+    called = f"{EXACT}{subject}"
+    identities = [called]
     # Many providers let people choose this name: with an @ in it, it would pass for an address.
     if name and "@" not in name and not name.lower().startswith(EXACT):
         identities.insert(0, name)
+        # Two people may choose the same name, and that of a user of ours: alone, it would be no word on who it was.
+        called = name if allowed.names(name) else f"{name[:LONGEST_NAME]} {called}"
     if address and "@" in address and claims.get("email_verified") is True:
         identities.insert(0, address)
-    return OidcPerson(name=identities[0], identities=tuple(identities), target=target)
+        called = address
+    return OidcPerson(name=called, identities=tuple(identities), target=target)
 
 
 def _claim(claims: Mapping[str, Any], key: str) -> str:

@@ -96,8 +96,20 @@ def test_only_what_the_provider_vouches_for_counts(
 ) -> None:
     ours = provider(issuer)
     person = Visit(OidcClient(ours), sub).finish()
-    assert person == OidcPerson(name=identities[0], identities=identities, target="/runs")
+    called = "mallory sub:" + sub if identities[0] == "mallory" else identities[0]
+    assert person == OidcPerson(name=called, identities=identities, target="/runs")
     assert ours.allowed.role_of(person.identities) == role
+
+
+@pytest.mark.parametrize("name", ["ada", "ui", "Ada"])
+def test_a_name_that_people_choose_is_nobody_else_s_in_the_log(name: str) -> None:
+    """`orchestrator/launched-by` and the audit log would say that the user `ada` has done it, or UI_TOKEN's owner."""
+    people = [oidc_provider_mock.User(sub="9", claims={"preferred_username": name})]
+    with oidc_provider_mock.run_server_in_thread(user_claims=people, require_nonce=True) as server:
+        anybody = provider(f"http://127.0.0.1:{server.server_port}", allowed=AllowList.parse(["*=launcher"]))
+        assert Visit(OidcClient(anybody), "9").finish().name == f"{name} sub:9"
+        named = provider(anybody.issuer, allowed=AllowList.parse([f"{name}=launcher"]))
+        assert Visit(OidcClient(named), "9").finish().name == name
 
 
 def test_a_callback_is_good_for_once(issuer: str) -> None:
