@@ -86,7 +86,7 @@ class Budget:
                 "not known: set INSTANCE_PRICES, or allow pricing:GetProducts and ec2:DescribeSpotPriceHistory"
             )
         worst = {type_: hourly[type_] * minutes / 60 for type_ in hourly}
-        ceilings = list(self._ceilings(spent, mlflow_run))
+        ceilings = list(self._ceilings(spent, mlflow_run, minutes=minutes))
         fitting = [type_ for type_ in worst if all(ceiling.allows(worst[type_]) for ceiling in ceilings)]
         if not fitting:
             cheapest = min(worst, key=lambda type_: worst[type_])
@@ -106,7 +106,7 @@ class Budget:
         prices = [self._ec2.price(instance_type, market=market) for market in self._machine.market]
         return None if None in prices else max(price for price in prices if price is not None)
 
-    def _ceilings(self, spent: float, mlflow_run: str | None) -> Iterator[_Ceiling]:
+    def _ceilings(self, spent: float, mlflow_run: str | None, *, minutes: float) -> Iterator[_Ceiling]:
         machine, now = self._machine, datetime.now(UTC)
         if machine.max_usd_per_run is not None:
             yield _Ceiling(
@@ -132,11 +132,13 @@ class Budget:
         start = month if machine.max_usd_per_month is not None else day
         # First what is live: what ends between the two questions has its cost in MLflow by then, or is estimated.
         live = self._ec2.find_all()
-        runs = self._mlflow.runs_since(start - _WAITS_SINCE, tags={MlflowTag.DEPLOYMENT: machine.deployment})
+        begun = start - _WAITS_SINCE - timedelta(minutes=minutes)  # others take about as long
+        runs = self._mlflow.runs_since(begun, tags={MlflowTag.DEPLOYMENT: machine.deployment})
         for setting, (limit, since, until, when) in periods.items():
             if limit is None:
                 continue
-            past = sum(self._cost(run, now) for run in _ended(runs, live, since=since, but=mlflow_run))
+            ended = _ended(runs, live, since=since, now=now, but=mlflow_run)
+            past = sum(self._cost_since(since, run, now) for run in ended)
             ahead = sum(self._worst_case(instance, since, now) for instance in live)
             waiting = sum(_number(run.tags[MlflowTag.RESERVED_USD]) or 0 for run in _waiting(runs, live, mlflow_run))
             yield _Ceiling(
@@ -148,18 +150,32 @@ class Budget:
                 cure=f"wait until {until:%Y-%m-%d}, or for instances that end earlier than they may",
             )
 
+    def _cost_since(self, since: datetime, run: Run, now: datetime) -> float:
+        """What a run has cost in the period: no more than its instance costs from the period's begin to its end."""
+        cost = self._cost(run, now)
+        if run.start_time is None or run.start_time >= since:
+            return cost
+        hourly = self._hourly(run)
+        return cost if hourly is None else min(cost, hourly * _hours(since, run.end_time or now))
+
     def _cost(self, run: Run, now: datetime) -> float:
         """What a run has cost; estimated by its own length where nobody lived to write it down."""
         written = _number(run.tags.get(MlflowTag.COST_USD, run.tags.get(MlflowTag.USD, "")))
         if written is not None:
             return written
-        instance_type, market = run.tags.get(MlflowTag.INSTANCE_TYPE, ""), run.tags.get(MlflowTag.MARKET, "")
-        hourly = self._ec2.price(instance_type, market=market) if instance_type else None
+        hourly = self._hourly(run)
         if hourly is None or run.start_time is None:
-            _log.warning(f"Not counted: what MLflow run {run.id} cost on {instance_type} ({market}) is not known")
+            machine = f"{run.tags.get(MlflowTag.INSTANCE_TYPE, '')} ({run.tags.get(MlflowTag.MARKET, '')})"
+            _log.warning(f"Not counted: what MLflow run {run.id} cost on {machine} is not known")
             return 0
-        hours = max(((run.end_time or now) - run.start_time).total_seconds(), 0) / 3600
-        return max(hourly * hours, 0 if run.ended else _number(run.tags.get(MlflowTag.RESERVED_USD, "")) or 0)
+        return max(
+            hourly * _hours(run.start_time, run.end_time or now),
+            0 if run.ended else _number(run.tags.get(MlflowTag.RESERVED_USD, "")) or 0,
+        )
+
+    def _hourly(self, run: Run) -> float | None:
+        instance_type = run.tags.get(MlflowTag.INSTANCE_TYPE, "")
+        return self._ec2.price(instance_type, market=run.tags.get(MlflowTag.MARKET, "")) if instance_type else None
 
     def _worst_case(self, instance: Instance, since: datetime, now: datetime) -> float:
         """What an instance costs from the period's begin to its own deadline."""
@@ -171,17 +187,19 @@ class Budget:
                 "ec2:DescribeSpotPriceHistory"
             )
         end = max(instance.power_off_at or now, now) if instance.alive else now
-        return hourly * (end - max(instance.launched_at, since)).total_seconds() / 3600
+        return hourly * _hours(max(instance.launched_at, since), end)
 
 
-def _ended(runs: Sequence[Run], live: Collection[Instance], *, since: datetime, but: str | None) -> Iterator[Run]:
-    """The runs that have used an instance which is gone."""
+def _ended(
+    runs: Sequence[Run], live: Collection[Instance], *, since: datetime, now: datetime, but: str | None
+) -> Iterator[Run]:
+    """The runs that have used an instance in this period which is gone."""
     ids = {instance.id for instance in live}
     for run in runs:
         is_own = run.id == but or MlflowTag.TRAINING in run.tags  # of a training: it bears the tags of its root
-        began = run.start_time is None or run.start_time >= since
+        lasted = run.start_time is None or max(run.start_time, run.end_time or now) >= since
         used = MlflowTag.INSTANCE_ID in run.tags or MlflowTag.COST_USD in run.tags
-        if not is_own and began and used and run.tags.get(MlflowTag.INSTANCE_ID) not in ids:
+        if not is_own and lasted and used and run.tags.get(MlflowTag.INSTANCE_ID) not in ids:
             yield run
 
 
@@ -200,6 +218,10 @@ def _waiting(runs: Sequence[Run], live: Collection[Instance], mlflow_run: str | 
 
 def _order(run: Run) -> tuple[datetime, str]:
     return run.start_time or datetime.min.replace(tzinfo=UTC), run.id
+
+
+def _hours(begin: datetime, end: datetime) -> float:
+    return max((end - begin).total_seconds(), 0) / 3600
 
 
 def _number(text: str) -> float | None:

@@ -135,6 +135,11 @@ SPENT = [
     ([a_run("a", instance="i-gone", tags={"ec2.usd": "2"})], 2.0),  # of an earlier version
     ([a_run("a", cost="2.5", tags={"orchestrator.training": "b"})], 0),  # another run of the same training
     ([a_run("a", started=YESTERDAY, cost="2.5")], 0),
+    ([a_run("a", started=MIDNIGHT - timedelta(hours=1), hours=4, cost="4")], 3.0),  # over midnight: what was after it
+    ([a_run("a", started=MIDNIGHT - timedelta(hours=9), hours=11, cost="1.5")], 1.5),  # waited long for its instance
+    ([a_run("a", started=MIDNIGHT - timedelta(hours=48.5), hours=49.5, cost="9")], 1.0),
+    ([a_run("a", started=YESTERDAY, hours=1, cost="4", tags={"ec2.instance_type": "x1.large"})], 4.0),  # no price: all
+    ([a_run("a", started=YESTERDAY, hours=1, instance="i-gone")], 1.0),
     ([a_run("a", status="FAILED", hours=3, instance="i-gone")], 3.0),  # nobody lived to write it down
     ([replace(a_run("a", hours=3, instance="i-gone"), active=False)], 3.0),  # deleted
     ([a_run("a", cost="nan", instance="i-gone", hours=1)], 1.0),
