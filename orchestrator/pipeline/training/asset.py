@@ -13,7 +13,7 @@ from orchestrator.names import INSTANCE_POOL, Step
 from orchestrator.pipeline.builds import builds_partitions, find_build
 from orchestrator.pipeline.builds.breaker import early_failures_noted
 from orchestrator.pipeline.training.attempt import Attempt
-from orchestrator.pipeline.training.config import TrainingConfig
+from orchestrator.pipeline.training.config import TrainingConfig, launchpad_schema
 from orchestrator.pipeline.training.executor import require_one_process
 from orchestrator.pipeline.training.finished import FinishedTraining
 from orchestrator.pipeline.training.metadata import logged_something, training_metadata
@@ -175,7 +175,7 @@ def trained_model(name: str, settings: SettingsSource, *, group: str | None = No
         # Every step gets it, because a re-execution may begin at any step.
         config=dg.ConfigMapping(
             config_fn=lambda given: {step_name: {"config": given} for step_name in Step.ALL},
-            config_schema=TrainingConfig.to_config_schema(),
+            config_schema=launchpad_schema(),
         ),
         description=f"The model that MLflow holds for each green Jenkins build of {name}.",
         kinds={"mlflow", "ec2"},

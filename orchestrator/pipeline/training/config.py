@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import dagster as dg
 from pydantic import Field
 
@@ -29,3 +31,21 @@ class TrainingConfig(dg.Config):
         allow_inf_nan=False,
         description="deadline in minutes, MAX_TRAINING_MINUTES at most, instead of MAX_TRAINING_MINUTES",
     )
+
+
+def launchpad_schema() -> Mapping[str, dg.Field]:
+    """The fields of `TrainingConfig` for the launchpad, where text is nothing but text.
+
+    In the schema that Dagster makes of a `Config`, `{env: NAME}` stands for a variable of the process that runs it: it
+    would hand any secret of ours to the training, and to everybody who reads MLflow.
+    """
+    kinds: Mapping[str, object] = {"parameters": {str: str}, "max_minutes": float}
+    return {
+        name: dg.Field(
+            dg.Noneable(kinds.get(name, str)),
+            is_required=False,
+            default_value=field.default,
+            description=field.description,
+        )
+        for name, field in TrainingConfig.model_fields.items()
+    }
