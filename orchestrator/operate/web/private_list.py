@@ -89,26 +89,25 @@ class PrivateList(Generic[Entry]):
         Raises:
             SettingsError: the file cannot be used or written.
         """
-        folder = self._file.parent
         try:
+            file = Path(os.path.realpath(self._file))  # a link stays one, and both names of the file have one lock
+            folder = file.parent
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _locked(folder / f"{self._file.name}.lock"):
+            with _locked(folder / f"{file.name}.lock"):
                 entries = self.read()
                 yield entries
-                self._write(entries)
+                self._write(file, entries)
         except OSError as error:
             raise SettingsError(f"cannot write {self._file}: {error.strerror}") from error
 
-    def _write(self, entries: Sequence[Entry]) -> None:
+    def _write(self, target: Path, entries: Sequence[Entry]) -> None:
         objects = [self._to_json(entry) for entry in entries]
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self._file.parent, prefix=f"{self._file.name}.", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f"{target.name}.", delete=False) as file:
             try:
                 json.dump(objects, file, indent=2)  # mkstemp has made it 0600
                 file.flush()
                 os.fsync(file.fileno())
-                Path(file.name).replace(self._file)
+                Path(file.name).replace(target)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise

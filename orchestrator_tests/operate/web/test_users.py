@@ -124,6 +124,17 @@ def test_a_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path, text: str) ->
         users.all()
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """Else who is removed by the one name of the file stays in by the other."""
+    real, link = tmp_path / "real" / "users.json", tmp_path / "users.json"
+    link.symlink_to(real)
+    Users(link).add("eve", Role.ADMIN, PASSWORD)
+    Users(real).add("ada", Role.ADMIN, PASSWORD)
+    Users(link).remove("eve")
+    assert link.is_symlink()
+    assert [user.name for user in Users(real).all()] == ["ada"]
+
+
 def test_the_command_reads_the_password_from_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "elsewhere" / "people.json"
     monkeypatch.chdir(tmp_path)
