@@ -31,7 +31,8 @@ _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 def name_launches(storage: Any) -> None:
     """Let every run and backfill that this process stores carry the name of who launched it.
 
-    Nothing is stored that nobody has launched: in this process, only callers launch.
+    Nothing is stored that nobody has launched: in this process, only callers launch. Whoever resumes a backfill has
+    launched what it launches from then on.
 
     Args:
         storage: Dagster's storage of runs, whose methods are replaced.
@@ -39,6 +40,13 @@ def name_launches(storage: Any) -> None:
     add_run, add_backfill = storage.add_run, storage.add_backfill
     storage.add_run = lambda run: add_run(run.with_tags({**run.tags, **_tag()}))
     storage.add_backfill = lambda backfill: add_backfill(backfill._replace(tags={**backfill.tags, **_tag()}))
+    update_backfill = storage.update_backfill
+
+    def update(backfill: Any) -> Any:
+        is_resumed = backfill.status.value == "REQUESTED"
+        return update_backfill(backfill._replace(tags={**backfill.tags, **_tag()}) if is_resumed else backfill)
+
+    storage.update_backfill = update
 
 
 def audit_mutations(mutation_fields: Mapping[str, Any], audit: AuditLog) -> None:

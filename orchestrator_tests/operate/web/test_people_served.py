@@ -233,6 +233,10 @@ def test_a_backfill_and_its_repetition_are_under_one_s_own_name(ui: Ui) -> None:
         for holder in (made, *made["runs"]):
             assert names_in(holder) == ["lou"]
     assert own in [line["ids"][0] for line in audit(ui) if line["action"] == "launchPartitionBackfill"]
+    as_lou(ui, f'cancelPartitionBackfill(backfillId:"{first}"){{__typename}}')
+    assert names_in(backfill(first, "tags{key value}")) == ["of-admin"]
+    as_lou(ui, f'resumePartitionBackfill(backfillId:"{first}"){{__typename}}')
+    assert names_in(backfill(first, "tags{key value}")) == ["lou"]  # what it launches from now on, he launches
 
 
 def test_who_cancels_changes_and_is_refused_stands_in_the_audit_log(ui: Ui) -> None:
