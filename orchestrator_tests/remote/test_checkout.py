@@ -14,7 +14,7 @@ import pytest
 from orchestrator.remote import RemoteTraining
 from orchestrator_sandbox.git import GitRemote, git
 from orchestrator_sandbox.mlflow import MlflowServer
-from orchestrator_tests.support.follower import Follower, of_training
+from orchestrator_tests.support.follower import Follower, of_training, programs_of
 from orchestrator_tests.support.git_servers import answering, dumb_http, old_ssh, served
 from orchestrator_tests.support.hooked import hook, mlflow_run, mlproject
 from orchestrator_tests.support.mlflow_client import client
@@ -173,7 +173,7 @@ def test_a_fetch_that_hangs_ends_with_its_training(host: SshHost, follower: Foll
         mlflow = str(Path(sys.executable).with_name("mlflow"))
         follower.start(mlflow, "run", "--version", MISSING, "--", uri, seconds=300, MLFLOW_TRACKING_URI="file:///none")
         following = follower.following()
-        until(lambda: "git" in {process.name() for process in of_training(follower)})
+        until(lambda: "git" in programs_of(follower))
         with Follower(host, run_id=follower.run_id).ssh as ssh:
             RemoteTraining(ssh, follower.run_id).stop(grace_seconds=1)
         ended = following.result()

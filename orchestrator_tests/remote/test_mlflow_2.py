@@ -16,7 +16,7 @@ from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator_sandbox.docker_engine import DockerEngine
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.mlflow import MlflowServer
-from orchestrator_tests.support.attempts import ThisRun, World
+from orchestrator_tests.support.attempts import ThisRun, World, trained_metrics
 from orchestrator_tests.support.containers import volumes
 from orchestrator_tests.support.env_managers import package_index
 from orchestrator_tests.support.git_servers import answering, old_ssh, served
@@ -181,7 +181,7 @@ def test_a_training_is_recorded_with_all_that_it_made(
     finished = attempt.finished()
     attempt.close()
     run = finished.root
-    assert (run.status, run.metrics) == ("FINISHED", {"accuracy": 0.9})
+    assert (run.status, trained_metrics(run)) == ("FINISHED", {"accuracy": 0.9})
     assert run.params["mlflow"].startswith("2.")
     assert run.params["key"] == "correct-horse-battery"
     assert (run.params["what"], run.params["depth"]) == ("well", "3")

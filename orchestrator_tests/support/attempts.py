@@ -17,7 +17,7 @@ from orchestrator.pipeline.training.run_history import Liveness
 from orchestrator.resources import retry
 from orchestrator.resources.ec2 import Ec2, Instance
 from orchestrator.resources.jenkins.answers import Build
-from orchestrator.resources.mlflow import Mlflow
+from orchestrator.resources.mlflow import Mlflow, Run
 from orchestrator.resources.ssh.connection import Ssh
 from orchestrator.settings.source import PipelineSettings, SettingsSource
 from orchestrator_sandbox.ec2.server import Ec2Server
@@ -112,6 +112,8 @@ class World:
         self.environment = {
             **self.ec2_server.env(),
             **self.mlflow_server.env(),
+            # One of its own: two files of tests may both train a build 7, with the same server.
+            "MLFLOW_EXPERIMENT_ID": self.mlflow_server.experiment(str(self.directory)),
             "JENKINS_URL": "http://127.0.0.1:1/",
             "JENKINS_USER": "nobody",
             "JENKINS_TOKEN": "unused",
@@ -198,6 +200,11 @@ def provisioned(attempt: Attempt) -> Instance:
     instance = attempt.provision()
     assert instance is not None
     return instance
+
+
+def trained_metrics(run: Run) -> dict[str, float]:
+    """What the script itself has logged: MLflow's system metrics come with time."""
+    return {key: value for key, value in run.metrics.items() if not key.startswith("system/")}
 
 
 def gone(world: World, instance_id: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import uuid
@@ -74,6 +75,15 @@ class Future(threading.Thread):
 def connection_log(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What was logged of connections that broke, and were there again."""
     return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+
+
+def programs_of(follower: Follower) -> set[str]:
+    """The names of the programs that bear the training's mark."""
+    names = set()
+    for process in of_training(follower):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            names.add(process.name())
+    return names
 
 
 def of_training(follower: Follower) -> list[psutil.Process]:

@@ -12,7 +12,7 @@ from orchestrator.pipeline.training.config import TrainingConfig
 from orchestrator.pipeline.training.finished import FinishedTraining
 from orchestrator.resources.mlflow import Run
 from orchestrator_sandbox.git import GitRemote
-from orchestrator_tests.support.attempts import ThisRun, World, provisioned
+from orchestrator_tests.support.attempts import ThisRun, World, provisioned, trained_metrics
 
 SCRIPTS = {
     # One start_run per trial: the first one gets the run that MLFLOW_RUN_ID names.
@@ -142,7 +142,7 @@ def names(runs: object) -> list[str]:
 def test_trials_made_one_after_the_other_are_all_known_and_the_best_is_the_model(world: World, many: GitRemote) -> None:
     finished = train(world, many, 801, "trials", "best:acc:max")
     assert names(finished.others) == ["t1", "t2"]
-    assert (finished.run.name, finished.run.metrics) == ("t2", {"acc": 0.2})
+    assert (finished.run.name, trained_metrics(finished.run)) == ("t2", {"acc": 0.2})
     assert finished.reason.startswith("1 of 3 runs")
     again = world.attempt(801, run=ThisRun("run-801b", "run-801", trained_before=finished.root.id))
     assert again.finished().run.id == finished.root.id  # by default it is the training's own
@@ -152,7 +152,7 @@ def test_trials_made_one_after_the_other_are_all_known_and_the_best_is_the_model
 @pytest.mark.services
 def test_where_the_second_run_has_the_metrics_it_is_the_model(world: World, many: GitRemote) -> None:
     finished = train(world, many, 802, "two")
-    assert (finished.run.name, finished.run.metrics) == ("evaluation", {"acc": 0.9})
+    assert (finished.run.name, trained_metrics(finished.run)) == ("evaluation", {"acc": 0.9})
     assert finished.root.params == {"depth": "3"}
     assert "the only other one that has" in finished.reason
 
@@ -177,7 +177,7 @@ def test_what_autologging_makes_is_its_own_and_the_model_is_in_the_first_run(wor
 def test_of_a_project_with_several_steps_the_last_is_the_model(world: World, many: GitRemote) -> None:
     finished = train(world, many, 805, "steps")
     assert len(finished.others) == 3
-    assert (finished.run.tags["mlflow.project.entryPoint"], finished.run.metrics) == ("fit", {"acc": 0.8})
+    assert (finished.run.tags["mlflow.project.entryPoint"], trained_metrics(finished.run)) == ("fit", {"acc": 0.8})
     assert finished.reason.startswith("1 of 4 runs")
 
 
