@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -127,7 +126,7 @@ def test_a_cancel_ends_the_wait_at_once_and_leaves_nothing(world: World, monkeyp
         return launch(self, owner, **options)
 
     monkeypatch.setattr(Ec2, "launch", cancel_soon)
-    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # SIGINT is ignored below nohup
     world.ec2_server.faults.answer("RunInstances", NO_CAPACITY, times=FOR_EVER)
     attempt = world.attempt(307, run=ThisRun("run-307"))
     try:
