@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import subprocess
 import sys
@@ -21,14 +22,21 @@ from orchestrator_sandbox.folders import append_only
 from orchestrator_sandbox.processes import guardian
 
 LAST_LINES = 15
+UNPRIVILEGED_PORTS = range(10_000, 32_768)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port of `host` that nothing listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A TCP port of `host` that nothing listens on, and that no connection's own end can be given meanwhile.
+
+    The kernel takes both the ports of outgoing connections and those of `bind(…, 0)` from its ephemeral range
+    (32768 to 60999, `net.ipv4.ip_local_port_range`): of those, one that is free now may be taken before the
+    program that it is meant for binds it.
+    """
+    while True:
+        port = random.choice(UNPRIVILEGED_PORTS)  # noqa: S311 - two processes must differ, nobody guesses
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind((host, port))
+            return port
 
 
 def kept_port(file: Path, host: str = "127.0.0.1") -> int:

@@ -142,3 +142,8 @@ def test_a_port_is_kept_as_long_as_it_is_free(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", port))
         other.listen()
         assert kept_port(file) != port
+
+
+def test_a_free_port_is_none_that_the_kernel_gives_to_others_meanwhile() -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert not any(first <= free_port() <= last for _ in range(50))
