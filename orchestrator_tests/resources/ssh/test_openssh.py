@@ -26,6 +26,7 @@ from orchestrator.resources import retry
 from orchestrator.resources.retry import SshPolicy
 from orchestrator.resources.ssh import Ssh
 from orchestrator.settings.groups import SshSettings
+from orchestrator_sandbox.processes.child import free_port
 from orchestrator_tests.support.follower import LOGGER, connection_log
 from orchestrator_tests.support.gate import PASS_IN_SHELL, Gate
 from orchestrator_tests.support.waiting import until
@@ -47,9 +48,7 @@ class OpenSshServer:
         self.keys = {kind: self.generate(f"login_{kind}", kind) for kind in KEY_KINDS}
         authorized = directory / "authorized_keys"
         authorized.write_text("".join(key.with_suffix(".pub").read_text() for key in self.keys.values()))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.config = directory / "sshd_config"
         self.config.write_text(
             "\n".join(
