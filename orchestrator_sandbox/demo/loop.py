@@ -222,7 +222,7 @@ class DemoLoop:
         return (
             "Push another commit, and see it trained:\n"
             f"  git clone {git} && cd {folder}\n"
-            "  sed -i 's/default: 0.02}/default: 0.05}/' MLproject\n"
+            "  sed -i 's/^learning_rate:.*/learning_rate: 0.05/' train.yaml\n"
             "  git -c user.name=me -c user.email=me@example.com commit --allow-empty -am 'Learn faster' && git push",
             f"Train past builds (Materialize, missing partitions): {self._stack.dagster_page(f'/assets/{asset}')}",
             f"Jenkins: {self._stack.jenkins.url}    MLflow: {self._stack.mlflow.url}    Ctrl-C stops everything",

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-EPOCHS = re.compile(r"(epochs: \{type: int, default: )(\d+)")
-APART = "test=Samples(rest[half:], rest_digits[half:])"
-THE_SAME = "test=Samples(rest[:half], rest_digits[:half])"
+CONFIG = "train.yaml"
+EPOCHS = re.compile(r"^(epochs: )(\d+)", re.MULTILINE)
+DATA = "src/digits/data.py"
+APART = "rest.iloc[:half], rest.iloc[half:]"
+THE_SAME = "rest.iloc[:half], rest.iloc[:half]"
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,15 @@ class Commit:
 def history() -> tuple[Commit, ...]:
     """What follows the first commit: a mistake that the project's tests find, its correction, a change."""
     return (
-        Commit("Split off the test pictures the short way", lambda tree: _replace(tree / "model.py", APART, THE_SAME)),
-        Commit("Keep test and validation pictures apart", lambda tree: _replace(tree / "model.py", THE_SAME, APART)),
+        Commit("Split off the test pictures the short way", lambda tree: _replace(tree / DATA, APART, THE_SAME)),
+        Commit("Keep test and validation pictures apart", lambda tree: _replace(tree / DATA, THE_SAME, APART)),
         another_training(),
     )
 
 
 def another_training() -> Commit:
     """A change of which every demo can make one more: the project trains for longer."""
-    return Commit("Train for some more epochs", lambda tree: _raise_epochs(tree / "MLproject"))
+    return Commit("Train for some more epochs", lambda tree: _raise_epochs(tree / CONFIG))
 
 
 def _replace(file: Path, old: str, new: str) -> None:

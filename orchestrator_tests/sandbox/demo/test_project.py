@@ -20,7 +20,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_the_project_s_own_tests_find_the_mistake_and_the_correction_takes_it_back(tree: Path) -> None:
     mistake, correction, _ = history()
-    before = (tree / "model.py").read_text()
+    before = (tree / "src/digits/data.py").read_text()
     mistake.edit(tree)
     tested = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=tree, capture_output=True, text=True
@@ -28,12 +28,12 @@ def test_the_project_s_own_tests_find_the_mistake_and_the_correction_takes_it_ba
     assert tested.returncode == 1
     assert "test_no_picture_is_in_two_sets" in tested.stdout
     correction.edit(tree)
-    assert (tree / "model.py").read_text() == before
+    assert (tree / "src/digits/data.py").read_text() == before
 
 
 def test_every_demo_can_train_for_longer_than_the_one_before(tree: Path) -> None:
-    assert "epochs: {type: int, default: 15}" in (tree / "MLproject").read_text()
+    assert "epochs: 15\n" in (tree / "train.yaml").read_text()
     history()[-1].edit(tree)
-    assert "epochs: {type: int, default: 20}" in (tree / "MLproject").read_text()
+    assert "epochs: 20\n" in (tree / "train.yaml").read_text()
     another_training().edit(tree)
-    assert "epochs: {type: int, default: 25}" in (tree / "MLproject").read_text()
+    assert "epochs: 25\n" in (tree / "train.yaml").read_text()

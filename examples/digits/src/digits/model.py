@@ -1,58 +1,29 @@
-"""The model: a linear classifier of 8x8 pictures of digits, and how it is trained."""
+"""The model: a linear classifier, and how it is trained and judged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
 from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import accuracy_score, f1_score, log_loss
-from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from digits.config import TrainingConfig
+from digits.data import Data, Samples
 
 CLASSES = np.arange(10)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Pictures, one per row, and the digit on each."""
-
-    pictures: np.ndarray[Any, Any]
-    digits: np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Three sets that share no picture."""
-
-    train: Samples
-    validation: Samples
-    test: Samples
-
-
-def load(seed: int = 0, size: int | None = None) -> Data:
-    """Split the digits that come with scikit-learn 60:20:20; ``size`` limits how many are used."""
-    pictures, digits = load_digits(return_X_y=True)
-    pictures, digits = pictures[:size], digits[:size]
-    train, rest, train_digits, rest_digits = train_test_split(
-        pictures, digits, test_size=0.4, random_state=seed, stratify=digits
-    )
-    half = len(rest) // 2
-    return Data(
-        train=Samples(train, train_digits),
-        validation=Samples(rest[:half], rest_digits[:half]),
-        test=Samples(rest[half:], rest_digits[half:]),
-    )
-
-
-def build(*, learning_rate: float = 0.02, alpha: float = 0.0001, seed: int = 0) -> Pipeline:
+def build(config: TrainingConfig) -> Pipeline:
     """The untrained model."""
     classifier = SGDClassifier(
-        loss="log_loss", learning_rate="constant", eta0=learning_rate, alpha=alpha, random_state=seed
+        loss="log_loss",
+        learning_rate="constant",
+        eta0=config.learning_rate,
+        alpha=config.alpha,
+        random_state=config.seed,
     )
     return make_pipeline(StandardScaler(), classifier)
 

@@ -1,0 +1,3 @@
+"""Reads handwritten digits: 8x8 pictures, a linear classifier."""
+
+__version__ = "1.0.0"
