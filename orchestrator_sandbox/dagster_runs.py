@@ -11,7 +11,7 @@ from orchestrator.names import DagsterTag
 OVER = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 
 RUN_FIELDS = """
-    runId status jobName startTime endTime tags { key value }
+    runId status jobName startTime endTime tags { key value } assetSelection { path }
     stepStats { stepKey status startTime endTime }
 """
 """The fields of a run that `run_of` reads."""
@@ -39,6 +39,7 @@ class RunSummary:
     """One Dagster run.
 
     Attributes:
+        pipeline: the pipeline whose assets it makes; None: it makes none, as a job of the janitor's.
         started: seconds since the epoch; None while it is queued.
         ended: seconds since the epoch; None while it runs.
     """
@@ -46,6 +47,7 @@ class RunSummary:
     id: str
     status: str
     job: str
+    pipeline: str | None
     partition: str | None
     started: float | None
     ended: float | None
@@ -64,11 +66,20 @@ def run_of(answer: Mapping[str, Any]) -> RunSummary:
         id=answer["runId"],
         status=answer["status"],
         job=answer["jobName"],
+        pipeline=_pipeline(answer),
         partition=tags.get(DagsterTag.PARTITION),
         started=answer["startTime"],
         ended=answer["endTime"],
         steps=tuple(_step(step) for step in answer["stepStats"]),
     )
+
+
+def _pipeline(answer: Mapping[str, Any]) -> str | None:
+    """The first part of its assets' keys; a run of a whole job names the job only."""
+    if answer["assetSelection"]:
+        return str(answer["assetSelection"][0]["path"][0])
+    name, _, kind = answer["jobName"].rpartition("_")
+    return name if kind == "training" else None
 
 
 def _step(answer: Mapping[str, Any]) -> RunStep:

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import yaml
 
 from orchestrator import names
 from orchestrator.errors import SandboxError
@@ -27,6 +30,7 @@ from orchestrator_sandbox.jenkins.server import JenkinsServer
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.processes.child import ChildProcess, kept_port
 
+COMPONENT = "orchestrator.pipeline.component.TrainingPipeline"
 PIPELINE = "training"
 TRAINED_MODEL = (PIPELINE, names.TRAINED_MODEL)
 JOB = "digits"
@@ -42,6 +46,20 @@ DAGSTER_GRACE_SECONDS = 20
 """Time for runs under way to terminate their instances."""
 
 
+@dataclass(frozen=True)
+class Project:
+    """An ML project of the sandbox: its pipeline, its Jenkins job, its repository."""
+
+    pipeline: str
+    job: str
+    git: GitRemote
+
+    def defs_yaml(self) -> str:
+        """All that a pipeline needs of its own: the rest comes from the environment."""
+        attributes = {"name": self.pipeline, "settings": {"JENKINS_JOB_NAME": self.job}}
+        return yaml.safe_dump({"type": COMPONENT, "attributes": attributes}, sort_keys=False)
+
+
 class Stack:
     """Everything that one pipeline needs, on loopback; Git and Jenkins are ready when constructed.
 
@@ -53,8 +71,11 @@ class Stack:
         directory: where everything is kept.
         port: of Dagster's UI; 0: any free one.
         settings: settings of Dagster on top of those that the parts give, or instead of them.
+        projects: how many ML projects there are; all that tells the second from the first is its `defs.yaml`.
 
     Attributes:
+        projects: the ML projects.
+        git: the repository of the first.
         is_new: the folder was empty.
         dagster_token: opens Dagster's UI.
 
@@ -63,7 +84,9 @@ class Stack:
         SettingsError: the port is taken.
     """
 
-    def __init__(self, directory: Path, *, port: int = 0, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, port: int = 0, settings: Mapping[str, str] | None = None, projects: int = 1
+    ) -> None:
         self.directory = directory.absolute()
         self.is_new = not (self.directory / "git").exists()
         if not self.is_new or not self.directory.exists() or not any(self.directory.iterdir()):
@@ -82,10 +105,13 @@ class Stack:
             self._exits.callback(server.close)  # before the pool's end, which waits for its start
             self._mlflow = start(server.__enter__)
             self._ec2 = start(self._start_ec2)
-            self.git = self._exits.enter_context(GitRemote(self._folder("git")))
+            self.projects = tuple(self._project(number) for number in range(1, projects + 1))
+            self.git = self.projects[0].git
             self.jenkins = self._exits.enter_context(JenkinsServer(self._folder("jenkins"), anonymous_read=True))
-            self.jenkins.create_job(JOB, JobConfig(kind="pipeline", repository=self.git.url))
-            self.git.notify(self.jenkins.notify_url(self.git.url))
+            for project in self.projects:
+                self.jenkins.create_job(project.job, JobConfig(kind="pipeline", repository=project.git.url))
+                project.git.notify(self.jenkins.notify_url(project.git.url))
+            self._defs = self._write_defs() if projects > 1 else {}
         except BaseException:
             self.close()
             raise
@@ -124,7 +150,9 @@ class Stack:
             "INSTANCE_HOURLY_USD": str(T3_MEDIUM_USD),
             "ORCHESTRATOR_DEPLOYMENT": "sandbox",
             "UI_TOKEN": self.dagster_token,
+            **self._defs,
             **self.jenkins.env(),
+            "JENKINS_JOB_NAME": JOB,
             **self.mlflow.env(),
             **self.ec2.env(),
             **self._settings,
@@ -173,6 +201,18 @@ class Stack:
 
     def _folder(self, name: str) -> Path:
         return private_folder(self.directory / name)
+
+    def _project(self, number: int) -> Project:
+        suffix = f"-{number}" if number > 1 else ""
+        git = self._exits.enter_context(GitRemote(self._folder(f"git{suffix}")))
+        return Project(f"{PIPELINE}{suffix.replace('-', '_')}", f"{JOB}{suffix}", git)
+
+    def _write_defs(self) -> dict[str, str]:
+        folder = self._folder("defs")
+        for project in self.projects:
+            (folder / project.pipeline).mkdir(exist_ok=True)
+            (folder / project.pipeline / "defs.yaml").write_text(project.defs_yaml())
+        return {"ORCHESTRATOR_DEFS": str(folder)}
 
     def _start_ec2(self) -> Ec2Server:
         folder = self._folder("ec2")

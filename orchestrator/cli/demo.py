@@ -41,6 +41,13 @@ def demo_options(command: Decorated) -> Decorated:
                 metavar="FOLDER",
                 help="Folder of its data, kept between demos.",
             ),
+            click.option(
+                "--projects",
+                type=click.IntRange(1, 9),
+                default=1,
+                show_default=True,
+                help="How many ML projects, each with a repository, a Jenkins job and a pipeline of its own.",
+            ),
         )
     ):
         command = option(command)
@@ -49,7 +56,7 @@ def demo_options(command: Decorated) -> Decorated:
 
 @click.command(short_help="The whole loop on this machine, in a sandbox.")
 @demo_options
-def demo(*, once: bool, as_json: bool, port: int, directory: Path) -> int:
+def demo(*, once: bool, as_json: bool, port: int, directory: Path, projects: int) -> int:
     """The whole loop on this machine: a sandbox with Jenkins, EC2, Git and MLflow, and Dagster on it.
 
     Starts Jenkins, EC2 with real SSH hosts, a Git remote and MLflow on loopback, and Dagster's UI and daemon
@@ -62,7 +69,7 @@ def demo(*, once: bool, as_json: bool, port: int, directory: Path) -> int:
             "run `make demo` in a clone of the repository"
         )
     flags = [flag for flag, given in (("--once", once), ("--json", as_json)) if given]
-    words = [*flags, "--port", str(port), "--dir", str(directory)]
+    words = [*flags, "--port", str(port), "--dir", str(directory), "--projects", str(projects)]
     sys.stdout.flush()
     # It takes our place, so that signals, exit status and terminal are its own.
     os.execv(sys.executable, [sys.executable, "-m", PROGRAM, *words])  # noqa: S606 - no shell is wanted

@@ -17,7 +17,7 @@ NEEDED = ("asyncssh", "flask", "mlflow", "moto", "pytest")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @demo_options
-def demo(*, once: bool, as_json: bool, port: int, directory: Path) -> int:
+def demo(*, once: bool, as_json: bool, port: int, directory: Path, projects: int) -> int:
     """The whole loop on this machine: a sandbox with Jenkins, EC2, Git and MLflow, and Dagster on it."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise click.ClickException(
@@ -27,7 +27,7 @@ def demo(*, once: bool, as_json: bool, port: int, directory: Path) -> int:
     from orchestrator_sandbox.demo.loop import demo as play
 
     with private_files():
-        return play(directory=directory, port=port, once=once, as_json=as_json)
+        return play(directory=directory, port=port, once=once, as_json=as_json, projects=projects)
 
 
 if __name__ == "__main__":

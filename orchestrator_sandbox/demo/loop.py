@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -28,7 +28,7 @@ POLL_SECONDS = 0.5
 LINES_KEPT = 100
 
 
-def demo(*, directory: Path, port: int, once: bool, as_json: bool) -> int:
+def demo(*, directory: Path, port: int, once: bool, as_json: bool, projects: int = 1) -> int:
     """Run the demo, and show it.
 
     Args:
@@ -36,6 +36,7 @@ def demo(*, directory: Path, port: int, once: bool, as_json: bool) -> int:
         port: of Dagster's UI.
         once: end after the first model.
         as_json: make the last line of standard output one JSON object; all else goes to standard error.
+        projects: how many ML projects, each with a repository, a Jenkins job and a pipeline of its own.
 
     Returns:
         The exit status: 0 when the model was really trained.
@@ -49,7 +50,7 @@ def demo(*, directory: Path, port: int, once: bool, as_json: bool) -> int:
     console.print(f"Starting Git, Jenkins, EC2 and MLflow in {directory.absolute()}", soft_wrap=True)
     if os.geteuid() == 0:
         console.print("Warning: as root: what is pushed, built and trained here runs as root, too", soft_wrap=True)
-    with Stack(directory, port=port) as stack:
+    with Stack(directory, port=port, projects=projects) as stack:
         loop = DemoLoop(stack, started=started)
         return present(loop, console, commits=loop.commits(past=not once), once=once, as_json=as_json)
 
@@ -59,13 +60,15 @@ def present(loop: DemoLoop, console: Console, *, commits: Sequence[Commit], once
     try:
         with view_on(console) as view:
             loop.first_model(view, commits=commits)
+            loop.other_models(view)
             if not once:
                 loop.go_on(view)
     finally:
         console.print("Stopping everything")
         if as_json:
-            print(json.dumps(loop.outcome.to_json()), flush=True)  # noqa: T201 - what --json is for
-    if faults := loop.outcome.faults():
+            print(json.dumps(loop.to_json()), flush=True)  # noqa: T201 - what --json is for
+    faults = [fault for outcome in (loop.outcome, *loop.others) for fault in outcome.faults()]
+    if faults:
         sys.stderr.write(f"orchestrator: no model was trained: {'; '.join(faults)}\n")
     return 1 if faults else 0
 
@@ -79,10 +82,12 @@ class DemoLoop:
 
     Attributes:
         outcome: what became of the last build that was trained.
+        others: the same of the first training of each further project.
     """
 
     def __init__(self, stack: Stack, *, started: float) -> None:
         self.outcome = DemoOutcome(pipeline=PIPELINE)
+        self.others = [DemoOutcome(pipeline=project.pipeline) for project in stack.projects[1:]]
         self._stack = stack
         self._started = self._lap_began = started
         self._seconds: dict[str, float] = {}
@@ -103,6 +108,10 @@ class DemoLoop:
             SandboxError: it was not built, or not trained in time.
         """
         jenkins = OutcomeReader(self._stack.jenkins.env(), dagster_url="")
+        if not self._stack.is_new:
+            for project in self._stack.projects[1:]:
+                another = another_training()
+                project.git.commit(another.message, another.edit)
         for commit in commits:
             # A build takes the newest commit there is when it starts, so the next commit waits for that.
             self._await_builds(jenkins, view, finished=False)
@@ -127,6 +136,36 @@ class DemoLoop:
                 )
             time.sleep(POLL_SECONDS)
 
+    def other_models(self, view: View) -> None:
+        """Follow a build of each further project to its model.
+
+        Raises:
+            SandboxError: there was none in time.
+        """
+        for index, project in enumerate(self._stack.projects[1:]):
+            environment = {**self._stack.env(), "JENKINS_JOB_NAME": project.job}
+            reader = OutcomeReader(environment, dagster_url=self._dagster.url)
+            deadline = time.monotonic() + ONCE_SECONDS
+            while (run := self._ended_run(project.pipeline)) is None:
+                if time.monotonic() > deadline:
+                    raise SandboxError(f"{project.pipeline} has no model; the logs are in {self._stack.directory}")
+                view.show(self._state(None, activity=f"waiting for a model of {project.pipeline}"))
+                time.sleep(POLL_SECONDS)
+            build = next(build for build in reader.builds() if str(build.number) == run.partition)
+            failure = None if run.status == "SUCCESS" else self._dagster.failure(run.id)
+            self.others[index] = reader.outcome(
+                project.pipeline, build=build, run=run, failure=failure, seconds=self._seconds
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """What `orchestrator demo --json` prints: the first project, and under `projects` all, if there are more."""
+        first = self.outcome.to_json()
+        return {**first, "projects": [first, *(other.to_json() for other in self.others)]} if self.others else first
+
+    def _ended_run(self, pipeline: str) -> RunSummary | None:
+        runs = (run for run in self._dagster.runs() if run.pipeline == pipeline and run.id not in self._earlier_runs)
+        return next((run for run in runs if run.over), None)
+
     def go_on(self, view: View) -> NoReturn:
         """Show what the user makes happen, until a signal."""
         hints = self._hints()
@@ -144,16 +183,16 @@ class DemoLoop:
             raise SandboxError(f"Jenkins' build {build.number} of {head} ended {build.result}: see {build.url}console")
         return self.outcome.commit == head
 
-    def _state(self, head: str | None, *, hints: Sequence[str] = ()) -> DemoState:
+    def _state(self, head: str | None, *, hints: Sequence[str] = (), activity: str | None = None) -> DemoState:
         builds = self._reader.builds()
-        runs = self._dagster.runs()
+        runs = [run for run in self._dagster.runs() if run.pipeline == PIPELINE]
         run = self._followed(runs, builds, head)
         output = self._output_of(run) if run else ()
         if run is not None and run.over and run.id not in self._concluded:
             self._concluded.add(run.id)
             self._conclude(run, builds)
         return DemoState(
-            self._activity(run, builds, head),
+            activity or self._activity(run, builds, head),
             builds=builds,
             trainings={run.partition: run.status for run in reversed(runs) if run.partition},
             run=run,
@@ -224,6 +263,11 @@ class DemoLoop:
             f"  git clone {git} && cd {folder}\n"
             "  sed -i 's/^learning_rate:.*/learning_rate: 0.05/' train.yaml\n"
             "  git -c user.name=me -c user.email=me@example.com commit --allow-empty -am 'Learn faster' && git push",
+            *(
+                f"{project.pipeline}, the pipeline of another repository ({project.git.push_url}): "
+                + self._stack.dagster_page(f"/assets/{project.pipeline}/{TRAINED_MODEL[-1]}")
+                for project in self._stack.projects[1:]
+            ),
             f"Train past builds (Materialize, missing partitions): {self._stack.dagster_page(f'/assets/{asset}')}",
             f"Jenkins: {self._stack.jenkins.url}    MLflow: {self._stack.mlflow.url}    Ctrl-C stops everything",
         )

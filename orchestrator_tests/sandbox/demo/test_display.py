@@ -15,6 +15,7 @@ from orchestrator_sandbox.demo.outcome import DemoOutcome
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TRAINING = RunSummary(
+    pipeline="training",
     id="5f6d0f7e-0000-0000-0000-000000000000",
     status="STARTED",
     job="training_training",
