@@ -389,10 +389,7 @@ def _notes(
         )
     if not subnets:
         yield "SUBNET_ID is not set, so that every subnet of the account is allowed: name those that are meant"
-    yield (
-        f"volumes may have {largest} GB: where a disk of the image is larger, give its size with --volume-gb. The "
-        "image's further disks must be encrypted already, unless the account encrypts new volumes by default"
-    )
+    yield f"volumes may have {largest} GB: where a disk of the image is larger, give its size with --volume-gb"
 
 
 def _each(*groups: Iterable[str]) -> list[str]:

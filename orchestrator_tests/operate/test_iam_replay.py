@@ -116,6 +116,8 @@ def recording(world: World) -> Recording:
             *IMAGE["BlockDeviceMappings"],
             {"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 20, "VolumeType": "gp2", "Encrypted": True}},
             {"DeviceName": "/dev/sdc", "VirtualName": "ephemeral0"},
+            {"DeviceName": "/dev/sdd", "Ebs": {"VolumeSize": 9, "VolumeType": "gp3", "Encrypted": False}},
+            {"DeviceName": "/dev/sde", "Ebs": {"VolumeSize": 10, "VolumeType": "io2", "DeleteOnTermination": False}},
         ],
     }
     with_data_disk = run_instances_request(

@@ -33,6 +33,9 @@ _USUAL_ROOT_DEVICE = "/dev/sda1"
 # What a training gets at least where nothing is set: its packages, data and model lie beside the system.
 _LEAST_ROOT_GB = 30
 
+_GENERAL_PURPOSE = ("gp2", "gp3")
+"""The kinds of volumes that the policy of `orchestrator iam-policy` allows."""
+
 
 @dataclass(frozen=True)
 class LaunchOption:
@@ -78,10 +81,10 @@ def client_token(option: LaunchOption, *, build: Mapping[str, str], attempt: str
 
 
 def disks(settings: MachineSettings, image: ImageTypeDef) -> list[BlockDeviceMappingTypeDef]:
-    """What is changed in the image's disks: the root is set up, and every one goes with the instance.
+    """What is changed in the image's disks: the root is set up, and every one is encrypted and goes with the instance.
 
-    EC2 merges this with the image's own mappings, by device name: what is not said here (snapshot, type,
-    encryption) stays as it is in the image. A root under another name than the image's would be one more volume.
+    EC2 merges this with the image's own mappings, by device name: what is not said here (such as the snapshot) stays
+    as it is in the image. A root under another name than the image's would be one more volume.
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-block-device-mapping.html
 
     Args:
@@ -111,9 +114,12 @@ def disks(settings: MachineSettings, image: ImageTypeDef) -> list[BlockDeviceMap
     for disk in image.get("BlockDeviceMappings", []):
         name, theirs = disk.get("DeviceName"), disk.get("Ebs")
         if name and name != root and theirs is not None:  # without Ebs it is an instance store
-            ours: EbsBlockDeviceTypeDef = {"DeleteOnTermination": True}
+            ours: EbsBlockDeviceTypeDef = {"DeleteOnTermination": True, "Encrypted": True}
             if size := theirs.get("VolumeSize"):  # the API asks for a size or a snapshot, which may not be ours to read
                 ours["VolumeSize"] = size
+            if (kind := theirs.get("VolumeType", "gp2")) not in _GENERAL_PURPOSE:
+                ours["VolumeType"] = "gp3"
+                _log.info(f"Volume {name} of image {settings.ami}: gp3 instead of {kind}")
             mappings.append({"DeviceName": name, "Ebs": ours})
     return mappings
 

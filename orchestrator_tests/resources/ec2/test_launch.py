@@ -163,16 +163,21 @@ def test_the_root_volume_is_never_smaller_than_the_images_own(
     assert bool(lines) is logged
 
 
-def test_the_images_data_disks_go_with_the_instance_too(account: Account) -> None:
+def test_the_images_data_disks_go_with_the_instance_encrypted_too(
+    account: Account, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="orchestrator.resources.ec2")
     ec2 = account.ec2(root_volume_gb=44)
 
     def add_disks(parsed: dict[str, Any], **_: object) -> None:
         parsed["Images"][0]["BlockDeviceMappings"] += [
             {
                 "DeviceName": "/dev/sdf",
-                "Ebs": {"SnapshotId": "snap-1", "VolumeSize": 200, "VolumeType": "st1", "DeleteOnTermination": False},
+                "Ebs": {"SnapshotId": "snap-1", "VolumeSize": 200, "VolumeType": "gp2", "DeleteOnTermination": False},
             },
             {"DeviceName": "/dev/sdb", "VirtualName": "ephemeral0"},
+            {"DeviceName": "/dev/sdg", "Ebs": {"VolumeSize": 500, "VolumeType": "st1", "Encrypted": False}},
+            {"DeviceName": "/dev/sdh", "Ebs": {"VolumeSize": 9, "VolumeType": "gp3", "Encrypted": True}},
         ]
 
     events(ec2).register("after-call.ec2.DescribeImages", add_disks)
@@ -180,8 +185,18 @@ def test_the_images_data_disks_go_with_the_instance_too(account: Account) -> Non
     (request,) = account.asked("RunInstances")
     root, *others = request["BlockDeviceMappings"]
     assert (root["DeviceName"], root["Ebs"]["VolumeSize"]) == ("/dev/sda1", 44)
-    # Nothing that the image says of the disk's content or kind is replaced; an instance store has nothing to delete.
-    assert others == [{"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 200, "DeleteOnTermination": True}}]
+    # The disk's content stays the image's; its kind does where the policy of `iam-policy` allows it. An instance store
+    # has nothing to delete.
+    safe = {"DeleteOnTermination": True, "Encrypted": True}
+    assert others == [
+        {"DeviceName": "/dev/sdf", "Ebs": {**safe, "VolumeSize": 200}},
+        {"DeviceName": "/dev/sdg", "Ebs": {**safe, "VolumeSize": 500, "VolumeType": "gp3"}},
+        {"DeviceName": "/dev/sdh", "Ebs": {**safe, "VolumeSize": 9}},
+    ]
+    assert [line for line in caplog.messages if line.startswith("Volume /dev/")] == [
+        f"Volume /dev/sdg of image {account.ami}: gp3 instead of st1"
+    ]
+    assert all(volume["Encrypted"] for volume in account.aws.describe_volumes()["Volumes"])
     ec2.terminate(instance.id)
     assert account.aws.describe_volumes()["Volumes"] == []
 
