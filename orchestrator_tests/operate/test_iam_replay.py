@@ -20,7 +20,8 @@ import orchestrator
 from orchestrator.janitor.actions import ActionExecutor
 from orchestrator.janitor.clients import Clients, JanitorPipeline
 from orchestrator.janitor.rules import Terminate
-from orchestrator.operate.iam_policy import BIRTH_TAGS, Place, iam_policy
+from orchestrator.operate.iam_permission import Place
+from orchestrator.operate.iam_policy import BIRTH_TAGS, iam_policy
 from orchestrator.resources.ec2 import Ec2, Instance, prices
 from orchestrator.resources.ec2.launch import LaunchOption, disks, run_instances_request
 from orchestrator.settings.groups import MachineSettings, MlflowSettings

@@ -11,7 +11,7 @@ from typing import Any
 import boto3
 import pytest
 
-from orchestrator.operate.iam_policy import Place
+from orchestrator.operate.iam_permission import Place
 from orchestrator_tests.support.iam import IamRequest, Values, listed
 
 Tags = Mapping[str, str]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.names import Ec2Tag
-from orchestrator.operate.iam_policy import Place
+from orchestrator.operate.iam_permission import Place
 from orchestrator_tests.support.aws_calls import IMAGE, AwsCall, Tags
 from orchestrator_tests.support.iam import IamRequest
 

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -36,6 +37,37 @@ _ARN = re.compile(
 )
 _CHUNK = 2**20
 
+ENDPOINT_ACTIONS: Mapping[str, str] = {
+    "artifacts/list": "ListArtifacts",
+    "experiments/get": "GetExperiment",
+    "experiments/get-by-name": "GetExperimentByName",
+    "experiments/search": "SearchExperiments",
+    "metrics/get-history": "GetMetricHistory",
+    "model-versions/create": "CreateModelVersion",
+    "model-versions/delete": "DeleteModelVersion",
+    "model-versions/search": "SearchModelVersions",
+    "model-versions/set-tag": "SetModelVersionTag",
+    "registered-models/alias": "SetRegisteredModelAlias",
+    "registered-models/create": "CreateRegisteredModel",
+    "registered-models/get": "GetRegisteredModel",
+    "runs/create": "CreateRun",
+    "runs/get": "GetRun",
+    "runs/log-batch": "LogBatch",
+    "runs/search": "SearchRuns",
+    "runs/update": "UpdateRun",
+}
+"""Each endpoint that our client asks → what `sagemaker-mlflow` calls the permission for it.
+
+https://docs.aws.amazon.com/service-authorization/latest/reference/list_sagemaker-mlflow.html
+"""
+
+
+class ManagedMlflowKind(StrEnum):
+    """What SageMaker's managed MLflow comes as."""
+
+    SERVER = "mlflow-tracking-server"
+    APP = "mlflow-app"
+
 
 @dataclass(frozen=True)
 class SigningScope:
@@ -57,11 +89,13 @@ class ManagedMlflow:
     """SageMaker's managed MLflow: a tracking server, or an MLflow app.
 
     Attributes:
+        kind: of SageMaker.
         uri: the address of its API.
         scope: what requests are signed for.
         headers: by which AWS finds it, because all of a region have one address.
     """
 
+    kind: ManagedMlflowKind
     uri: str
     scope: SigningScope
     headers: Mapping[str, str] = field(hash=False)
@@ -80,9 +114,10 @@ class ManagedMlflow:
                 "arn:aws:sagemaker:eu-west-1:123456789012:mlflow-tracking-server/NAME (or :mlflow-app/app-ID), with "
                 "partition aws or aws-us-gov, or the address of a server, http:// or https://"
             )
-        region = found["region"]
-        if found["kind"] == "mlflow-app":
+        region, kind = found["region"], ManagedMlflowKind(found["kind"])
+        if kind is ManagedMlflowKind.APP:
             return cls(
+                kind=kind,
                 uri=f"https://mlflow.sagemaker.{region}.app.aws",
                 scope=SigningScope(
                     "sagemaker", region, f"allow them sagemaker:CallMlflowAppApi and sagemaker-mlflow:* on {arn}"
@@ -90,6 +125,7 @@ class ManagedMlflow:
                 headers={"x-sm-mlflow-app-arn": arn},
             )
         return cls(
+            kind=kind,
             uri=f"https://{region}.experiments.sagemaker.aws",
             scope=SigningScope("sagemaker-mlflow", region, f"allow them sagemaker-mlflow:* on {arn}"),
             headers={"x-mlflow-sm-tracking-server-arn": arn},
