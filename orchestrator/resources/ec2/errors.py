@@ -206,7 +206,8 @@ EXPLANATIONS = (
     ),
     Explanation(
         _FORBIDDEN,
-        "the AWS user or role may not do this: allow it the action {action}",
+        "the AWS user or role may not do this: allow it the action {action}; `orchestrator iam-policy` prints a policy "
+        "with all that these settings need",
     ),
     Explanation(
         r"ExpiredToken.*|RequestExpired",

@@ -160,13 +160,18 @@ def explained(error: Exception) -> Ec2Error:
             LaunchRefused,
             ["AWSServiceRoleForEC2Spot", "INSTANCE_MARKET=on-demand"],
         ),
-        ("UnauthorizedOperation", "You are not authorized.", LaunchRefused, ["ec2:RunInstances"]),
+        (
+            "UnauthorizedOperation",
+            "You are not authorized.",
+            LaunchRefused,
+            ["ec2:RunInstances", "orchestrator iam-policy"],
+        ),
         (
             "UnauthorizedOperation",
             "User: arn:aws:iam::1:user/me is not authorized to perform: iam:PassRole on resource: x. "
             "Encoded authorization failure message: aGVsbG8gd29ybGQ",
             LaunchRefused,
-            ["iam:PassRole"],
+            ["iam:PassRole", "orchestrator iam-policy"],
         ),
         ("AuthFailure", "", LaunchRefused, ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]),
         ("SignatureDoesNotMatch", "", LaunchRefused, ["AWS_SECRET_ACCESS_KEY"]),
