@@ -82,10 +82,17 @@ def role(*, name: str, role: str) -> int:
 
 def _password(name: str) -> str:
     """The password that is typed twice or piped in; never a word of the command line, which every user can read."""
+    from orchestrator.errors import SettingsError
+    from orchestrator.operate.web.users import NOT_UTF8
+
     if sys.stdin.isatty():
         text: str = click.prompt(f"Password of {name}", hide_input=True, confirmation_prompt=True, err=True)
         return text
-    return sys.stdin.readline().rstrip("\r\n")
+    line = sys.stdin.buffer.readline()
+    try:
+        return line.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise SettingsError(NOT_UTF8) from error
 
 
 def _users() -> Users:

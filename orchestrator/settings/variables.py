@@ -82,8 +82,6 @@ def hand_aws_to_boto3() -> None:
 def require_private_env_file() -> None:
     """Refuse a `.env` that other users of this machine may read or write, for it holds secrets.
 
-    A file that Kubernetes has mounted is taken as it is: its mode is the manifest's, and no other user is there.
-
     Raises:
         SettingsError: others may; says the chmod that mends it.
     """
@@ -92,13 +90,23 @@ def require_private_env_file() -> None:
         status = file.stat()
     except OSError:
         return  # whoever reads it says what is wrong
+    if fault := exposure(file, status):
+        raise SettingsError(fault)
+
+
+def exposure(file: Path, status: os.stat_result) -> str | None:
+    """How other users of this machine may read or write a file of secrets, and the chmod that mends it; None: not.
+
+    A file that Kubernetes has mounted is taken as it is: its mode is the manifest's, and no other user is there.
+    """
     # A file of somebody else that we may read, such as root's with our group, is readable for its group on purpose.
     forbidden = 0o077 if status.st_uid == os.geteuid() else 0o027
-    if stat.S_ISREG(status.st_mode) and status.st_mode & forbidden and not _is_mounted_by_kubernetes(file):
-        raise SettingsError(
-            f"{file} may be read or changed by other users of this machine (mode {stat.S_IMODE(status.st_mode):o}), "
-            f"and it holds secrets; run `chmod {0o600 if forbidden == 0o077 else 0o640:o} {shlex.quote(str(file))}`"
-        )
+    if not (stat.S_ISREG(status.st_mode) and status.st_mode & forbidden) or _is_mounted_by_kubernetes(file):
+        return None
+    return (
+        f"{file} may be read or changed by other users of this machine (mode {stat.S_IMODE(status.st_mode):o}), "
+        f"and it holds secrets; run `chmod {0o600 if forbidden == 0o077 else 0o640:o} {shlex.quote(str(file))}`"
+    )
 
 
 def _is_mounted_by_kubernetes(file: Path) -> bool:

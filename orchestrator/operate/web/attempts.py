@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 LONGEST_NAME = 64
@@ -100,6 +100,33 @@ class Attempts:
             if idle and idle != key:
                 del self._records[idle]
         return record
+
+
+class WaitingRoom:
+    """Holds those whose password is to be verified: only so many, and only a part of them from one network.
+
+    So a flood of many names waits in its own places, is answered at once beyond them, and leaves room to everybody
+    else.
+    """
+
+    MOST = 24
+    MOST_EACH = 6
+
+    def __init__(self) -> None:
+        self._waiting: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, network: str) -> Iterator[bool]:
+        """Take a place until the end of the block; False, at once: there is none."""
+        if self._waiting.total() >= self.MOST or self._waiting[network] >= self.MOST_EACH:
+            yield False
+            return
+        self._waiting[network] += 1
+        try:
+            yield True
+        finally:
+            self._waiting[network] -= 1
+            self._waiting += Counter()  # forget who has none
 
 
 def _key(name: str, network: str) -> tuple[str, str]:

@@ -14,13 +14,13 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive
 
 from orchestrator.errors import SettingsError
-from orchestrator.operate.web.attempts import Attempts, network_of
+from orchestrator.operate.web.attempts import Attempts, WaitingRoom, network_of
 from orchestrator.operate.web.audit import AuditLog
 from orchestrator.operate.web.caller import Caller, LoginWay, Role
 from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.incoming import Incoming
 from orchestrator.operate.web.login import PARAMETER, Login, local_address, without_token
-from orchestrator.operate.web.page import LOGIN, LOGOUT, SECURITY_POLICY, Ways, login_page, logout_page
+from orchestrator.operate.web.page import LOGIN, LOGOUT, SECURITY_POLICY, USERS_FAULT, Ways, login_page, logout_page
 from orchestrator.operate.web.rules import READING, Refusal
 from orchestrator.printable import printable
 
@@ -33,6 +33,8 @@ OIDC_COOKIE = "oidc-"
 LARGEST_FORM = 16 * 1024
 HASHED_AT_ONCE = 2
 """Passwords that are verified at a time: each takes 64 MiB and a core."""
+RETRY_AFTER_SECONDS = 10
+TOO_MANY = "Too many logins are tried at once; try again in a minute."
 
 TO_SEE = "Log in first: open the address that `orchestrator serve` printed, or send `Authorization: Bearer TOKEN`."
 FORM = "application/x-www-form-urlencoded"
@@ -59,6 +61,7 @@ class Entrance:
         self._attempts = attempts
         self._audit = audit
         self._oidc = oidc
+        self._waiting = WaitingRoom()
         self._hashing = ThreadPoolExecutor(HASHED_AT_ONCE, thread_name_prefix="passwords")
 
     def known(self, request: Incoming, identity: str | None) -> Caller | None:
@@ -133,15 +136,20 @@ class Entrance:
 
     async def _by_password(self, request: Incoming, form: Mapping[str, str], *, target: str, client: str) -> Response:
         name, network = form.get("username", "").strip(), network_of(client)
+        if self._login.users.fault:
+            return self._to_log_in(request, status=503, target=target)
         async with self._attempts.turn(name, network) as is_next:
             if not is_next:
-                return _too_many()
-            loop = asyncio.get_running_loop()
-            user = await loop.run_in_executor(self._hashing, self._login.users.verified, name, form["password"])
+                return self._too_many(request, target)
+            with self._waiting.place(network) as has_place:
+                if not has_place:
+                    return self._too_many(request, target, status=503)
+                loop = asyncio.get_running_loop()
+                user = await loop.run_in_executor(self._hashing, self._login.users.verified, name, form["password"])
             if user is None:
                 _log.warning("Refused a wrong password for %r from %s", name[:64], client)
                 if not await self._attempts.failed(name, network):
-                    return _too_many()
+                    return self._too_many(request, target)
                 return self._to_log_in(request, target=target, complaint="That is not the name and the password.")
         self._attempts.succeeded(name, network)
         try:
@@ -207,8 +215,14 @@ class Entrance:
     async def _wrong(self, request: Incoming, client: str, *, target: str | None = None) -> Response:
         _log.warning("Refused a wrong token from %s", client)
         if not await self._attempts.failed(network=network_of(client)):
-            return _too_many()
+            return self._too_many(request, target)
         return self._to_log_in(request, target=target, complaint="That is not the token.")
+
+    def _too_many(self, request: Incoming, target: str | None, *, status: int = 429) -> Response:
+        """The answer to whoever comes while too many others wait, given at once."""
+        answer = self._to_log_in(request, status=status, target=target, complaint=TOO_MANY)
+        answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        return answer
 
     def _to_log_in(
         self, request: Incoming, *, status: int = 401, target: str | None = None, complaint: str | None = None
@@ -217,14 +231,15 @@ class Entrance:
         if is_page and request.method == "GET" and status == 401 and complaint is None:
             # A browser writes a page that is answered 401 in red on its console.
             return redirect(f"{LOGIN}?{urlencode({'next': without_token(request)})}")
-        headers = {"WWW-Authenticate": "Bearer", "Cache-Control": "no-store"}
+        headers = {"Cache-Control": "no-store", **({"WWW-Authenticate": "Bearer"} if status in (200, 401) else {})}
         if "text/html" not in (request.value("accept") or "") or not (request.method == "GET" or target):
-            sentence = f"Refused: {complaint}" if complaint else TO_SEE
-            return PlainTextResponse(f"{sentence}\n", 401, headers=headers)
+            sentence = f"Refused: {complaint}" if complaint else USERS_FAULT if status == 503 else TO_SEE
+            return PlainTextResponse(f"{sentence}\n", max(status, 401), headers=headers)
         ways = Ways(
             password=not self._login.users.is_empty(),
             token=self._door.token is not None,
             oidc=urlsplit(self._door.oidc.issuer).hostname if self._door.oidc else None,
+            has_fault=self._login.users.fault is not None,
         )
         page = login_page(ways, target=target or without_token(request), complaint=complaint)
         return _page(page, status, headers)
@@ -256,10 +271,6 @@ def _page(page: str, status: int, headers: Mapping[str, str] | None = None) -> R
 def _target(form: Mapping[str, str]) -> str:
     path, _, query = form.get("next", "/").partition("?")
     return local_address(path, parse_qsl(query, keep_blank_values=True))
-
-
-def _too_many() -> Response:
-    return refused(Refusal(429, "Refused: too many wrong ones are tried at once; try again in a minute."))
 
 
 def _no_sessions(error: SettingsError) -> Response:

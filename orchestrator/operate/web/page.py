@@ -87,12 +87,19 @@ _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 SECURITY_POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; img-src data:; form-action 'self'; base-uri 'none'"
 
 
+USERS_FAULT = (
+    "The file of the users cannot be read, so that nobody can log in by a password; the output of `orchestrator serve` "
+    "says what is wrong with it."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ways:
     """How one may log in here.
 
     Attributes:
         password: there are users.
+        has_fault: the file of the users cannot be used, so that nobody knows whether there are.
         token: a token opens the UI.
         oidc: host name of the provider; None: there is none.
     """
@@ -100,6 +107,7 @@ class Ways:
     password: bool
     token: bool
     oidc: str | None
+    has_fault: bool = False
 
 
 def login_page(ways: Ways, *, target: str, complaint: str | None = None) -> str:
@@ -111,13 +119,15 @@ def login_page(ways: Ways, *, target: str, complaint: str | None = None) -> str:
         complaint: what was wrong with the last attempt.
     """
     parts = [f'<p class="wrong" role="alert">{html.escape(complaint)}</p>\n'] if complaint else []
+    if ways.has_fault:
+        parts.append(f'<p class="wrong" role="alert">{html.escape(USERS_FAULT)}</p>\n')
     escaped = html.escape(target, quote=True)
     if ways.oidc:
         address = html.escape(f"/login/oidc?{urlencode({'next': target})}", quote=True)
         parts.append(f'<a class="button" href="{address}">Log in at {html.escape(ways.oidc)}</a>\n')
     if ways.password:
         parts.append(_BY_NAME.format(target=escaped))
-    is_only_way = not (ways.oidc or ways.password)
+    is_only_way = not (ways.oidc or ways.password or ways.has_fault)
     if ways.token or is_only_way:
         form = _TO_OPEN.format(target=escaped, autofocus=" autofocus" if is_only_way else "")
         parts.append(form if is_only_way else f"<details><summary>Log in with a token</summary>\n{form}</details>\n")

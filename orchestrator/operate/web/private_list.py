@@ -6,16 +6,25 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from orchestrator.errors import SettingsError
+from orchestrator.printable import printable
+from orchestrator.settings.variables import exposure
 
 Entry = TypeVar("Entry")
+
+NOTHING_ELSE = ConfigDict(extra="forbid")
+"""For an entry's `__pydantic_config__`: a field that we do not know, somebody may have meant to count."""
 
 _log = logging.getLogger(__name__)
 
@@ -25,28 +34,19 @@ class PrivateList(Generic[Entry]):
 
     Args:
         file: the file, which need not exist, nor its folder.
+        entry: a dataclass; each entry in the file has its fields, of their types.
         what: the entries' name in messages, such as `machine tokens`.
-        remedy: what to do about a file that cannot be understood, after `is not as we write it;`.
-        from_json: makes an entry of a JSON object; ValueError, TypeError or KeyError: it is none.
-        to_json: the reverse.
+        remedy: what to do about a file that cannot be understood, after `is not as we write it (…);`.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        *,
-        what: str,
-        remedy: str,
-        from_json: Callable[[Mapping[str, Any]], Entry],
-        to_json: Callable[[Entry], Mapping[str, object]],
-    ) -> None:
+    def __init__(self, file: Path, entry: type[Entry], *, what: str, remedy: str) -> None:
         self._file = file
         self._what = what
         self._remedy = remedy
-        self._from_json = from_json
-        self._to_json = to_json
+        self._adapter: TypeAdapter[list[Entry]] = TypeAdapter(list[entry])  # type: ignore[valid-type]
         self._seen: tuple[int, ...] | None = None  # of no file: there are no entries
         self._entries: Sequence[Entry] = ()
+        self._fault: str | None = None
 
     def read(self) -> list[Entry]:
         """The entries, in their order.
@@ -55,32 +55,72 @@ class PrivateList(Generic[Entry]):
             SettingsError: the file cannot be used.
         """
         try:
-            with self._file.open(encoding="utf-8") as file:
-                if os.fstat(file.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                    raise SettingsError(f"others may change {self._file}; look into it, then run chmod 600 on it")
-                return [self._from_json(entry) for entry in json.load(file)]
+            return self._adapter.validate_json(self._text(), strict=True)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise SettingsError(f"cannot read {self._file}: {error.strerror}") from error
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise SettingsError(f"{self._file} is not as we write it; {self._remedy}") from error
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]  # never what stands there: it is secret
+            place = printable(" ".join(str(part) for part in first["loc"])[:80])
+            reason = f"{place}: {first['msg']}" if place else first["msg"]
+            raise SettingsError(f"{self._file} is not as we write it ({reason}); {self._remedy}") from error
 
     def current(self) -> Sequence[Entry]:
         """The entries as they are now; none while the file cannot be used, which is logged once."""
         try:
             status = self._file.stat()
-            seen: tuple[int, ...] | None = (status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode)
-        except OSError:
+            seen: tuple[int, ...] | None = (
+                status.st_mtime_ns,
+                status.st_ino,
+                status.st_size,
+                status.st_mode,
+                status.st_uid,
+            )
+        except FileNotFoundError:
             seen = None
-        if seen != self._seen:
+        except OSError:
+            seen = ()  # `read` says why
+        if seen != self._seen or self._fault:
             try:
-                self._entries = self.read()
+                self._entries, fault = self.read(), None
             except SettingsError as error:
-                _log.error("Refusing all %s: %s", self._what, error)
-                self._entries = ()
-            self._seen = seen
+                self._entries, fault = (), str(error)
+                if fault != self._fault:
+                    _log.error("Refusing all %s: %s", self._what, fault)
+            self._seen, self._fault = seen, fault
         return self._entries
+
+    @property
+    def fault(self) -> str | None:
+        """Why the file cannot be used now; None: it can, or there is none."""
+        self.current()
+        return self._fault
+
+    def _text(self) -> bytes:
+        descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # of a pipe, too: nobody waits
+        try:
+            self._require_private(os.fstat(descriptor))
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
+
+    def _require_private(self, status: os.stat_result) -> None:
+        """Refuse what others may read or change: hashes of passwords can be guessed at, at home.
+
+        Raises:
+            SettingsError: others may, or it is no file.
+        """
+        if not stat.S_ISREG(status.st_mode):
+            raise SettingsError(f"{self._file} is no file; {self._remedy}")
+        if status.st_uid not in (os.geteuid(), 0):
+            raise SettingsError(
+                f"{self._file} belongs to another user of this machine (number {status.st_uid}), who can change it; "
+                f"look into it, then run `chown {os.geteuid()} {shlex.quote(str(self._file))}`"
+            )
+        if fault := exposure(self._file, status):
+            raise SettingsError(fault)
 
     @contextmanager
     def changing(self) -> Iterator[list[Entry]]:
@@ -101,7 +141,7 @@ class PrivateList(Generic[Entry]):
             raise SettingsError(f"cannot write {self._file}: {error.strerror}") from error
 
     def _write(self, target: Path, entries: Sequence[Entry]) -> None:
-        objects = [self._to_json(entry) for entry in entries]
+        objects = [asdict(entry) for entry in entries]  # type: ignore[call-overload]
         with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f"{target.name}.", delete=False) as file:
             try:
                 json.dump(objects, file, indent=2)  # mkstemp has made it 0600

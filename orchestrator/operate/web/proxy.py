@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from orchestrator.settings.hosts import HostPort
 from orchestrator.settings.people import TrustedProxy
 
 LONGEST_IDENTITY = 256
+_PEER = re.compile(r"\[(?P<bracketed>[^\]]+)\](:[0-9]+)?|(?P<v4>[0-9.]+):[0-9]+|(?P<bare>[0-9A-Fa-f.:%\w]+)", re.ASCII)
 _SCHEMES = {"http": {"http": "http", "https": "https"}, "websocket": {"http": "ws", "https": "wss"}}
 
 
@@ -67,11 +69,19 @@ def _last(values: Sequence[str]) -> str:
 def _client(values: Sequence[str], proxy: TrustedProxy) -> str | None:
     """The last address that is not of a proxy of ours: what stands before it anybody may have written."""
     for text in reversed(",".join(values).split(",")):
-        address = text.strip().strip("[]")
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
+        address = _address(text)
+        if address is None:
             return None
         if not proxy.holds(address):
             return address
     return None
+
+
+def _address(text: str) -> str | None:
+    """The IP address in `192.0.2.1`, `192.0.2.1:5678`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:99`."""
+    found = _PEER.fullmatch(text.strip().strip('"'))
+    address = found and (found["bracketed"] or found["v4"] or found["bare"])
+    try:
+        return str(ipaddress.ip_address(address or ""))
+    except ValueError:
+        return None

@@ -7,12 +7,12 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.errors import SettingsError
 from orchestrator.operate.web.caller import LoginWay
-from orchestrator.operate.web.private_list import PrivateList
+from orchestrator.operate.web.private_list import NOTHING_ELSE, PrivateList
 
 FILE = "sessions.json"
 SESSION_SECONDS = 12 * 3600
@@ -36,6 +36,7 @@ class LoginSession:
         good_until: seconds since 1970.
     """
 
+    __pydantic_config__ = NOTHING_ELSE
     sha256: str
     name: str
     way: LoginWay
@@ -55,18 +56,7 @@ class Sessions:
     def __init__(self, home: Path, *, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._sessions: PrivateList[LoginSession] = PrivateList(
-            home / FILE,
-            what="sessions",
-            remedy="delete it, and everybody logs in anew",
-            from_json=lambda entry: LoginSession(
-                **{
-                    **entry,
-                    "way": LoginWay(entry["way"]),
-                    "identities": tuple(entry["identities"]),
-                    "good_until": float(entry["good_until"]),
-                }
-            ),
-            to_json=asdict,
+            home / FILE, LoginSession, what="sessions", remedy="delete it, and everybody logs in anew"
         )
 
     def begin(self, *, name: str, way: LoginWay, identities: tuple[str, ...], version: str) -> str:
@@ -78,9 +68,9 @@ class Sessions:
         session_id = secrets.token_urlsafe(32)
         session = LoginSession(
             sha256=_hash(session_id),
-            name=name,
+            name=_writable(name),
             way=way,
-            identities=identities,
+            identities=tuple(map(_writable, identities)),
             version=version,
             good_until=self._now() + SESSION_SECONDS,
         )
@@ -128,3 +118,8 @@ class Sessions:
 
 def _hash(session_id: str) -> str:
     return hashlib.sha256(session_id.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _writable(text: str) -> str:
+    """Without halves of characters, which a provider's JSON may hold and a file may not."""
+    return text.encode("utf-8", "replace").decode()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.errors import SettingsError
 from orchestrator.operate.web.caller import Role
-from orchestrator.operate.web.private_list import PrivateList
+from orchestrator.operate.web.private_list import NOTHING_ELSE, PrivateList
 
 FILE = "tokens.json"
 """In DAGSTER_HOME: what holds for one installation, and outlives a restart, stands there already."""
@@ -33,6 +33,7 @@ class MachineToken:
         created: ISO 8601, UTC.
     """
 
+    __pydantic_config__ = NOTHING_ELSE
     name: str
     role: Role
     sha256: str
@@ -48,11 +49,7 @@ class MachineTokens:
 
     def __init__(self, home: Path) -> None:
         self._tokens: PrivateList[MachineToken] = PrivateList(
-            home / FILE,
-            what="machine tokens",
-            remedy="delete it and add the tokens anew",
-            from_json=lambda entry: MachineToken(**{**entry, "role": Role(entry["role"])}),
-            to_json=lambda token: {**vars(token), "role": token.role.value},
+            home / FILE, MachineToken, what="machine tokens", remedy="delete it and add the tokens anew"
         )
 
     def add(self, name: str, role: Role) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,14 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 
 from orchestrator.errors import SettingsError
 from orchestrator.operate.web.caller import UI_USER, Role
-from orchestrator.operate.web.private_list import PrivateList
+from orchestrator.operate.web.private_list import NOTHING_ELSE, PrivateList
 
 FILE = "users.json"
 """In DAGSTER_HOME, unless ORCHESTRATOR_USERS_FILE names another."""
 
 SHORTEST_PASSWORD = 12
 LONGEST_PASSWORD = 1024
+NOT_UTF8 = "the password is not UTF-8; convert it (`iconv -t UTF-8`), or type it"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}", re.ASCII)
 
 
@@ -37,6 +38,7 @@ class User:
         changed: when the password or the role was last set.
     """
 
+    __pydantic_config__ = NOTHING_ELSE
     name: str
     role: Role
     hash: str = field(repr=False)
@@ -62,18 +64,14 @@ class Users:
         self.file = file
         self._hasher = hasher or PasswordHasher()
         self._users: PrivateList[User] = PrivateList(
-            file,
-            what=f"users of {file}",
-            remedy="delete it and add the users anew",
-            from_json=lambda entry: User(**{**entry, "role": Role(entry["role"]), "hash": str(entry["hash"])}),
-            to_json=asdict,
+            file, User, what=f"users of {file}", remedy="delete it and add the users anew"
         )
 
     def add(self, name: str, role: Role, password: str) -> None:
         """Add a user.
 
         Raises:
-            SettingsError: the name is none, or taken, or the password is too short.
+            SettingsError: the name is none, or taken, or the password is too short or not UTF-8.
         """
         if not _NAME.fullmatch(name) or name.casefold() == UI_USER:
             raise SettingsError(
@@ -100,7 +98,7 @@ class Users:
         """Give a user another password or role, which ends his sessions.
 
         Raises:
-            SettingsError: there is none of that name, or the password is too short.
+            SettingsError: there is none of that name, or the password is too short or not UTF-8.
         """
         hashed = self._hashed(password) if password is not None else None
         with self._users.changing() as users:
@@ -119,6 +117,11 @@ class Users:
     def is_empty(self) -> bool:
         """Whether nobody can log in by a password."""
         return not self._users.current()
+
+    @property
+    def fault(self) -> str | None:
+        """Why the file cannot be used now, so that nobody can log in by a password; None: it can."""
+        return self._users.fault
 
     def find(self, name: str) -> User | None:
         """The user of that name; None: there is none, or the file cannot be used."""
@@ -147,7 +150,10 @@ class Users:
             raise SettingsError(
                 f"a password has {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters, and this one has {len(password)}"
             )
-        return self._hasher.hash(password.encode("utf-8", "replace"))
+        try:
+            return self._hasher.hash(password.encode())
+        except UnicodeEncodeError as error:  # bytes that are not UTF-8; else any of them would be as good
+            raise SettingsError(NOT_UTF8) from error
 
     def _require(self, users: Sequence[User], name: str) -> int:
         place = _place(users, name)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 
-from orchestrator.operate.web.attempts import Attempts, network_of
+from orchestrator.operate.web.attempts import Attempts, WaitingRoom, network_of
 from orchestrator_tests.operate.web.test_login import Clock
 
 
@@ -77,6 +78,20 @@ def test_memory_is_bounded_whatever_names_and_networks_there_are() -> None:
     asyncio.run(many())
     assert len(attempts._records) == Attempts.MOST_RECORDS
     assert max(len(name) for name, _ in attempts._records) <= 64
+
+
+def test_only_so_many_wait_for_their_hash_and_one_network_never_takes_all_places() -> None:
+    room = WaitingRoom()
+    with ExitStack() as held:
+        flood = [held.enter_context(room.place("192.0.2.0/24")) for _ in range(500)]
+        assert sum(flood) == WaitingRoom.MOST_EACH < WaitingRoom.MOST
+        with room.place("198.51.100.0/24") as has_place:
+            assert has_place
+        everybody = [held.enter_context(room.place(f"n{number}")) for number in range(500)]
+        assert sum(everybody) == WaitingRoom.MOST - WaitingRoom.MOST_EACH
+    assert not room._waiting
+    with room.place("192.0.2.0/24") as has_place:
+        assert has_place
 
 
 @pytest.mark.parametrize(

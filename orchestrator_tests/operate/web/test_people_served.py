@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -89,6 +90,47 @@ def test_a_wrong_password_and_a_name_that_is_nobody_s_have_the_same_answer(ui: U
     assert not [answer for answer in answers if "set-cookie" in answer.headers]
     assert "not the password" not in ui.command.output
     assert PASSWORD not in ui.command.output
+
+
+def test_a_flood_of_names_is_refused_at_once_and_keeps_nobody_else_out(ui: Ui) -> None:
+    """Each name was waited for by one of two threads, and so was everybody who came after them."""
+    with ThreadPoolExecutor(64) as flood:
+        tries = [flood.submit(ui.log_in, f"nobody-{n}", "x" * 20, source="127.66.0.6") for n in range(64)]
+        real = ui.log_in("vic", source="127.77.0.7")
+        answers = [each.result() for each in tries]
+    assert real.status == 303
+    refused = [answer for answer in answers if answer.status == 503]
+    assert {answer.status for answer in answers} <= {401, 429, 503}
+    assert refused
+    for answer in refused:
+        assert int(answer.headers["retry-after"]) > 0
+        assert "Too many logins are tried at once" in answer.text
+        assert 'name="password"' in answer.text
+    assert ui.log_in("vic", source="127.66.0.6").status == 303
+
+
+def test_a_file_of_users_that_cannot_be_read_is_said_on_the_login_page(ui: Ui) -> None:
+    file = ui.home / "users.json"
+    good = file.read_bytes()
+    cookie = ui.session("vic")
+    try:
+        for broken in (b'[{"name": 5}]', good.replace(b'"vic"', b"5"), b"{}", b"\xff", b"[" * 99_999):
+            file.write_bytes(broken)
+            assert ui.send("GET", "/server_info", cookie).status == 401
+            for answer in (ui.send("GET", "/login", HTML), ui.log_in("vic")):
+                assert "The file of the users cannot be read" in answer.text
+                assert "Log in with a token" in answer.text
+            assert ui.log_in("vic").status == 503
+            assert ui.send("GET", "/server_info", ui.bearer()).status == 200
+        file.chmod(0o644)
+        assert ui.log_in("vic").status == 503
+    finally:
+        file.chmod(0o600)
+        file.write_bytes(good)
+    assert ui.log_in("vic").status == 303
+    assert "is not as we write it (0 name: Input should be a valid string)" in ui.command.output
+    assert "chmod 600" in ui.command.output
+    assert "Traceback" not in ui.command.output
 
 
 def test_another_site_can_neither_log_its_visitor_in_nor_out(ui: Ui) -> None:
@@ -339,6 +381,16 @@ def test_what_the_proxy_says_of_the_way_is_believed(ui: Ui) -> None:
     assert answer.headers["set-cookie"].startswith("__Host-orchestrator-443=")
     assert answer.headers["set-cookie"].endswith("; Secure")
     assert audit(ui)[-1]["from"] == "198.51.100.7"
+    for client, address in (
+        ("203.0.113.9, 198.51.100.7:5678", "198.51.100.7"),
+        ('"[2001:db8::7]:99"', "2001:db8::7"),
+        ("[2001:db8::7]", "2001:db8::7"),
+        (f"198.51.100.8:1, {PROXY}:2", "198.51.100.8"),
+        ("198.51.100.8:1:2", PROXY),
+    ):
+        said[2] = ("X-Forwarded-For", client)
+        ui.send("POST", "/login", form, origin, *said, body=f"username=vic&password={PASSWORD}", source=PROXY)
+        assert audit(ui)[-1]["from"] == address
     answer = ui.send("POST", "/login", form, *said, body=f"username=vic&password={PASSWORD}")
     assert answer.headers["set-cookie"].startswith(f"orchestrator-{ui.port}=")
     assert audit(ui)[-1]["from"] == "127.0.0.1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -188,3 +189,23 @@ def test_a_session_by_oidc_is_not_that_of_a_user_of_the_same_name(house: House) 
     assert house.caller(cookie) == Caller("ada", Role.VIEWER)
     Users(house.home / "users.json").remove("ada")
     assert house.caller(cookie) == Caller("ada", Role.VIEWER)
+
+
+@pytest.mark.parametrize("fields", [{"name": 5}, {"sha256": 5}, {"identities": 5}, {"good_until": "soon"}, {"more": 1}])
+def test_a_file_of_sessions_with_wrong_types_lets_nobody_in(tmp_path: Path, fields: dict[str, object]) -> None:
+    house = House(tmp_path)
+    cookie = house.log_in()
+    file = tmp_path / "sessions.json"
+    (entry,) = json.loads(file.read_text())
+    file.write_text(json.dumps([{**entry, **fields}]))
+    assert house.caller(cookie) is None
+    with pytest.raises(SettingsError, match="everybody logs in anew"):
+        house.log_in()
+
+
+def test_half_a_character_in_a_provider_s_name_does_not_end_everybody_s_sessions(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    cookie = house.log_in()
+    login = house.login
+    login.sessions.begin(name="\ud800", way=LoginWay.OIDC, identities=("\ud800", "sub:\udfff"), version="v")
+    assert house.caller(cookie)

@@ -138,3 +138,13 @@ def test_a_wrong_word_is_explained_in_one_sentence(
     sentence = capsys.readouterr().err
     assert complaint in sentence
     assert sentence.count("\n") == 1
+
+
+@pytest.mark.parametrize("fields", [{"name": 5}, {"sha256": 5}, {"sha256": None}, {"role": {}}, {"more": 1}])
+def test_a_file_of_tokens_with_wrong_types_opens_nothing(tmp_path: Path, fields: dict[str, object]) -> None:
+    token = MachineTokens(tmp_path).add("ci", Role.ADMIN)
+    (entry,) = json.loads((tmp_path / "tokens.json").read_text())
+    (tmp_path / "tokens.json").write_text(json.dumps([{**entry, **fields}]))
+    assert MachineTokens(tmp_path).find(token) is None
+    with pytest.raises(SettingsError, match="delete it and add the tokens anew"):
+        MachineTokens(tmp_path).all()

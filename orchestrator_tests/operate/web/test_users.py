@@ -104,24 +104,99 @@ def test_a_name_is_taken_whatever_its_case(tmp_path: Path) -> None:
         users.add("ada", Role.ADMIN, PASSWORD)
 
 
-@pytest.mark.parametrize("mode", [0o620, 0o602])
-def test_a_file_that_others_may_change_lets_nobody_in(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o644, 0o640, 0o604, 0o601])
+def test_a_file_that_others_may_read_or_change_lets_nobody_in(
+    tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hashes can be guessed at by whoever has them, wherever the file stands."""
     users = users_in(tmp_path)
     users.add("ada", Role.ADMIN, PASSWORD)
+    assert users.fault is None
     (tmp_path / "users.json").chmod(mode)
     assert users.verified("ada", PASSWORD) is None
+    with pytest.raises(SettingsError, match=f"other users of this machine .mode {mode:o}.*chmod 600"):
+        users.all()
+    for _ in range(3):
+        assert users.fault
+    assert [line for line in caplog.messages if line.startswith("Refusing all users of")] == [
+        f"Refusing all users of {tmp_path / 'users.json'}: {users.fault}"
+    ]
+    (tmp_path / "users.json").chmod(0o600)
+    assert users.verified("ada", PASSWORD)
+    assert users.fault is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[1]", '[{"name":"a"}]', '[{"name":"a","role":"boss","hash":"x"}]', "[" * 9999]
-)
-def test_a_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path, text: str) -> None:
+def test_a_file_of_somebody_else_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     users = users_in(tmp_path)
     users.add("ada", Role.ADMIN, PASSWORD)
-    (tmp_path / "users.json").write_text(text)
-    assert users.verified("ada", PASSWORD) is None
-    with pytest.raises(SettingsError, match="delete it and add the users anew"):
+    assert users.find("ada")
+    own = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    if own == 0:  # root's file is as good as ours
+        assert users.find("ada")
+        os.chown(users.file, 65534, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    assert users.find("ada") is None
+    with pytest.raises(SettingsError, match=r"belongs to another user.*chown 4242"):
         users.all()
+
+
+GOOD = {"name": "ada", "role": "admin", "hash": "$argon2id$x", "created": "2026", "changed": "2026"}
+BROKEN = {
+    "nothing": b"",
+    "half an object": b"{",
+    "a number for an entry": b"[1]",
+    "a list for an entry": b"[[]]",
+    "an object for the list": json.dumps({"users": [GOOD]}).encode(),
+    "the list is null": b"null",
+    "an entry is null": json.dumps([GOOD, None]).encode(),
+    "fields that are missing": b'[{"name":"a"}]',
+    "no such role": json.dumps([{**GOOD, "role": "boss"}]).encode(),
+    "a role that is none": json.dumps([{**GOOD, "role": ["admin"]}]).encode(),
+    "a number for a name": json.dumps([{**GOOD, "name": 5}]).encode(),
+    "null for a hash": json.dumps([{**GOOD, "hash": None}]).encode(),
+    "an object for a date": json.dumps([{**GOOD, "changed": {}}]).encode(),
+    "a field that nobody knows": json.dumps([{**GOOD, "disabled": True}]).encode(),
+    "deep nesting": b"[" * 99_999,
+    "deep nesting in a field": b'[{"name":' + b"[" * 99_999,
+    "not UTF-8": json.dumps([GOOD]).encode().replace(b"ada", b"\xe4da"),
+    "UTF-16": json.dumps([GOOD]).encode("utf-16"),
+    "half a character": json.dumps([{**GOOD, "name": "\udcff"}]).encode(),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_a_file_that_cannot_be_read_lets_nobody_in(
+    tmp_path: Path, text: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    users = users_in(tmp_path)
+    users.add("ada", Role.ADMIN, PASSWORD)
+    (tmp_path / "users.json").write_bytes(text)
+    assert users.verified("ada", PASSWORD) is None
+    assert users.verified("5", PASSWORD) is None
+    with pytest.raises(
+        SettingsError, match=r"is not as we write it \(.+\); delete it and add the users anew"
+    ) as refused:
+        users.all()
+    assert "argon2id" not in str(refused.value)
+    assert [line.partition(":")[0] for line in caplog.messages] == [f"Refusing all users of {tmp_path / 'users.json'}"]
+    with pytest.raises(SettingsError, match="is not as we write it"):
+        users.add("eve", Role.ADMIN, PASSWORD)
+    assert (tmp_path / "users.json").read_bytes() == text
+
+
+def test_what_is_no_file_lets_nobody_in_and_is_not_waited_for(tmp_path: Path) -> None:
+    users = users_in(tmp_path)
+    os.mkfifo(users.file, 0o600)
+    assert users.find("ada") is None
+    assert users.fault
+    users.file.unlink()
+    users.file.mkdir()
+    assert users.fault
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        assert users.find("ada") is None
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
@@ -133,6 +208,26 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     Users(link).remove("eve")
     assert link.is_symlink()
     assert [user.name for user in Users(real).all()] == ["ada"]
+
+
+@pytest.mark.parametrize("password", [b"gr\xfcn und blau genug\n", "ein ganz langes\n".encode("utf-16"), b"\xff" * 20])
+def test_a_password_that_is_not_utf_8_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: bytes
+) -> None:
+    """It became question marks, as good as which any other bytes were."""
+    monkeypatch.setenv("ORCHESTRATOR_USERS_FILE", str(tmp_path / "users.json"))
+    for words in (["add", "ada", "--role", "viewer"], ["passwd", "ada"]):
+        asked = CliRunner().invoke(orchestrator, ["user", *words], input=password)
+        assert str(asked.exception) == "the password is not UTF-8; convert it (`iconv -t UTF-8`), or type it"
+        assert isinstance(asked.exception, SettingsError)
+    with pytest.raises(SettingsError, match="the password is not UTF-8"):
+        users_in(tmp_path).add("ada", Role.ADMIN, "a long enough \udcfc")
+    assert users_in(tmp_path).all() == []
+    made = CliRunner().invoke(
+        orchestrator, ["user", "add", "ada", "--role", "viewer"], input="grün und blau\n".encode()
+    )
+    assert made.exit_code == 0
+    assert Users(tmp_path / "users.json").verified("ada", "grün und blau")
 
 
 def test_the_command_reads_the_password_from_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
