@@ -34,6 +34,7 @@ from orchestrator_tests.support.dagster_internals import (
     dagster_tags,
     is_public,
 )
+from orchestrator_tests.support.instances import new_instance
 
 PRODUCT = Path(orchestrator.__file__).parent
 INSTANCE = dg.DagsterInstance
@@ -41,7 +42,7 @@ INSTANCE = dg.DagsterInstance
 
 @pytest.fixture
 def dagster() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
+    with new_instance() as instance:
         yield instance
 
 
@@ -178,7 +179,7 @@ def test_run_retries_are_those_of_dagster_yaml() -> None:
 
 
 def retries_of(configured: dict[str, Any]) -> tuple[int, bool]:
-    with dg.instance_for_test(overrides={"run_retries": configured}) as instance:
+    with new_instance(overrides={"run_retries": configured}) as instance:
         retries = dagster_instance.run_retries(instance)
     return retries.most, retries.after_step_failure
 

@@ -53,6 +53,7 @@ def fetch(uri: str, version: str, folder: Path) -> str:
     return fault
 
 
+@pytest.mark.services
 def test_a_server_that_hands_out_branch_tips_only_trains_an_older_commit(
     mlflow_server: MlflowServer, remote: GitRemote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -314,6 +314,7 @@ def test_a_script_in_the_place_of_an_entry_point_has_no_defaults_and_runs_as_bef
     assert "orchestrator:" not in output
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(
     ("asked", "missing"),
     [
@@ -366,6 +367,7 @@ def programs_but(name: str, directory: Path) -> str:
     return str(directory)
 
 
+@pytest.mark.services
 def test_a_pointer_of_git_lfs_is_not_trained_where_git_lfs_is_missing(
     mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

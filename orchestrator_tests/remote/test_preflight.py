@@ -34,6 +34,7 @@ def fault_in(output: str) -> str:
     return str(cause_of_failure(output.splitlines()))
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -190,6 +191,7 @@ def test_a_role_that_does_not_come_is_told_in_the_end(monkeypatch: pytest.Monkey
     assert mlflow_fault(Client(OSError(text)), monkeypatch) == "", "it may come a moment later"
 
 
+@pytest.mark.services
 def test_sagemaker_s_managed_mlflow_without_its_plugin_is_told(
     mlflow_server: MlflowServer, project: Path, tmp_path: Path
 ) -> None:

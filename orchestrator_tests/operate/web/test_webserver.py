@@ -23,6 +23,7 @@ from orchestrator.operate.web.gate import CALLER
 from orchestrator.operate.web.mutations import name_launches
 from orchestrator.operate.web.webserver import RoleContext, Webserver, permissions_of
 from orchestrator_tests.support.dagster_internals import EmptyWorkspaceTarget, WorkspaceProcessContext
+from orchestrator_tests.support.instances import new_instance
 from orchestrator_tests.support.web_internals import (
     DagsterWebserver,
     Permissions,
@@ -47,7 +48,7 @@ KNOWN_MUTATIONS = {
 @pytest.fixture
 def dagster(tmp_path: Path) -> Iterator[Webserver]:
     with (
-        dg.instance_for_test() as instance,
+        new_instance() as instance,
         WorkspaceProcessContext(instance, EmptyWorkspaceTarget(), version="test") as context,
     ):
         yield Webserver(context, AuditLog(tmp_path))
@@ -178,7 +179,7 @@ def test_a_run_or_backfill_that_nobody_has_launched_is_not_stored() -> None:
     def nothing() -> None:
         """Do nothing."""
 
-    with dg.instance_for_test() as instance:
+    with new_instance() as instance:
         name_launches(instance.run_storage)
         with pytest.raises(PermissionError, match="nobody has launched"):
             instance.create_run_for_job(nothing)

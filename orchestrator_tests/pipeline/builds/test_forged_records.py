@@ -15,6 +15,7 @@ from orchestrator.pipeline.builds import find_build, jenkins_build_key, recorded
 from orchestrator.resources.jenkins import Build, Jenkins
 from orchestrator.resources.retry import RetryPolicy
 from orchestrator.settings.groups import JenkinsSettings
+from orchestrator_tests.support.instances import new_instance
 from orchestrator_tests.support.jenkins_model import Job, Model
 from orchestrator_tests.support.sensor_daemon import Daemon
 
@@ -195,7 +196,7 @@ def test_a_record_of_another_partition_or_pipeline_is_not_believed(
 
 def test_a_record_of_another_installation_is_not_believed(model: Model, environment: dict[str, str]) -> None:
     model.add()
-    with dg.instance_for_test() as theirs, dg.instance_for_test() as ours:
+    with new_instance() as theirs, new_instance() as ours:
         Daemon(theirs, environment).tick()
         Daemon(ours, environment)
         report(ours, "1", metadata_of(theirs, "1"))

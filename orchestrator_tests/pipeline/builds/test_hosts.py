@@ -13,6 +13,7 @@ from orchestrator.pipeline.builds import find_build
 from orchestrator.resources.jenkins import Build, Jenkins
 from orchestrator.settings.groups import JenkinsSettings
 from orchestrator.settings.source import SettingsSource
+from orchestrator_tests.support.instances import new_instance
 from orchestrator_tests.support.jenkins_model import Job, Model
 from orchestrator_tests.support.sensor_daemon import Daemon
 
@@ -23,7 +24,7 @@ EVIL = "https://evil.example/churn.git"
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
     """Each test has its own: what is noted is noted for good."""
-    with dg.instance_for_test() as instance:
+    with new_instance() as instance:
         yield instance
 
 

@@ -10,12 +10,13 @@ import pytest
 from orchestrator.pipeline.builds import partition_key
 from orchestrator.resources.jenkins.answers import Build
 from orchestrator_tests.support.attempts import World
+from orchestrator_tests.support.instances import new_instance
 from orchestrator_tests.support.recorded_builds import record_build
 
 
 @pytest.fixture
 def dagster() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
+    with new_instance() as instance:
         yield instance
 
 

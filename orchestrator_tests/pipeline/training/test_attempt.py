@@ -68,6 +68,7 @@ def test_a_build_is_trained_at_its_commit_and_the_instance_given_back(world: Wor
     assert finished.usage.usd == pytest.approx(finished.usage.minutes * 3.6 / 60, abs=1e-4)
 
 
+@pytest.mark.services
 def test_a_server_that_asks_for_a_client_certificate_is_shown_one_by_us_and_by_the_training(
     world: World, tmp_path: Path
 ) -> None:

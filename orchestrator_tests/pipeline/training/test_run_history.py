@@ -17,6 +17,7 @@ from orchestrator.pipeline.training.launch_record import LaunchRecord
 from orchestrator.pipeline.training.run_history import Liveness, RunHistory
 from orchestrator.resources.ec2 import Instance, fingerprint
 from orchestrator_tests.support.dagster_internals import PARENT_RUN_ID_TAG
+from orchestrator_tests.support.instances import new_instance
 from orchestrator_tests.support.janitor_world import instance
 
 pytestmark = pytest.mark.services
@@ -50,7 +51,7 @@ ASSET_PAGE = dg.Definitions(assets=[model, other_model]).resolve_implicit_global
 
 @pytest.fixture
 def dagster() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
+    with new_instance() as instance:
         yield instance
 
 

@@ -15,13 +15,14 @@ import pytest
 from orchestrator.errors import BuildBusy
 from orchestrator.pipeline.training.run_history import RunHistory
 from orchestrator_tests.support.attempts import World
+from orchestrator_tests.support.instances import new_instance
 
 ASSET = dg.AssetKey(["tiny", "trained_model"])
 
 
 @pytest.fixture
 def dagster() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
+    with new_instance() as instance:
         yield instance
 
 
