@@ -216,3 +216,11 @@ JANITOR_EC2 = Ec2Policy(total_seconds=10, connect_seconds=5, answer_seconds=10, 
 
 JANITOR_MLFLOW = MLFLOW.with_total(10)
 """Likewise."""
+
+POSTGRES = RetryPolicy(
+    total_seconds=180, connect_seconds=10, answer_seconds=30, first_pause_seconds=0.2, longest_pause_seconds=3
+)
+"""Dagster's own tables: runs, events and ticks wait for as long as a managed database takes to fail over."""
+
+POSTGRES_FOR_THE_UI = POSTGRES.with_total(3)
+"""Likewise, for a page that somebody waits for."""

@@ -581,6 +581,19 @@ class QueueSettings(SettingsGroup):
     )
 
 
+class StorageSettings(SettingsGroup):
+    """Where Dagster keeps its runs and events."""
+
+    title = "Storage"
+    per_pipeline = False
+    postgres_url: SecretStr | None = setting(
+        "DAGSTER_POSTGRES_URL",
+        "PostgreSQL for runs, events and schedules, as Neon, RDS or Heroku show it, such as "
+        "postgresql://user:password@host:5432/database?sslmode=require; default: SQLite in DAGSTER_HOME",
+        None,
+    )
+
+
 class JanitorSettings(SettingsGroup):
     """What the janitor may do with what was left behind."""
 
@@ -673,6 +686,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     MlflowSettings,
     ProjectSettings,
     QueueSettings,
+    StorageSettings,
     JanitorSettings,
     UiSettings,
     InstallationSettings,

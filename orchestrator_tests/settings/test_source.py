@@ -179,6 +179,7 @@ def test_a_secret_is_known_by_its_type_not_by_what_the_type_is_called() -> None:
         "MLFLOW_TRACKING_PASSWORD",
         "MLFLOW_TRACKING_TOKEN",
         "UI_TOKEN",
+        "DAGSTER_POSTGRES_URL",
         "OIDC_CLIENT_SECRET",
         "MLFLOW_TRACKING_PASSWORD_ON_INSTANCE",
         "MLFLOW_TRACKING_TOKEN_ON_INSTANCE",

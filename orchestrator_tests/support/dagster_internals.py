@@ -5,6 +5,7 @@ from __future__ import annotations
 from dagster._core.definitions.instigation_logger import get_instigation_log_records
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.definitions.sensor_definition import SensorExecutionData
+from dagster._core.errors import DagsterRunAlreadyExists
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus, PartitionBackfill
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
@@ -26,6 +27,7 @@ __all__ = [
     "PARENT_RUN_ID_TAG",
     "BulkActionStatus",
     "BulkActionsFilter",
+    "DagsterRunAlreadyExists",
     "EmptyWorkspaceTarget",
     "EventLogConsumerDaemon",
     "EventLogStorage",
