@@ -354,6 +354,7 @@ class TcpRelay:
         port: where it listens, also after it was away.
         silent: it accepts bytes and connections, passes nothing on, and closes nothing, as a host does that was taken
             away. (A sandbox machine that ends closes its connections, because its processes end.)
+        delay_seconds: what each direction takes longer than it would; twice that is added to a round trip.
     """
 
     def __init__(self, target_port: int, host: str = HOST) -> None:
@@ -364,6 +365,7 @@ class TcpRelay:
         self._lock = threading.Lock()
         self.port = 0
         self.silent = False
+        self.delay_seconds = 0.0
         self.open()
 
     def __enter__(self) -> Self:
@@ -428,6 +430,7 @@ class TcpRelay:
                     self._wait_while_silent(cut)
                     return
                 if not self.silent:
+                    time.sleep(self.delay_seconds)
                     other[side].sendall(data)
 
     def _wait_while_silent(self, cut: threading.Event) -> None:

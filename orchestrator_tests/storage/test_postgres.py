@@ -222,6 +222,44 @@ def test_a_forked_child_has_a_connection_of_its_own(instance: dg.DagsterInstance
     assert os.waitpid(pid, 0)[1] == 0
 
 
+FIFTY = """
+import os, sys
+from orchestrator.storage.address import PostgresAddress
+from orchestrator.storage.postgres import PostgresStorage
+address = PostgresAddress.parse(sys.stdin.readline())
+PostgresStorage(address)
+ready_read, ready_write = os.pipe()
+over_read, over_write = os.pipe()
+for _ in range(50):
+    if os.fork() == 0:
+        os.close(over_write)
+        storage = PostgresStorage(address)
+        storage.run_storage.get_runs()
+        storage.schedule_storage.all_instigator_state()
+        os.write(ready_write, b"x")
+        os.read(over_read, 1)
+        os._exit(0)
+for _ in range(50):
+    os.read(ready_read, 1)
+print("open", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_fifty_processes_with_open_storage_hold_less_than_sixty_connections(postgres: Postgres) -> None:
+    database = postgres.new_database()
+    argv = [sys.executable, "-c", FIFTY]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        parent.stdin.write(f"{postgres.url(database)}\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "open\n"
+        assert 50 <= postgres.connections(database) < 60
+        parent.stdin.close()
+    until(lambda: postgres.connections(database) == 0)
+
+
 def test_several_processes_may_make_the_tables_at_once(postgres: Postgres, tmp_path: Path) -> None:
     database = postgres.new_database()
     code = (
