@@ -20,6 +20,7 @@ from orchestrator.operate.web.audit import AuditLog
 from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.entrance import Entrance
 from orchestrator.operate.web.gate import Gate
+from orchestrator.operate.web.health import HealthPage
 from orchestrator.operate.web.login import Login
 from orchestrator.operate.web.sessions import Sessions
 from orchestrator.operate.web.tokens import MachineTokens
@@ -41,8 +42,9 @@ def main(workspace: str) -> int:
 
         oidc = OidcClient(door.oidc)
     entrance = Entrance(door=door, login=login, attempts=Attempts(), audit=audit, oidc=oidc)
-    with dagster_app(workspace, code_server_log_level="warning", audit=audit) as app:
-        gate = Gate(app, door=door, entrance=entrance, audit=audit)
+    with dagster_app(workspace, code_server_log_level="warning", audit=audit) as dagster:
+        health = HealthPage(dagster.view)
+        gate = Gate(dagster.app, door=door, entrance=entrance, audit=audit, health=health)
         uvicorn.run(
             gate,
             host=door.host,

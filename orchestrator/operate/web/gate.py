@@ -13,9 +13,10 @@ from orchestrator.operate.web.audit import AuditLog
 from orchestrator.operate.web.caller import Caller, Role
 from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.entrance import Entrance, refused
+from orchestrator.operate.web.health import HealthPage
 from orchestrator.operate.web.incoming import Incoming
 from orchestrator.operate.web.proxy import Proxied, through_proxy
-from orchestrator.operate.web.rules import LIVE, READING, Refusal, Rules, is_report
+from orchestrator.operate.web.rules import LIVE, READING, READY, Refusal, Rules, is_report
 from orchestrator.settings.hosts import is_loopback
 
 CALLER = "orchestrator.caller"
@@ -30,14 +31,16 @@ class Gate:
         door: who is let in.
         entrance: finds out who sends a request.
         audit: where events that are reported of assets are written.
+        health: answers whether we are ready.
     """
 
-    def __init__(self, app: ASGIApp, *, door: Door, entrance: Entrance, audit: AuditLog) -> None:
+    def __init__(self, app: ASGIApp, *, door: Door, entrance: Entrance, audit: AuditLog, health: HealthPage) -> None:
         self._app = app
         self._door = door
         self._rules = Rules(door)
         self._entrance = entrance
         self._audit = audit
+        self._health = health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let through."""
@@ -69,10 +72,14 @@ class Gate:
         if request.path == LIVE and request.method in READING:
             return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
         client = str((proxied.scope.get("client") or ("somebody",))[0])
+        if request.path == READY and request.method in READING and not request.values("authorization"):
+            return await self._health.answer(self._entrance.known(request, proxied.identity))
         answer = await self._entrance.answer(request, receive, client=client, identity=proxied.identity)
         if not isinstance(answer, Caller):
             return answer
         caller = replace(answer, address=client)
+        if request.path == READY and request.method in READING:  # a token, which has been tried like any other
+            return await self._health.answer(caller)
         if is_report(request):
             if not (caller.by_header and caller.role is Role.ADMIN):
                 return refused(

@@ -13,6 +13,10 @@ from orchestrator.operate.web.incoming import Incoming
 from orchestrator.settings.hosts import HostPort, Origin, is_ip_address, is_loopback
 
 LIVE = "/health/live"
+READY = "/health/ready"
+PROBES = (LIVE, READY)
+"""What load balancers ask for, by whatever address they have of us; it is public."""
+
 GRAPHQL = "/graphql"
 REPORTS = "/report_asset"
 
@@ -50,7 +54,7 @@ class Rules:
         host = request.host
         if host is None:
             return Refusal(400, "Refused: there must be one Host header, with a name and perhaps a port.")
-        if self._is_ours(host.name, request) or (request.path == LIVE and is_ip_address(host.name)):
+        if self._is_ours(host.name, request) or (request.path in PROBES and is_ip_address(host.name)):
             return None
         return Refusal(
             421,

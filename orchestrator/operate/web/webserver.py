@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 import dagster as dg
 from dagster._core.workspace.context import (  # noqa: TID251 - see above
@@ -31,6 +32,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from orchestrator.operate.web.audit import AuditLog
 from orchestrator.operate.web.caller import Caller, LoginWay, Role
+from orchestrator.operate.web.dagster_view import DagsterView
 from orchestrator.operate.web.gate import CALLER
 from orchestrator.operate.web.mutations import audit_mutations, name_launches
 from orchestrator.operate.web.page import log_out_link
@@ -138,9 +140,17 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestContex
         return HTMLResponse(text, answer.status_code, headers)
 
 
+@dataclass(frozen=True)
+class ServedDagster:
+    """Dagster's webserver as an ASGI application, and what is read of the Dagster behind it."""
+
+    app: Starlette
+    view: DagsterView
+
+
 @contextmanager
-def dagster_app(workspace: str, *, code_server_log_level: str, audit: AuditLog) -> Iterator[Starlette]:
-    """Dagster's webserver as an ASGI application, with the code servers that it needs.
+def dagster_app(workspace: str, *, code_server_log_level: str, audit: AuditLog) -> Iterator[ServedDagster]:
+    """Dagster's webserver, with the code servers that it needs.
 
     Args:
         workspace: path of the workspace.yaml.
@@ -158,7 +168,7 @@ def dagster_app(workspace: str, *, code_server_log_level: str, audit: AuditLog) 
             code_server_log_level=code_server_log_level,
         ) as context:
             name_launches(instance.run_storage)
-            yield Webserver(context, audit).create_asgi_app(lifespan=_lifespan)
+            yield ServedDagster(Webserver(context, audit).create_asgi_app(lifespan=_lifespan), DagsterView(context))
 
 
 @asynccontextmanager
