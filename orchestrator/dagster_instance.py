@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import (
         UnresolvedAssetJobDefinition as UnresolvedAssetJobDefinition,
     )
+    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 
 _tagging = threading.Lock()
 
@@ -117,6 +118,17 @@ def has_step_of(steps: Collection[str], asset: dg.AssetKey) -> bool:
     return any(step.startswith(f"{asset.to_python_identifier()}.") for step in steps)
 
 
+def sql_run_storage(instance: dg.DagsterInstance) -> SqlRunStorage | None:
+    """The database of an instance's runs, for a query that Dagster has no method for; None: it is no database."""
+    from dagster._core.storage.legacy_storage import LegacyRunStorage
+    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
+
+    storage = instance.run_storage
+    if isinstance(storage, LegacyRunStorage):
+        storage = storage._storage.run_storage
+    return storage if isinstance(storage, SqlRunStorage) else None
+
+
 # ---- Values that all processes of one Dagster share
 
 
@@ -142,16 +154,13 @@ def keep_value(instance: dg.DagsterInstance, key: str, value: str) -> str:
         SettingsError: this instance's storage is no database that we know.
     """
     # Late, because a code location needs no storage.
-    from dagster._core.storage.legacy_storage import LegacyRunStorage
     from dagster._core.storage.runs.schema import KeyValueStoreTable
-    from dagster._core.storage.runs.sql_run_storage import SqlRunStorage, db_exc  # type: ignore[attr-defined]
+    from dagster._core.storage.runs.sql_run_storage import db_exc  # type: ignore[attr-defined]
 
-    storage = instance.run_storage
-    if isinstance(storage, LegacyRunStorage):
-        storage = storage._storage.run_storage
-    if not isinstance(storage, SqlRunStorage):
+    storage = sql_run_storage(instance)
+    if storage is None:
         raise SettingsError(
-            f"values that all processes share cannot be kept: {type(storage).__name__} is no database; "
+            f"values that all processes share cannot be kept: {type(instance.run_storage).__name__} is no database; "
             "configure another storage in dagster.yaml"
         )
     try:

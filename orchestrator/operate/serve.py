@@ -36,6 +36,7 @@ WEBSERVER = ("-m", "orchestrator.operate.web")
 
 SECRETS_OF_THE_UI = (
     env_name(UiSettings.model_fields["token"]),
+    env_name(UiSettings.model_fields["metrics_token"]),
     env_name(UiSettings.model_fields["oidc_client_secret"]),
     "OAUTH_CLIENT_SECRET",
 )

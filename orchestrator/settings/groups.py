@@ -622,6 +622,12 @@ class UiSettings(SettingsGroup):
         "below is needed; on loopback the default without any of them is a random one, in the address that is printed",
         None,
     )
+    metrics_token: UiToken | None = setting(
+        "METRICS_TOKEN",
+        "the token with which Prometheus reads /metrics, 32 characters or more, and which opens nothing else; a token "
+        "of `orchestrator token add` does, too",
+        None,
+    )
     users_file: Path | None = setting(
         "ORCHESTRATOR_USERS_FILE",
         "the file of the users of `orchestrator user add`; default: users.json in DAGSTER_HOME",

@@ -176,6 +176,7 @@ def test_a_secret_is_known_by_its_type_not_by_what_the_type_is_called() -> None:
     assert {name for name, info in all_settings().items() if is_secret(info)} == {
         "JENKINS_TOKEN",
         "KEY_PASSPHRASE",
+        "METRICS_TOKEN",
         "MLFLOW_TRACKING_PASSWORD",
         "MLFLOW_TRACKING_TOKEN",
         "UI_TOKEN",

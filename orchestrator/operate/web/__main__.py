@@ -22,6 +22,7 @@ from orchestrator.operate.web.entrance import Entrance
 from orchestrator.operate.web.gate import Gate
 from orchestrator.operate.web.health import HealthPage
 from orchestrator.operate.web.login import Login
+from orchestrator.operate.web.metrics import MetricsPage
 from orchestrator.operate.web.sessions import Sessions
 from orchestrator.operate.web.tokens import MachineTokens
 from orchestrator.operate.web.users import Users
@@ -44,7 +45,9 @@ def main(workspace: str) -> int:
     entrance = Entrance(door=door, login=login, attempts=Attempts(), audit=audit, oidc=oidc)
     with dagster_app(workspace, code_server_log_level="warning", audit=audit) as dagster:
         health = HealthPage(dagster.view)
-        gate = Gate(dagster.app, door=door, entrance=entrance, audit=audit, health=health)
+        gate = Gate(
+            dagster.app, door=door, entrance=entrance, audit=audit, health=health, metrics=MetricsPage.of(dagster.view)
+        )
         uvicorn.run(
             gate,
             host=door.host,

@@ -61,6 +61,7 @@ class Door:
         proxy: which proxy is believed.
         proxy_allowed: who may come in through it.
         token_is_given: it is UI_TOKEN, which is never printed; else it is made up for this start.
+        metrics_token: opens /metrics, and nothing else; None: another login does.
         frame_ancestors: pages that may show the UI in a frame, as Content-Security-Policy has them.
         certificate: PEM file; None: no TLS.
         key: its private key.
@@ -72,6 +73,7 @@ class Door:
     asks_for_token: bool = True
     token: str | None = field(default=None, repr=False)
     token_is_given: bool = False
+    metrics_token: str | None = field(default=None, repr=False)
     users_file: str = ""
     oidc: OidcProvider | None = None
     proxy: TrustedProxy | None = None
@@ -107,6 +109,7 @@ class Door:
             asks_for_token=asks,
             token=given or (secrets.token_urlsafe(32) if asks and not knows_people else None),
             token_is_given=given is not None,
+            metrics_token=settings.metrics_token.get_secret_value() if settings.metrics_token else None,
             users_file=str(users_file),
             oidc=oidc,
             proxy=proxy,

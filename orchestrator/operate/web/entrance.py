@@ -19,7 +19,7 @@ from orchestrator.operate.web.audit import AuditLog
 from orchestrator.operate.web.caller import Caller, LoginWay, Role
 from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.incoming import Incoming
-from orchestrator.operate.web.login import PARAMETER, Login, local_address, without_token
+from orchestrator.operate.web.login import PARAMETER, Login, local_address, same_secret, without_token
 from orchestrator.operate.web.page import LOGIN, LOGOUT, SECURITY_POLICY, USERS_FAULT, Ways, login_page, logout_page
 from orchestrator.operate.web.rules import READING, Refusal
 from orchestrator.printable import printable
@@ -77,6 +77,11 @@ class Entrance:
         if identity is not None:
             return self._login.caller_of_proxy(identity)
         return self._login.caller_of_cookie(request)
+
+    def opens_metrics(self, request: Incoming) -> bool:
+        """Whether it bears METRICS_TOKEN, which opens nothing else."""
+        bearer, token = self._login.bearer(request), self._door.metrics_token
+        return bearer is not None and token is not None and same_secret(bearer, token)
 
     async def answer(
         self, request: Incoming, receive: Receive, *, client: str, identity: str | None

@@ -15,8 +15,9 @@ from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.entrance import Entrance, refused
 from orchestrator.operate.web.health import HealthPage
 from orchestrator.operate.web.incoming import Incoming
+from orchestrator.operate.web.metrics import MetricsPage
 from orchestrator.operate.web.proxy import Proxied, through_proxy
-from orchestrator.operate.web.rules import LIVE, READING, READY, Refusal, Rules, is_report
+from orchestrator.operate.web.rules import LIVE, METRICS, READING, READY, Refusal, Rules, is_report
 from orchestrator.settings.hosts import is_loopback
 
 CALLER = "orchestrator.caller"
@@ -32,15 +33,26 @@ class Gate:
         entrance: finds out who sends a request.
         audit: where events that are reported of assets are written.
         health: answers whether we are ready.
+        metrics: answers Prometheus.
     """
 
-    def __init__(self, app: ASGIApp, *, door: Door, entrance: Entrance, audit: AuditLog, health: HealthPage) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        door: Door,
+        entrance: Entrance,
+        audit: AuditLog,
+        health: HealthPage,
+        metrics: MetricsPage,
+    ) -> None:
         self._app = app
         self._door = door
         self._rules = Rules(door)
         self._entrance = entrance
         self._audit = audit
         self._health = health
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let through."""
@@ -74,12 +86,17 @@ class Gate:
         client = str((proxied.scope.get("client") or ("somebody",))[0])
         if request.path == READY and request.method in READING and not request.values("authorization"):
             return await self._health.answer(self._entrance.known(request, proxied.identity))
+        accept = request.value("accept") or ""
+        if request.path == METRICS and request.method in READING and self._entrance.opens_metrics(request):
+            return await self._metrics.answer(accept)
         answer = await self._entrance.answer(request, receive, client=client, identity=proxied.identity)
         if not isinstance(answer, Caller):
             return answer
         caller = replace(answer, address=client)
         if request.path == READY and request.method in READING:  # a token, which has been tried like any other
             return await self._health.answer(caller)
+        if request.path == METRICS and request.method in READING:
+            return await self._metrics.answer(accept)
         if is_report(request):
             if not (caller.by_header and caller.role is Role.ADMIN):
                 return refused(

@@ -52,7 +52,7 @@ class Login:
 
     def opens(self, token: str) -> bool:
         """Whether this is the token of the UI."""
-        return self.door.token is not None and _same(token, self.door.token)
+        return self.door.token is not None and same_secret(token, self.door.token)
 
     def bearer(self, request: Incoming) -> str | None:
         """The token in the Authorization header; None: there is no bearer token in it."""
@@ -191,7 +191,7 @@ class Login:
         nonce, _, _ = rest.partition(".")
         if not (until.isascii() and until.isdecimal() and len(until) < 16):
             return False
-        return _same(value, self._token_cookie(int(until), nonce)) and self.now() < int(until)
+        return same_secret(value, self._token_cookie(int(until), nonce)) and self.now() < int(until)
 
 
 def without_token(request: Incoming) -> str:
@@ -211,7 +211,7 @@ def local_address(path: str, query: Sequence[tuple[str, str]] = ()) -> str:
     return f"{local}?{urlencode(query, errors='replace')}" if query else local
 
 
-def _same(one: str, other: str) -> bool:
+def same_secret(one: str, other: str) -> bool:
     """Compare in constant time, whatever the lengths."""
     digests = (hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in (one, other))
     return hmac.compare_digest(*digests)

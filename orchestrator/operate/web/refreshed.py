@@ -42,6 +42,9 @@ class Refreshed(Generic[T]):
         name: what our messages call it.
         policy: how long a value is good.
         clock: seconds that only grow.
+
+    Attributes:
+        was_tried: it was computed once, or could not be.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Refreshed(Generic[T]):
         self._computing: Future[None] | None = None
         self._value: T | None = None
         self._computed_at = float("-inf")
+        self.was_tried = False
+        self._fault: str | None = None
 
     def begin(self) -> Future[None] | None:
         """See that the value becomes fresh; None: it is."""
@@ -84,9 +89,13 @@ class Refreshed(Generic[T]):
         try:
             value = self._compute()
         except Exception as error:  # noqa: BLE001 - whatever it is, the next one who asks has it tried again
-            _log.warning("Could not read %s: %s: %s", self._name, type(error).__name__, error)
+            fault = f"{type(error).__name__}: {error}"
+            if fault != self._fault:
+                _log.warning("Could not read %s: %s", self._name, fault)
+            self._fault = fault
         else:
-            self._value, self._computed_at = value, self._clock()
+            self._value, self._computed_at, self._fault = value, self._clock(), None
+        self.was_tried = True
         with self._lock:
             self._computing = None
         done.set_result(None)

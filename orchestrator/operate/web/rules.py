@@ -17,6 +17,7 @@ READY = "/health/ready"
 PROBES = (LIVE, READY)
 """What load balancers ask for, by whatever address they have of us; it is public."""
 
+METRICS = "/metrics"
 GRAPHQL = "/graphql"
 REPORTS = "/report_asset"
 

@@ -34,6 +34,15 @@ class Grant:
 
 
 @dataclass(frozen=True)
+class BudgetUse:
+    """One ceiling, and what counts against it, in USD."""
+
+    setting: str
+    limit: float
+    used: float
+
+
+@dataclass(frozen=True)
 class _Ceiling:
     """One setting, and what counts against it already."""
 
@@ -100,6 +109,22 @@ class Budget:
         if left_out := [type_ for type_ in types if type_ not in fitting]:
             _log.warning(f"Leaving out instance types whose price is not known, or too high now: {', '.join(left_out)}")
         return Grant(fitting, max(worst[type_] for type_ in fitting))
+
+    def uses(self, *, minutes: float) -> Sequence[BudgetUse]:
+        """What counts now against the ceilings of a day and a month, as far as they are set.
+
+        Args:
+            minutes: how long a training takes, about.
+
+        Raises:
+            BudgetExceeded: what a live instance costs is not known.
+        """
+        ceilings = self._ceilings(0, None, minutes=minutes)
+        return [
+            BudgetUse(ceiling.setting, limit=ceiling.limit, used=ceiling.used)
+            for ceiling in ceilings
+            if ceiling.setting != "MAX_USD_PER_RUN"
+        ]
 
     def _dearest(self, instance_type: str) -> float | None:
         """What an hour costs in the dearest of the markets; None: one of them has no price."""
