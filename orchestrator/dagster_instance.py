@@ -129,6 +129,26 @@ def sql_run_storage(instance: dg.DagsterInstance) -> SqlRunStorage | None:
     return storage if isinstance(storage, SqlRunStorage) else None
 
 
+# ---- Logs
+
+
+def format_console_of_runs(formatter: logging.Formatter) -> None:
+    """Have what runs log on the terminal written by this formatter.
+
+    A run whose configuration names no logger gets Dagster's coloured one, whatever loggers its code location has.
+    """
+    import dagster._loggers as loggers
+
+    def console_logger(name: str, level: str | int) -> logging.Logger:
+        logger = logging.getLoggerClass()(name, level=level)
+        handler = logging.StreamHandler()
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+        return logger
+
+    loggers.create_console_logger = console_logger  # type: ignore[attr-defined]
+
+
 # ---- Values that all processes of one Dagster share
 
 

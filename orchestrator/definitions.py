@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from orchestrator import names
+from orchestrator import log_format, names
+from orchestrator.dagster_instance import format_console_of_runs
 from orchestrator.janitor.sensor import janitor_sensor, janitor_spec
 from orchestrator.pipeline.defs_folder import folder_of_pipelines, load_defs_folder
 from orchestrator.pipeline.training.run_scope import TrainingAttempts
@@ -15,6 +16,8 @@ from orchestrator.resources.ec2.client import Ec2Resource
 from orchestrator.resources.jenkins.client import JenkinsResource
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator.resources.ssh.connection import SshResource
+from orchestrator.settings.groups import InstallationSettings
+from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import hand_aws_to_boto3
 
 
@@ -31,6 +34,7 @@ def shared(pipelines: Callable[[], WatchedPipelines] = pipelines_of_this_process
         pipelines: which ones the janitor watches, asked at each tick; default: those that this process has built.
     """
     hand_aws_to_boto3()
+    _use_log_format()
     return dg.Definitions(
         assets=[janitor_spec],
         sensors=[janitor_sensor(pipelines)],
@@ -42,6 +46,13 @@ def shared(pipelines: Callable[[], WatchedPipelines] = pipelines_of_this_process
             names.ResourceKey.ATTEMPTS: TrainingAttempts(),
         },
     )
+
+
+def _use_log_format() -> None:
+    """Write logs as LOG_FORMAT says: this process is a code server, or a run's worker."""
+    if SettingsSource().read(InstallationSettings).log_format == "json":
+        log_format.use_json()
+        format_console_of_runs(log_format.JsonFormatter())
 
 
 _pipelines = load_defs_folder(folder_of_pipelines())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import shutil
@@ -22,12 +23,12 @@ import requests
 import tenacity
 from urllib3.exceptions import InsecureRequestWarning
 
-from orchestrator import names
+from orchestrator import log_format, names
 from orchestrator.errors import DagsterDown, SettingsError
 from orchestrator.operate.home import dagster_home, keep_private, prepare_home, private_files, project_file
 from orchestrator.operate.signals import undisturbed
 from orchestrator.operate.web.door import Door
-from orchestrator.settings.groups import QueueSettings, UiSettings, env_name
+from orchestrator.settings.groups import InstallationSettings, QueueSettings, UiSettings, env_name
 from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import require_private_env_file
 
@@ -43,6 +44,8 @@ SECRETS_OF_THE_UI = (
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 
+_log = logging.getLogger(__name__)
+
 
 class Services:
     """The webserver and the daemon, as children in sessions of their own.
@@ -53,14 +56,17 @@ class Services:
     Args:
         home: the DAGSTER_HOME.
         door: where the webserver listens, and whom it lets in.
+        as_json: have all that they and their trainings write written as JSON.
 
     Raises:
         DagsterDown: entered, and one of them ends, or the UI does not answer in time.
     """
 
-    def __init__(self, *, home: Path, door: Door) -> None:
+    def __init__(self, *, home: Path, door: Door, as_json: bool = False) -> None:
         self._home = home
         self._door = door
+        self._as_json = as_json
+        self._copier: subprocess.Popen[bytes] | None = None
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.left_running: list[int] = []
@@ -69,10 +75,13 @@ class Services:
         workspace = str(project_file("workspace.yaml"))
         is_new = not (self._home / "schedules").exists()
         try:
+            if self._as_json:
+                self._copier = _json_lines()
             self._start("dagster-webserver", [sys.executable, *WEBSERVER, workspace], tell=self._door.to_json())
             if is_new:
                 self._await_ui()  # two processes that make the same SQLite tables end each other
             daemon = ["run", "--workspace", workspace, "--code-server-log-level", "warning"]
+            daemon += ["--log-format", "json"] if self._as_json else []
             self._start("dagster-daemon", [script("dagster-daemon"), *daemon])
             self._await_ui()
         except BaseException:
@@ -137,8 +146,13 @@ class Services:
                     child.kill()
                     child.wait()
             self._children.clear()
+            if self._copier and self._copier.stdin:
+                self._copier.stdin.close()  # what it copies for goes on to write, until it ends
             _await_end([process for process in family if process not in busy], seconds=STOP_SECONDS)
             self.left_running = [worker.pid for worker in workers if _runs(worker)]
+            if self._copier and not self.left_running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._copier.wait(STOP_SECONDS)
 
     def _start(self, name: str, command: Sequence[str], *, tell: str = "") -> None:
         """Start a child.
@@ -154,7 +168,8 @@ class Services:
             command,
             env={**environment, "DAGSTER_HOME": str(self._home)},
             stdin=subprocess.PIPE,
-            stdout=sys.stderr,
+            stdout=self._copier.stdin if self._copier else sys.stderr,
+            stderr=self._copier.stdin if self._copier else None,
             start_new_session=True,  # a Ctrl-C in the terminal must reach us alone, not the trainings
         )
         self._children[name] = child
@@ -166,6 +181,20 @@ class Services:
     def _watch(self, name: str, child: subprocess.Popen[bytes]) -> None:
         child.wait()
         self._ended.put(name)
+
+
+def _json_lines() -> subprocess.Popen[bytes]:
+    """What is written to its standard input appears on our standard error as JSON.
+
+    It is in a session of its own, and ends when nobody writes any more, so that trainings
+    which outlive us never write to nobody.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.log_format"],
+        stdin=subprocess.PIPE,
+        stdout=sys.stderr,
+        start_new_session=True,
+    )
 
 
 def serve(
@@ -185,6 +214,10 @@ def serve(
         SettingsError: not in a project's folder, the port is taken, a setting is wrong, or others may read `.env`.
     """
     require_private_env_file()
+    as_json = SettingsSource().read(InstallationSettings).log_format == "json"
+    if as_json:
+        log_format.use_json()
+        say = _log.info
     door = Door.read(host=host, port=port, certificate=certificate, key=key)
     limit = max_instances()
     require_free(host, port)
@@ -195,11 +228,11 @@ def serve(
         say(f"DAGSTER_HOME is {home}, configured by {config}")
         if limit:
             limit_instances(home, limit)
-        services = Services(home=home, door=door)
+        services = Services(home=home, door=door, as_json=as_json)
         try:
             with services:
-                say(f"Dagster runs on {door.url_to_open}")
-                say(_about(door))
+                say(f"Dagster runs on {door.url if as_json else door.url_to_open}")
+                say(_about(door, is_logged=as_json))
                 services.await_end()
         finally:
             if services.left_running:
@@ -207,13 +240,15 @@ def serve(
                 say(f"Dagster has stopped; trainings that ran go on to their end by themselves (processes {pids})")
 
 
-def _about(door: Door) -> str:
+def _about(door: Door, *, is_logged: bool) -> str:
     if not door.asks_for_token:
         return "It asks for no token (UI_LOGIN=off): every user of this machine can run trainings. Ctrl-C stops it"
     if door.token is None:
         return "It asks for a login. Ctrl-C stops it"
     if door.token_is_given:
         return "It asks for UI_TOKEN, or another login. Ctrl-C stops it"
+    if is_logged:  # a log is kept, and read by others
+        return "Nobody can log in: set UI_TOKEN, or add a user (`orchestrator user add NAME --role admin`)"
     return "The address holds the token that lets you in, until the next start. Ctrl-C stops it"
 
 

@@ -676,6 +676,12 @@ class InstallationSettings(SettingsGroup):
     defs: Path | None = setting(
         "ORCHESTRATOR_DEFS", "the folder of the pipelines, one folder each; default: the package's own `defs`", None
     )
+    log_format: Literal["text", "json"] = setting(
+        "LOG_FORMAT",
+        "text; or json: all processes of `orchestrator serve` write one JSON object a line, with timestamp, level, "
+        "logger, event, and the run and step that it belongs to",
+        "text",
+    )
     secrets_dir: Path | None = setting(
         "ORCHESTRATOR_SECRETS_DIR",
         "a folder with one file per variable, named after it; read when neither environment nor .env has the variable",

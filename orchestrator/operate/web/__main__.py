@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
+from orchestrator import log_format
 from orchestrator.errors import OrchestratorError
 from orchestrator.operate.home import dagster_home
 from orchestrator.operate.signals import unwind_on_signals
@@ -27,12 +29,15 @@ from orchestrator.operate.web.sessions import Sessions
 from orchestrator.operate.web.tokens import MachineTokens
 from orchestrator.operate.web.users import Users
 from orchestrator.operate.web.webserver import dagster_app
+from orchestrator.settings.groups import InstallationSettings
+from orchestrator.settings.source import SettingsSource
 
 
 def main(workspace: str) -> int:
     """Serve until a signal; return the exit status."""
     unwind_on_signals()
-    _log_to_standard_error()
+    as_json = SettingsSource().read(InstallationSettings).log_format == "json"
+    _log_to_standard_error(as_json=as_json)
     door = Door.from_json(sys.stdin.read())
     home = dagster_home()
     audit = AuditLog(home)
@@ -48,12 +53,15 @@ def main(workspace: str) -> int:
         gate = Gate(
             dagster.app, door=door, entrance=entrance, audit=audit, health=health, metrics=MetricsPage.of(dagster.view)
         )
+        if as_json:
+            log_format.use_json()  # Dagster has given its loggers handlers since
         uvicorn.run(
             gate,
             host=door.host,
             port=door.port,
             log_level="warning",
             workers=1,  # whatever WEB_CONCURRENCY says: more of them need another way to hand over the application
+            log_config=None if as_json else LOGGING_CONFIG,
             access_log=False,  # it would hold the token of the first request
             proxy_headers=False,  # by default uvicorn believes what any program on this machine says of TLS
             server_header=False,
@@ -64,8 +72,11 @@ def main(workspace: str) -> int:
     return 0
 
 
-def _log_to_standard_error() -> None:
-    """Print what our own modules log, the audit log's lines too; what others log stays as it is."""
+def _log_to_standard_error(*, as_json: bool) -> None:
+    """Print what our own modules log, the audit log's lines too; what others log stays as it is, but for JSON."""
+    if as_json:
+        log_format.use_json()
+        return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     ours = logging.getLogger("orchestrator")
