@@ -27,6 +27,7 @@ from orchestrator import log_format, names
 from orchestrator.errors import DagsterDown, SettingsError
 from orchestrator.operate.home import dagster_home, keep_private, prepare_home, private_files, project_file
 from orchestrator.operate.signals import undisturbed
+from orchestrator.operate.systemd import notify
 from orchestrator.operate.web.door import Door
 from orchestrator.settings.groups import InstallationSettings, QueueSettings, UiSettings, env_name
 from orchestrator.settings.source import SettingsSource
@@ -165,7 +166,7 @@ class Services:
         # What starts trainings has no use for them.
         environment = {variable: text for variable, text in os.environ.items() if variable not in SECRETS_OF_THE_UI}
         child = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "orchestrator.operate.tethered", str(os.getpid()), *command],
             env={**environment, "DAGSTER_HOME": str(self._home)},
             stdin=subprocess.PIPE,
             stdout=self._copier.stdin if self._copier else sys.stderr,
@@ -233,8 +234,10 @@ def serve(
             with services:
                 say(f"Dagster runs on {door.url if as_json else door.url_to_open}")
                 say(_about(door, is_logged=as_json))
+                notify("READY=1")
                 services.await_end()
         finally:
+            notify("STOPPING=1")
             if services.left_running:
                 pids = ", ".join(map(str, services.left_running))
                 say(f"Dagster has stopped; trainings that ran go on to their end by themselves (processes {pids})")
