@@ -12,6 +12,7 @@ from orchestrator.cli.program import run
 from orchestrator.cli.serve import serve
 from orchestrator.cli.token import token
 from orchestrator.cli.user import user
+from orchestrator.cli.worker import worker
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,6 +25,7 @@ orchestrator.add_command(iam_policy)
 orchestrator.add_command(serve)
 orchestrator.add_command(token)
 orchestrator.add_command(user)
+orchestrator.add_command(worker)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ from orchestrator.operate.home import dagster_home, keep_private, prepare_home, 
 from orchestrator.operate.signals import undisturbed
 from orchestrator.operate.systemd import notify
 from orchestrator.operate.web.door import Door
-from orchestrator.settings.groups import InstallationSettings, QueueSettings, UiSettings, env_name
+from orchestrator.settings.groups import InstallationSettings, LauncherSettings, QueueSettings, UiSettings, env_name
 from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import require_private_env_file
 
@@ -221,6 +221,7 @@ def serve(
         say = _log.info
     door = Door.read(host=host, port=port, certificate=certificate, key=key)
     limit = max_instances()
+    require_launcher()
     require_free(host, port)
     home = dagster_home()
     with private_files():
@@ -262,6 +263,19 @@ def max_instances() -> int | None:
         SettingsError: it is not a whole number above 0.
     """
     return SettingsSource().read(QueueSettings).max_instances
+
+
+def require_launcher() -> None:
+    """Check that runs can be launched as RUN_LAUNCHER says.
+
+    Raises:
+        SettingsError: a setting is wrong, or a package is missing.
+    """
+    settings = SettingsSource().read(LauncherSettings)
+    if settings.chosen != "local":
+        from orchestrator.launchers.chosen import chosen  # only here, because it takes seconds
+
+        chosen(settings)
 
 
 def limit_instances(home: Path, limit: int) -> None:

@@ -9,9 +9,9 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
 
 from orchestrator.settings.hosts import HostPort, Origin
@@ -41,7 +41,7 @@ def _markets(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _json_object(value: object) -> object:
+def _json_structure(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
@@ -50,6 +50,13 @@ def _json_object(value: object) -> object:
         raise ValueError(f'is not JSON ({error}); write for example {{"alpha": "0.5"}}') from error
     if not isinstance(parsed, dict):
         raise ValueError('is not a JSON object; write for example {"alpha": "0.5"}')
+    return parsed
+
+
+def _json_object(value: object) -> object:
+    parsed = _json_structure(value)
+    if not isinstance(value, str) or not isinstance(parsed, dict):
+        return value
     return {str(key): text if isinstance(text, str) else json.dumps(text) for key, text in parsed.items()}
 
 
@@ -141,6 +148,12 @@ def _issuer(text: str) -> str:
     return text.rstrip("/")
 
 
+def _redis_url(url: SecretStr) -> SecretStr:
+    if not re.match("rediss?://.", url.get_secret_value()):
+        raise ValueError("it is no address of a Redis: write redis://:password@host:6379/0, or rediss:// for TLS")
+    return url
+
+
 def _linux_user(name: str) -> str:
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", name):
         raise ValueError("it is no name of a Linux user: lower-case letters, digits, _ and -, at most 32 of them")
@@ -166,6 +179,8 @@ FrameAncestors = Annotated[Words, AfterValidator(_frame_ancestors)]
 Allowed = Annotated[Words, AfterValidator(_allowed)]
 ProxyText = Annotated[str, AfterValidator(_trusted_proxy)]
 Issuer = Annotated[str, AfterValidator(_issuer)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+Structure = Annotated[Mapping[str, Any], BeforeValidator(_json_structure)]
 UiToken = Annotated[SecretStr, AfterValidator(_ui_token)]
 
 PASSWORD_IN_ADDRESS = re.compile(r"""://[^/?#@:\s"']*:[^/?#\s"']*@""")
@@ -594,6 +609,42 @@ class StorageSettings(SettingsGroup):
     )
 
 
+class LauncherSettings(SettingsGroup):
+    """Where the process of each run lives; docs/scaling.md says which to pick."""
+
+    title = "Launcher"
+    per_pipeline = False
+    kind: Literal["local", "celery", "docker", "ecs", "kubernetes"] | None = setting(
+        "RUN_LAUNCHER",
+        "local (this machine), celery (machines with `orchestrator worker`), docker, ecs or kubernetes (a container "
+        "for each run); default: celery where CELERY_BROKER_URL is set, else local",
+        None,
+    )
+    broker: RedisUrl | None = setting(
+        "CELERY_BROKER_URL", "the Redis that the workers take runs from, such as redis://:password@host:6379/0", None
+    )
+    backend: RedisUrl | None = setting(
+        "CELERY_RESULT_BACKEND", "the Redis that says what became of them; default: the same", None
+    )
+    config: Structure = setting(
+        "RUN_LAUNCHER_CONFIG",
+        "what Dagster's own launcher for docker, ecs or kubernetes is configured with, a JSON object such as "
+        '{"image": "orchestrator:1", "network": "orchestrator"}',
+        {},
+    )
+
+    @property
+    def chosen(self) -> Literal["local", "celery", "docker", "ecs", "kubernetes"]:
+        """RUN_LAUNCHER, or what it is by default."""
+        return self.kind or ("celery" if self.broker else "local")
+
+    @model_validator(mode="after")
+    def _broker_is_there(self) -> Self:
+        if self.kind == "celery" and self.broker is None:
+            raise ValueError("RUN_LAUNCHER=celery needs CELERY_BROKER_URL, such as redis://:password@host:6379/0")
+        return self
+
+
 class JanitorSettings(SettingsGroup):
     """What the janitor may do with what was left behind."""
 
@@ -699,6 +750,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     ProjectSettings,
     QueueSettings,
     StorageSettings,
+    LauncherSettings,
     JanitorSettings,
     UiSettings,
     InstallationSettings,

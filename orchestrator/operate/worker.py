@@ -1,0 +1,108 @@
+"""A Celery worker that executes whole runs, each in a process forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+from orchestrator.errors import SettingsError
+from orchestrator.operate.home import dagster_home, keep_private, prepare_home, private_files
+from orchestrator.operate.serve import SECRETS_OF_THE_UI
+from orchestrator.settings.groups import LauncherSettings
+from orchestrator.settings.source import SettingsSource
+from orchestrator.settings.variables import require_private_env_file
+
+os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
+"""Read where Celery is imported: its own answer to SIGTERM waits for the end of each training, which takes hours."""
+
+IMPORTED = (
+    "boto3",
+    "botocore.client",
+    "dagster._core.execution.api",
+    "dagster._core.execution.plan.execute_plan",
+    "dagster._core.execution.run_cancellation_thread",
+    "dagster._core.executor.in_process",
+    "dagster._core.storage.fs_io_manager",
+    "dagster._core.storage.local_compute_log_manager",
+    "dagster._core.storage.dagster_run",
+    "dagster._core.storage.sqlite_storage",
+    "dagster._cli.api",
+    "orchestrator.cli.main",
+    "orchestrator.janitor.sensor",
+    "orchestrator.pipeline.defs_folder",
+    "orchestrator.pipeline.component",
+    "paramiko",
+    "requests",
+)
+"""What runs import. Not `orchestrator.definitions`: each run reads the pipelines as they are when it begins."""
+
+_log = logging.getLogger(__name__)
+
+
+def work(*, slots: int, name: str | None, say: Callable[[str], None]) -> int:
+    """Execute runs until a signal.
+
+    SIGTERM, or Ctrl-C twice, ends it within seconds: its runs are left as they are, and taken over by other workers.
+    Ctrl-C once lets them come to their end.
+
+    Args:
+        slots: how many runs at once.
+        name: unlike those of the other workers on this machine; default: by the number of our process.
+        say: takes each line for the user.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SettingsError: no broker is set, a setting is wrong, or a package is missing.
+    """
+    require_private_env_file()
+    settings = SettingsSource().read(LauncherSettings)
+    if settings.broker is None:
+        raise SettingsError(
+            "a worker takes runs from CELERY_BROKER_URL, which is not set: write redis://:password@host:6379/0"
+        )
+    home = dagster_home()
+    for variable in SECRETS_OF_THE_UI:
+        os.environ.pop(variable, None)  # what trains has no use for them
+    with private_files():
+        say(f"DAGSTER_HOME is {home}, configured by {prepare_home(home)}")
+        keep_private(home)
+        os.environ["DAGSTER_HOME"] = str(home)
+        return _work(settings, slots=slots, name=name or f"worker-{os.getpid()}")
+
+
+def _work(settings: LauncherSettings, *, slots: int, name: str) -> int:
+    from orchestrator.launchers.chosen import chosen
+
+    chosen(settings.model_copy(update={"kind": "celery"}))  # or says what is missing
+    from celery import signals
+    from dagster_celery.tasks import create_execute_job_task
+
+    from orchestrator.launchers.celery import app_options, make_celery
+
+    for module in IMPORTED:
+        importlib.import_module(module)
+
+    @signals.worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
+    def freeze(**_arguments: object) -> None:
+        # What is not touched by the collector stays shared with the processes that are forked off.
+        gc.collect()
+        gc.freeze()
+
+    app = make_celery(app_options(settings))
+    create_execute_job_task(app)
+    worker = app.Worker(
+        hostname=f"{name}@{socket.gethostname()}",
+        concurrency=slots,
+        consumer_cls="orchestrator.launchers.leaving:LeavingConsumer",
+        loglevel="INFO",
+        optimization="fair",
+        without_gossip=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
