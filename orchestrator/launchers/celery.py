@@ -6,6 +6,7 @@ import logging
 import ssl
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -122,6 +123,8 @@ class WorkersRunLauncher(CeleryRunLauncher):
 
     def __init__(self, *, policy: CeleryPolicy = POLICY, **options: Any) -> None:
         super().__init__(**options)
+        # Dagster's launcher declares its one task at each launch.
+        warnings.filterwarnings("ignore", message="Task name 'execute_job' is already registered")
         self._policy = policy
         self._slots = 0
         self._slots_until = 0.0

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import SettingsError
 from orchestrator.operate.home import dagster_home, keep_private, prepare_home, private_files
@@ -15,6 +16,9 @@ from orchestrator.operate.serve import SECRETS_OF_THE_UI
 from orchestrator.settings.groups import LauncherSettings
 from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import require_private_env_file
+
+if TYPE_CHECKING:
+    from orchestrator.launchers.celery import CeleryPolicy
 
 os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
 """Read where Celery is imported: its own answer to SIGTERM waits for the end of each training, which takes hours."""
@@ -43,7 +47,7 @@ IMPORTED = (
 _log = logging.getLogger(__name__)
 
 
-def work(*, slots: int, name: str | None, say: Callable[[str], None]) -> int:
+def work(*, slots: int, name: str | None, say: Callable[[str], None], policy: CeleryPolicy | None = None) -> int:
     """Execute runs until a signal.
 
     SIGTERM, or Ctrl-C twice, ends it within seconds: its runs are left as they are, and taken over by other workers.
@@ -53,6 +57,7 @@ def work(*, slots: int, name: str | None, say: Callable[[str], None]) -> int:
         slots: how many runs at once.
         name: unlike those of the other workers on this machine; default: by the number of our process.
         say: takes each line for the user.
+        policy: how patient we are; default: the usual one.
 
     Returns:
         The exit status.
@@ -73,17 +78,17 @@ def work(*, slots: int, name: str | None, say: Callable[[str], None]) -> int:
         say(f"DAGSTER_HOME is {home}, configured by {prepare_home(home)}")
         keep_private(home)
         os.environ["DAGSTER_HOME"] = str(home)
-        return _work(settings, slots=slots, name=name or f"worker-{os.getpid()}")
+        return _work(settings, slots=slots, name=name or f"worker-{os.getpid()}", policy=policy)
 
 
-def _work(settings: LauncherSettings, *, slots: int, name: str) -> int:
+def _work(settings: LauncherSettings, *, slots: int, name: str, policy: CeleryPolicy | None) -> int:
     from orchestrator.launchers.chosen import chosen
 
     chosen(settings.model_copy(update={"kind": "celery"}))  # or says what is missing
     from celery import signals
     from dagster_celery.tasks import create_execute_job_task
 
-    from orchestrator.launchers.celery import app_options, make_celery
+    from orchestrator.launchers.celery import POLICY, app_options, make_celery
 
     for module in IMPORTED:
         importlib.import_module(module)
@@ -94,7 +99,7 @@ def _work(settings: LauncherSettings, *, slots: int, name: str) -> int:
         gc.collect()
         gc.freeze()
 
-    app = make_celery(app_options(settings))
+    app = make_celery(app_options(settings, policy or POLICY))
     create_execute_job_task(app)
     worker = app.Worker(
         hostname=f"{name}@{socket.gethostname()}",

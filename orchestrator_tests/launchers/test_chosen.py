@@ -16,6 +16,7 @@ from orchestrator.errors import SettingsError
 from orchestrator.launchers.celery import WorkersRunLauncher
 from orchestrator.operate.home import prepare_home
 from orchestrator.operate.serve import require_launcher
+from orchestrator.operate.worker import work
 
 OLD_DAGSTER_YAML = "run_queue: {max_user_code_failure_retries: 10, user_code_failure_retry_delay: 15}\n"
 URL = "redis://:geheim@localhost:1/0"
@@ -109,6 +110,13 @@ def test_what_is_wrong_is_one_sentence(
             read()
         assert sentence in str(raised.value)
         assert "geheim" not in str(raised.value)
+
+
+def test_a_worker_without_a_broker_says_what_to_write(home: Path) -> None:
+    with pytest.raises(
+        SettingsError, match="a worker takes runs from CELERY_BROKER_URL, which is not set: write redis"
+    ):
+        work(slots=1, name=None, say=print)
 
 
 def test_a_missing_extra_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dagster._core.definitions.instigation_logger import get_instigation_log_records
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.definitions.sensor_definition import SensorExecutionData
-from dagster._core.errors import DagsterRunAlreadyExists
-from dagster._core.events import RunFailureReason
+from dagster._core.errors import DagsterRunAlreadyExists, DagsterUserCodeUnreachableError
+from dagster._core.events import DagsterEvent, DagsterEventType, RunFailureReason
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus, PartitionBackfill
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
+from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.scheduler.instigation import TickStatus
 from dagster._core.storage import tags as dagster_tags
+from dagster._core.storage.dagster_run import DagsterRun
 from dagster._core.storage.event_log.base import EventLogStorage
 from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
@@ -28,10 +30,12 @@ __all__ = [
     "BulkActionStatus",
     "BulkActionsFilter",
     "DagsterRunAlreadyExists",
+    "DagsterUserCodeUnreachableError",
     "EmptyWorkspaceTarget",
     "EventLogConsumerDaemon",
     "EventLogStorage",
     "InstigatorType",
+    "LaunchRunContext",
     "ModuleTarget",
     "PartitionBackfill",
     "RegisteredCodeLocationOrigin",
@@ -42,6 +46,7 @@ __all__ = [
     "SensorExecutionData",
     "SqlRunStorage",
     "TickStatus",
+    "WorkerStatus",
     "WorkspaceProcessContext",
     "auto_reexecution_should_retry_run",
     "create_test_daemon_workspace_context",
@@ -50,4 +55,10 @@ __all__ = [
     "get_instigation_log_records",
     "is_public",
     "serialize_value",
+    "starting_event",
 ]
+
+
+def starting_event(run: DagsterRun) -> DagsterEvent:
+    """What Dagster's queue reports before it hands a run to the launcher."""
+    return DagsterEvent(event_type_value=DagsterEventType.PIPELINE_STARTING.value, job_name=run.job_name)

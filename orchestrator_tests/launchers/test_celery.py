@@ -1,0 +1,266 @@
+"""Runs on a real Celery worker, through a real Redis: launched, cancelled, lost, and left to others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+
+from orchestrator.launchers.celery import CeleryPolicy, WorkersRunLauncher, app_options
+from orchestrator.operate.home import prepare_home
+from orchestrator.settings.groups import LauncherSettings
+from orchestrator_sandbox.processes.child import ChildProcess
+from orchestrator_tests.support.celery_job import BEGUN, CLEANED, GO, leased, waiting
+from orchestrator_tests.support.celery_workers import PASSWORD, RedisServer, await_ready
+from orchestrator_tests.support.dagster_internals import (
+    DagsterUserCodeUnreachableError,
+    LaunchRunContext,
+    WorkerStatus,
+    starting_event,
+)
+from orchestrator_tests.support.dockerfile import PROJECT
+from orchestrator_tests.support.waiting import until
+
+pytestmark = pytest.mark.services
+
+SLOTS = 3
+RESULT_EXPIRES = 3
+SHORT = CeleryPolicy(slots_known=timedelta(0))
+WORKER = """
+import sys
+from orchestrator.operate.worker import work
+from orchestrator.launchers.celery import CeleryPolicy
+from datetime import timedelta
+policy = CeleryPolicy(result_expires=timedelta(seconds=int(sys.argv[1])))
+sys.exit(work(slots=int(sys.argv[2]), name=sys.argv[3], say=print, policy=policy))
+"""
+
+
+@dataclass
+class Cluster:
+    """One Redis, and one home of Dagster that all workers share."""
+
+    redis: RedisServer
+    home: Path
+    instance: dg.DagsterInstance
+    folder: Path
+
+    @property
+    def launcher(self) -> WorkersRunLauncher:
+        launcher = self.instance.run_launcher
+        assert isinstance(launcher, WorkersRunLauncher)
+        return launcher
+
+    def worker(self, name: str) -> ChildProcess:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home),
+            "PYTHONPATH": str(PROJECT),
+            "DAGSTER_HOME": str(self.home),
+            "CELERY_BROKER_URL": self.redis.url,
+        }
+        return ChildProcess(
+            [sys.executable, "-c", WORKER, str(RESULT_EXPIRES), str(SLOTS), name],
+            name="the worker",
+            log=self.home.parent / f"{name}.log",
+            env=environment,
+            cwd=self.home,
+        )
+
+    def launch(self, job: dg.JobDefinition = waiting) -> tuple[str, Path]:
+        """Launch a run as Dagster's queue does; return its ID and its folder."""
+        folder = self.folder / str(len(list(self.folder.iterdir())))
+        folder.mkdir()
+        config = {"ops": {"wait_for_file": {"config": {"folder": str(folder)}}}}
+        run = self.instance.create_run_for_job(
+            job, run_config=config, tags=job.tags, job_code_origin=dg.reconstructable(job).get_python_origin()
+        )
+        self.instance.report_dagster_event(starting_event(run), run_id=run.run_id)
+        starting = self.run(run.run_id)
+        self.launcher.launch_run(LaunchRunContext(dagster_run=starting, workspace=None))
+        return run.run_id, folder
+
+    def run(self, run_id: str) -> dg.DagsterRun:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run
+
+    def begun(self, job: dg.JobDefinition = waiting) -> tuple[str, Path]:
+        run_id, folder = self.launch(job)
+        until((folder / BEGUN).exists, seconds=120)
+        return run_id, folder
+
+    def health(self, run_id: str) -> WorkerStatus:
+        return self.launcher.check_run_worker_health(self.run(run_id)).status
+
+    def ended(self, run_id: str) -> str:
+        until(lambda: self.run(run_id).is_finished, seconds=120)
+        return self.run(run_id).status.value
+
+    def state(self, run_id: str) -> str:
+        return str(self.launcher.celery.AsyncResult(run_id).state)
+
+    def process_of(self, run_id: str) -> psutil.Process:
+        events = self.instance.all_logs(run_id)
+        message = next(event.message for event in events if event.message.startswith("Started process for run"))
+        return psutil.Process(int(message.rpartition("pid: ")[2].rstrip(").")))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    directory = tmp_path_factory.mktemp("celery")
+    home = directory / "home"
+    prepare_home(home)
+    with RedisServer(directory / "redis") as redis, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CELERY_BROKER_URL", redis.url)
+        patch.delenv("RUN_LAUNCHER", raising=False)
+        (directory / "runs").mkdir()
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            cluster = Cluster(redis, home, instance, directory / "runs")
+            cluster.launcher._policy = SHORT
+            yield cluster
+
+
+@pytest.fixture(scope="module")
+def worker(cluster: Cluster) -> Iterator[ChildProcess]:
+    with cluster.worker("first") as worker:
+        await_ready(worker)
+        yield worker
+
+
+def test_a_run_ends_well_on_a_worker_whose_command_line_holds_no_password(
+    cluster: Cluster, worker: ChildProcess
+) -> None:
+    run_id, folder = cluster.begun()
+    assert cluster.run(run_id).status == dg.DagsterRunStatus.STARTED
+    assert cluster.health(run_id) == WorkerStatus.RUNNING
+    assert cluster.launcher.slots() == SLOTS
+    family = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
+    assert cluster.process_of(run_id) in family
+    assert [process for process in family if PASSWORD in " ".join(process.cmdline())] == []
+    (folder / GO).touch()
+    assert cluster.ended(run_id) == "SUCCESS"
+    until(lambda: cluster.state(run_id) in ("SUCCESS", "PENDING"))
+    assert cluster.launcher.terminate(run_id) is False
+    assert PASSWORD not in worker.log.read_text()
+
+
+def test_a_cancelled_run_cleans_up_and_is_cancelled(cluster: Cluster, worker: ChildProcess) -> None:
+    run_id, folder = cluster.begun()
+    assert cluster.launcher.terminate(run_id)
+    assert cluster.ended(run_id) == "CANCELED"
+    assert (folder / CLEANED).exists()
+
+
+def test_a_run_that_waits_in_the_broker_is_cancelled_at_once_and_never_begins(
+    cluster: Cluster, worker: ChildProcess
+) -> None:
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        run_id, folder = cluster.launch()
+        assert cluster.health(run_id) == WorkerStatus.RUNNING  # not known yet, so it is starting
+        assert cluster.launcher.terminate(run_id)
+        assert cluster.run(run_id).status == dg.DagsterRunStatus.CANCELED
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    until(lambda: cluster.state(run_id) != "PENDING")
+    assert not (folder / BEGUN).exists()
+    assert cluster.run(run_id).status == dg.DagsterRunStatus.CANCELED
+
+
+def test_a_process_that_is_killed_is_noticed(cluster: Cluster, worker: ChildProcess) -> None:
+    run_id, _ = cluster.begun()
+    cluster.process_of(run_id).kill()
+    until(lambda: cluster.health(run_id) == WorkerStatus.FAILED)
+    assert worker.alive()
+
+
+def test_a_training_that_outlasts_what_redis_keeps_is_not_taken_for_dead(
+    cluster: Cluster, worker: ChildProcess
+) -> None:
+    run_id, folder = cluster.begun(leased)
+    other_id, other_folder = cluster.begun()
+    for expired in (run_id, other_id):
+        until(lambda expired=expired: cluster.state(expired) == "PENDING")  # type: ignore[misc]
+    assert cluster.health(run_id) == WorkerStatus.RUNNING
+    assert cluster.health(other_id) == WorkerStatus.RUNNING  # it has no lease, but is young
+    cluster.launcher._policy = CeleryPolicy(young=timedelta(0))
+    assert cluster.health(run_id) == WorkerStatus.RUNNING
+    assert cluster.health(other_id) == WorkerStatus.UNKNOWN
+    cluster.launcher._policy = SHORT
+    for waiting_folder in (folder, other_folder):
+        (waiting_folder / GO).touch()
+    assert (cluster.ended(run_id), cluster.ended(other_id)) == ("SUCCESS", "SUCCESS")
+
+
+def test_while_redis_is_away_runs_stay_queued_and_alive_and_later_go_on(cluster: Cluster, worker: ChildProcess) -> None:
+    run_id, folder = cluster.begun()
+    cluster.redis.stop()
+    try:
+        assert cluster.launcher.slots() == 0
+        assert cluster.health(run_id) == WorkerStatus.RUNNING
+        assert cluster.launcher.get_run_worker_debug_info(cluster.run(run_id)) is None
+        with pytest.raises(DagsterUserCodeUnreachableError, match="the run stays in the queue: Error 111"):
+            cluster.launch()
+    finally:
+        cluster.redis.start()
+    until(lambda: cluster.launcher.slots() == SLOTS, seconds=120)
+    assert cluster.health(run_id) == WorkerStatus.RUNNING
+    (folder / GO).touch()
+    assert cluster.ended(run_id) == "SUCCESS"
+
+
+def test_a_cancel_while_redis_is_away_is_reported_for_the_run_to_notice(cluster: Cluster, worker: ChildProcess) -> None:
+    run_id, folder = cluster.begun()
+    cluster.redis.stop()
+    try:
+        assert cluster.launcher.terminate(run_id)
+    finally:
+        cluster.redis.start()
+    assert cluster.run(run_id).status == dg.DagsterRunStatus.CANCELING
+    (folder / GO).touch()
+    until(lambda: cluster.launcher.slots() == SLOTS, seconds=120)
+
+
+def test_a_worker_that_is_asked_to_end_leaves_its_runs_untouched_to_others(cluster: Cluster) -> None:
+    with cluster.worker("leaving") as leaving:
+        await_ready(leaving)
+        until(lambda: cluster.launcher.slots() >= SLOTS)
+        run_id, folder = _begun_on(cluster, leaving)
+        began = time.monotonic()
+        os.kill(leaving.pid, signal.SIGTERM)
+        leaving.wait(60)
+        assert cluster.health(run_id) == WorkerStatus.FAILED, time.monotonic() - began
+        assert not (folder / CLEANED).exists()
+        assert cluster.run(run_id).status == dg.DagsterRunStatus.STARTED  # until Dagster looks, and retries
+
+
+def _begun_on(cluster: Cluster, worker: ChildProcess) -> tuple[str, Path]:
+    """A run that has begun on this worker, among several."""
+    for _ in range(20):
+        run_id, folder = cluster.begun()
+        if cluster.process_of(run_id).ppid() == worker.pid:
+            return run_id, folder
+        (folder / GO).touch()
+    raise AssertionError("this worker takes no run")
+
+
+def test_every_option_is_set() -> None:
+    options = app_options(LauncherSettings(broker="rediss://:x@host:6380/1"))  # type: ignore[arg-type]
+    assert options["backend"] == options["broker"]
+    config = options["config_source"]
+    assert config["worker_max_tasks_per_child"] == 1
+    assert config["worker_disable_prefetch"]
+    assert not config["task_acks_late"]
+    assert not config["worker_cancel_long_running_tasks_on_connection_loss"]
+    assert config["result_expires"] > timedelta(days=7)
+    assert config["broker_use_ssl"] == config["redis_backend_use_ssl"]
