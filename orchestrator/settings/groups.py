@@ -154,6 +154,12 @@ def _redis_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _http_url(url: SecretStr) -> SecretStr:
+    if not re.match("https?://[^/]", url.get_secret_value()):
+        raise ValueError("it is no address: write http://localhost:5555, for instance")
+    return url
+
+
 def _linux_user(name: str) -> str:
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", name):
         raise ValueError("it is no name of a Linux user: lower-case letters, digits, _ and -, at most 32 of them")
@@ -179,6 +185,7 @@ FrameAncestors = Annotated[Words, AfterValidator(_frame_ancestors)]
 Allowed = Annotated[Words, AfterValidator(_allowed)]
 ProxyText = Annotated[str, AfterValidator(_trusted_proxy)]
 Issuer = Annotated[str, AfterValidator(_issuer)]
+HttpUrl = Annotated[SecretStr, AfterValidator(_http_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 Structure = Annotated[Mapping[str, Any], BeforeValidator(_json_structure)]
 UiToken = Annotated[SecretStr, AfterValidator(_ui_token)]
@@ -625,6 +632,12 @@ class LauncherSettings(SettingsGroup):
     )
     backend: RedisUrl | None = setting(
         "CELERY_RESULT_BACKEND", "the Redis that says what became of them; default: the same", None
+    )
+    flower: HttpUrl | None = setting(
+        "FLOWER_URL",
+        "Celery's page of workers and tasks, which admins then find under /flower, such as "
+        "http://user:password@localhost:5555; started with --url-prefix=flower",
+        None,
     )
     config: Structure = setting(
         "RUN_LAUNCHER_CONFIG",

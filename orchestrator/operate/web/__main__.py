@@ -21,6 +21,7 @@ from orchestrator.operate.web.attempts import Attempts
 from orchestrator.operate.web.audit import AuditLog
 from orchestrator.operate.web.door import Door
 from orchestrator.operate.web.entrance import Entrance
+from orchestrator.operate.web.flower import FlowerProxy
 from orchestrator.operate.web.gate import Gate
 from orchestrator.operate.web.health import HealthPage
 from orchestrator.operate.web.login import Login
@@ -29,7 +30,7 @@ from orchestrator.operate.web.sessions import Sessions
 from orchestrator.operate.web.tokens import MachineTokens
 from orchestrator.operate.web.users import Users
 from orchestrator.operate.web.webserver import dagster_app
-from orchestrator.settings.groups import InstallationSettings
+from orchestrator.settings.groups import InstallationSettings, LauncherSettings
 from orchestrator.settings.source import SettingsSource
 
 
@@ -48,7 +49,9 @@ def main(workspace: str) -> int:
 
         oidc = OidcClient(door.oidc)
     entrance = Entrance(door=door, login=login, attempts=Attempts(), audit=audit, oidc=oidc)
-    with dagster_app(workspace, code_server_log_level="warning", audit=audit) as dagster:
+    flower = SettingsSource().read(LauncherSettings).flower
+    routes = FlowerProxy(flower.get_secret_value(), audit=audit).routes() if flower else ()
+    with dagster_app(workspace, code_server_log_level="warning", audit=audit, routes=routes) as dagster:
         health = HealthPage(dagster.view)
         gate = Gate(
             dagster.app, door=door, entrance=entrance, audit=audit, health=health, metrics=MetricsPage.of(dagster.view)

@@ -7,7 +7,7 @@ What Dagster does not promise, and a webserver of our own needs, stands here and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ from dagster_webserver.webserver import DagsterWebserver
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute
 
 from orchestrator.operate.web.audit import AuditLog
 from orchestrator.operate.web.caller import Caller, LoginWay, Role
@@ -100,14 +101,22 @@ class Webserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestContex
     Args:
         process_context: Dagster's.
         audit: where each mutation is written.
+        routes: what it answers besides.
     """
 
-    def __init__(self, process_context: WorkspaceProcessContext, audit: AuditLog) -> None:
+    def __init__(
+        self, process_context: WorkspaceProcessContext, audit: AuditLog, *, routes: Sequence[BaseRoute] = ()
+    ) -> None:
         super().__init__(process_context, live_data_poll_rate=LIVE_DATA_POLL_MS)
+        self._own_routes = routes
         mutation = self._graphene_schema.graphql_schema.mutation_type
         if mutation is None:
             raise RuntimeError("Dagster's schema has no mutations; this orchestrator does not know that Dagster")
         audit_mutations(mutation.fields, audit)
+
+    def build_routes(self) -> list[BaseRoute]:
+        """Ours, then Dagster's, of which the last takes every path."""
+        return [*self._own_routes, *super().build_routes()]  # type: ignore[no-untyped-call]
 
     def _make_request_context(self, conn: HTTPConnection) -> WorkspaceRequestContext:
         caller = conn.scope.get(CALLER)
@@ -149,13 +158,16 @@ class ServedDagster:
 
 
 @contextmanager
-def dagster_app(workspace: str, *, code_server_log_level: str, audit: AuditLog) -> Iterator[ServedDagster]:
+def dagster_app(
+    workspace: str, *, code_server_log_level: str, audit: AuditLog, routes: Sequence[BaseRoute] = ()
+) -> Iterator[ServedDagster]:
     """Dagster's webserver, with the code servers that it needs.
 
     Args:
         workspace: path of the workspace.yaml.
         code_server_log_level: from which level on code servers log.
         audit: where each mutation is written.
+        routes: what it answers besides; each looks at who asks by itself.
     """
     configure_loggers(log_level="INFO")
     with dg.DagsterInstance.get() as instance:
@@ -168,7 +180,8 @@ def dagster_app(workspace: str, *, code_server_log_level: str, audit: AuditLog) 
             code_server_log_level=code_server_log_level,
         ) as context:
             name_launches(instance.run_storage)
-            yield ServedDagster(Webserver(context, audit).create_asgi_app(lifespan=_lifespan), DagsterView(context))
+            app = Webserver(context, audit, routes=routes).create_asgi_app(lifespan=_lifespan)
+            yield ServedDagster(app, DagsterView(context))
 
 
 @asynccontextmanager
