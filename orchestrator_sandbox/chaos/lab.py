@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,17 +45,18 @@ class FaultLab:
 
     Args:
         directory: a new folder.
+        settings: settings of Dagster on top of the lab's own, or instead of them.
 
     Raises:
         SandboxError: a part did not start.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, settings: Mapping[str, str] | None = None) -> None:
         self._exits = ExitStack()
         try:
             self.ledger = TrainingLedger(directory / "chaos")
             self.jenkins, self.mlflow, self.aws = (self._exits.enter_context(FaultyProxy()) for _ in range(3))
-            settings = {
+            own = {
                 "JENKINS_URL": f"{self.jenkins.url}/",
                 "MLFLOW_TRACKING_URI": self.mlflow.url,
                 "AWS_ENDPOINT_URL": self.aws.url,
@@ -63,7 +64,7 @@ class FaultLab:
                 "READY_WHEN": "ssh",
                 "INSTANCE_TYPE": "t3.medium,t3.large",
             }
-            self.stack = self._exits.enter_context(Stack(directory / "stack", settings=settings))
+            self.stack = self._exits.enter_context(Stack(directory / "stack", settings=own | dict(settings or {})))
             self.jenkins.upstream = self.stack.jenkins.url.rstrip("/")
             self.mlflow.upstream = self.stack.mlflow.url
             self.aws.upstream = self.stack.ec2.url

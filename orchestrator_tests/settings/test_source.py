@@ -182,6 +182,9 @@ def test_a_secret_is_known_by_its_type_not_by_what_the_type_is_called() -> None:
         "UI_TOKEN",
         "DAGSTER_POSTGRES_URL",
         "OIDC_CLIENT_SECRET",
+        "CELERY_BROKER_URL",
+        "CELERY_RESULT_BACKEND",
+        "FLOWER_URL",
         "MLFLOW_TRACKING_PASSWORD_ON_INSTANCE",
         "MLFLOW_TRACKING_TOKEN_ON_INSTANCE",
     }
