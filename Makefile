@@ -35,6 +35,10 @@ test: $(INSTALLED) ## all tests that need Python and Git only, with line coverag
 test-services: $(INSTALLED) debian-packages ## the tests that need Debian packages, or minutes; installs the packages as root
 	@$(PYTEST) -m services --numprocesses=2 $(ARGS)
 
+.PHONY: test-matrix
+test-matrix: $(INSTALLED) debian-packages ## every fault in every phase of a run, which takes a quarter of an hour
+	@$(PYTEST) -m matrix $(ARGS)
+
 .PHONY: image-check
 image-check: $(INSTALLED) ## install what the Dockerfile installs, import all of it, start it and stop it
 	@UV="$(UV)" $(PYTEST) orchestrator_tests/packaging/test_image.py $(ARGS)
