@@ -12,8 +12,9 @@ from dagster._core.launcher import RunLauncher
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from orchestrator.errors import SettingsError
-from orchestrator.settings.groups import LauncherSettings
+from orchestrator.settings.groups import GROUPS, LauncherSettings, UiSettings
 from orchestrator.settings.source import SettingsSource
+from orchestrator.settings.variables import AWS, lookup_all
 
 EXTRAS = {
     "celery": ("celery", "dagster_celery"),
@@ -22,6 +23,10 @@ EXTRAS = {
     "kubernetes": ("kubernetes", "dagster_k8s"),
 }
 """Launcher → the extra of ours that brings it (none: it is always there), and the package that is looked for."""
+
+
+CLEAN_UP_SECONDS = 120
+"""How long a container that is asked to end gets; as much as dagster.yaml gives a cancel."""
 
 
 class Chosen(RunLauncher[Any], ConfigurableClass):
@@ -79,7 +84,15 @@ def _celery(settings: LauncherSettings, inst_data: ConfigurableClassData | None)
 def _docker(settings: LauncherSettings, inst_data: ConfigurableClassData | None) -> RunLauncher[Any]:
     from dagster_docker import DockerRunLauncher
 
-    return _configured(DockerRunLauncher, settings, inst_data)
+    # A run's container needs our settings, wherever they come from, and the time to terminate its instance.
+    own = {"env_vars": _settings_of_runs(), "container_kwargs": {"stop_timeout": CLEAN_UP_SECONDS}}
+    return _configured(DockerRunLauncher, settings.model_copy(update={"config": {**own, **settings.config}}), inst_data)
+
+
+def _settings_of_runs() -> list[str]:
+    groups = [group for group in GROUPS if group not in (UiSettings, LauncherSettings)]
+    found = lookup_all([*AWS, *(name for group in groups for name in group.names())])
+    return [f"{name}={text}" for name, text in found.items() if text]
 
 
 def _ecs(settings: LauncherSettings, inst_data: ConfigurableClassData | None) -> RunLauncher[Any]:

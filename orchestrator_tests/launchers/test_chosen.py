@@ -156,6 +156,19 @@ def test_dagsters_own_launchers_take_their_own_configuration(
     assert type(launcher_of(home)) is launcher
 
 
+def test_a_container_gets_the_settings_of_runs_and_none_of_the_uis(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home.parent / ".env").write_text("JENKINS_TOKEN=11aa\nUI_TOKEN=0123456789012345678901234567890123456789\n")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.setenv("RUN_LAUNCHER", "docker")
+    monkeypatch.setenv("RUN_LAUNCHER_CONFIG", '{"image": "orchestrator:1"}')
+    launcher = launcher_of(home)
+    assert isinstance(launcher, DockerRunLauncher)
+    assert {"JENKINS_TOKEN=11aa", "MLFLOW_EXPERIMENT_ID=7", "AWS_DEFAULT_REGION=eu-central-1"} <= set(launcher.env_vars)
+    assert not any(entry.startswith(("UI_", "RUN_LAUNCHER")) for entry in launcher.env_vars)
+    assert launcher.container_kwargs == {"stop_timeout": 120}
+
+
 KUBECONFIG = """
 apiVersion: v1
 kind: Config
