@@ -99,13 +99,26 @@ def _work(settings: LauncherSettings, *, slots: int, name: str, policy: CeleryPo
         gc.collect()
         gc.freeze()
 
+    @signals.worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
+    def stand_apart(**_arguments: object) -> None:
+        # A signal to our whole group, by Ctrl-C or `tini -g`, is for us alone: a run takes it for a cancel.
+        os.setpgid(0, 0)
+
+    @signals.setup_logging.connect(weak=False)  # type: ignore[untyped-decorator]
+    def log(**_arguments: object) -> None:
+        # Celery's own lines only: a handler of the root logger would print each of Dagster's twice.
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for system in ("celery", "kombu"):
+            logging.getLogger(system).addHandler(handler)
+            logging.getLogger(system).setLevel(logging.INFO)
+
     app = make_celery(app_options(settings, policy or POLICY))
     create_execute_job_task(app)
     worker = app.Worker(
         hostname=f"{name}@{socket.gethostname()}",
         concurrency=slots,
         consumer_cls="orchestrator.launchers.leaving:LeavingConsumer",
-        loglevel="INFO",
         optimization="fair",
         without_gossip=True,
     )

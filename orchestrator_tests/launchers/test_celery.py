@@ -146,6 +146,7 @@ def test_a_run_ends_well_on_a_worker_whose_command_line_holds_no_password(
     assert cluster.launcher.slots() == SLOTS
     family = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
     assert cluster.process_of(run_id) in family
+    assert os.getpgid(cluster.process_of(run_id).pid) != os.getpgid(worker.pid)  # Ctrl-C and `tini -g` signal a group
     assert [process for process in family if PASSWORD in " ".join(process.cmdline())] == []
     (folder / GO).touch()
     assert cluster.ended(run_id) == "SUCCESS"
