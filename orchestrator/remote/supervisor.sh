@@ -11,6 +11,7 @@
 #   guarded         `mlflow run` has loaded its hook
 #   docker.env      names of the variables that a container gets; their values are in the environment only
 #   docker.client   how the training's Docker is reached, for whoever ends its containers
+#   secret.NAME -> "PATH"  a file of the training that none but its login may read; removed when it ends
 #
 # What must appear at once and whole, and can be claimed only once, is a symbolic link whose target is the
 # text: one system call, and it works on a full disk, where a file would be left empty.
@@ -123,11 +124,23 @@ signal() { # NAME: to all of them
   fi
 }
 
+by_user() { # VERB: done by the training's own login, in its own directory
+  user=$(told user)
+  sudo -n -H -u "${user% *}" sh -c 'cd && cd ".orchestrator/$1" && exec sh ./supervisor.sh "$2"' \
+    sh "${PWD##*/}" "$1" </dev/null >/dev/null 2>&1
+  return 0
+}
+
+forget() { # the training's secret files: nobody needs them any more
+  [ ! -h user ] || by_user forget
+  for secret in secret.*; do
+    [ ! -h "$secret" ] || rm -f -- "$(told "$secret")"
+  done
+}
+
 end_containers() { # those that bear the training's label: its processes are no members of its session
   if [ -h user ]; then
-    user=$(told user)
-    sudo -n -H -u "${user% *}" sh -c 'cd && cd ".orchestrator/$1" && exec sh ./supervisor.sh end_containers' \
-      sh "${PWD##*/}" </dev/null >/dev/null 2>&1
+    by_user end_containers
     return 0
   fi
   [ -e docker.client ] || return 0
@@ -153,6 +166,7 @@ end() { # CAUSE GRACE: asks them to end, waits GRACE seconds, then ends them
     pause 0.2
   done
   end_containers # one that was about to start
+  forget
 }
 
 # ------------------------------------------------------------------------------------- what the kernel can tell
@@ -283,6 +297,7 @@ reach_docker() { # keeps what it takes: the supervisor has neither the training'
 }
 
 place() { # NAME TEXT VARIABLE MODE: a file of the job; VARIABLE, if any, says where it is
+  [ "$4" != 600 ] || ln -sfn "$ORCHESTRATOR_FILES$1" "${ORCHESTRATOR_TRAINING}secret.$1" # first: what is noted is removed
   (umask 077 && printf %s "$2" >"$ORCHESTRATOR_FILES$1") && chmod "$4" "$ORCHESTRATOR_FILES$1"
   [ -z "$3" ] || export "$3=$ORCHESTRATOR_FILES$1"
 }
@@ -361,6 +376,9 @@ watch() { # DEADLINE
     elif [ "$(now)" -ge "$1" ]; then
       end deadline 10
       return
+    elif ! alive && [ -z "$(members)" ]; then # the supervisor was killed, and the training has ended
+      forget
+      return
     fi
     note_memory
     pause 0.5
@@ -398,6 +416,7 @@ supervise() { # SECONDS JOB UMASK USER
         ;;
     esac
   fi
+  forget
   ln -s "$how $status $(date +%s)$(facts)" exit
 }
 
@@ -411,7 +430,7 @@ state() { # absent, running, lost, rebooted, or how it ended
   elif alive; then
     echo running
   else # it may have ended between the two looks
-    told exit || { rebooted && echo rebooted; } || echo "lost$(facts)"
+    told exit || { rebooted && forget && echo rebooted; } || echo "lost$(facts)"
   fi
 }
 
@@ -510,6 +529,7 @@ case $1 in
   begin) unprivileged sh ./supervisor.sh train "$2" ;;
   train) train "$2" ;;
   end_containers) end_containers ;;
+  forget) forget ;;
   as_user) as_user "$2" "$3" ;;
   follow) follow "$2" "${3-}" ;;
   stop) stop "$2" ;;

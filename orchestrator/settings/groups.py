@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from orchestrator.settings.hosts import HostPort, Origin
 from orchestrator.settings.people import AllowList, TrustedProxy, issuer_fault
+from orchestrator.settings.private_index import as_pasted
 
 
 def _words(value: object) -> object:
@@ -588,6 +589,28 @@ class ProjectSettings(SettingsGroup):
         return {name.strip(): (source if separator else name).strip() for name, separator, source in pairs}
 
 
+class PrivateIndexSettings(SettingsGroup):
+    """Where a training installs its packages from."""
+
+    title = "Private packages"
+    url: str | None = setting(
+        "PRIVATE_INDEX_URL",
+        "package index of the trainings, instead of PyPI, such as https://nexus.example.com/repository/pypi/simple; "
+        "pip, uv, and conda's pip install from it and from nowhere else, in a container, too",
+        None,
+    )
+    user: str | None = setting("PRIVATE_INDEX_USER", "user, when the index asks for one", None)
+    password: SecretStr | None = setting(
+        "PRIVATE_INDEX_PASSWORD", "password or token of that user; best of one that may read and nothing else", None
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_pasted(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """See `private_index.as_pasted`; faults are of the group, because those of a field show its text."""
+        return as_pasted(**given) if given.keys() <= {"url", "user", "password"} else given
+
+
 class QueueSettings(SettingsGroup):
     """How much goes on at once."""
 
@@ -761,6 +784,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     SshSettings,
     MlflowSettings,
     ProjectSettings,
+    PrivateIndexSettings,
     QueueSettings,
     StorageSettings,
     LauncherSettings,

@@ -20,6 +20,7 @@ from orchestrator.settings.groups import (
     JenkinsSettings,
     MachineSettings,
     MlflowSettings,
+    PrivateIndexSettings,
     ProjectSettings,
     SettingsGroup,
     SshSettings,
@@ -155,6 +156,7 @@ class PipelineSettings:
     ssh: SshSettings
     mlflow: MlflowSettings
     project: ProjectSettings
+    index: PrivateIndexSettings = field(default_factory=PrivateIndexSettings)
     variables: Mapping[str, str | None] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -164,7 +166,10 @@ class PipelineSettings:
         Raises:
             SettingsError: names everything that is missing or wrong.
         """
-        groups = (JenkinsSettings, MachineSettings, SshSettings, MlflowSettings, ProjectSettings)
+        groups = (
+            *(JenkinsSettings, MachineSettings, SshSettings, MlflowSettings),
+            *(ProjectSettings, PrivateIndexSettings),
+        )
         values = cls(*settings.read_all(*groups))  # type: ignore[arg-type]
         if values.machine.training_user == values.ssh.user:
             raise SettingsError(

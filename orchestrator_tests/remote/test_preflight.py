@@ -309,3 +309,54 @@ def test_only_what_the_training_needs_is_looked_for(
     monkeypatch.setenv("PATH", str(tmp_path))
     fault = hook("preflight").manager_fault(manager, **{**MANAGER, **about})
     assert fault.partition(":")[0] == missing
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "401 from 127.0.0.1: PRIVATE_INDEX_USER or its password is rejected"),
+        (403, "403 from 127.0.0.1: PRIVATE_INDEX_USER or its password is rejected, or may not read PRIVATE_INDEX_URL"),
+        (404, ""),  # it has no pip; an index need not
+        (303, ""),  # it has no pip, and another index may
+        (500, ""),
+        (200, ""),
+    ],
+)
+def test_a_login_that_the_private_index_refuses_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, words: str
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login ada password s3cret\n")
+    monkeypatch.setenv("ORCHESTRATOR_FILES", f"{tmp_path}/")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    handler = answering(status=status, body=b"s3cret is wrong")
+    with served(handler) as url:
+        monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple/")
+        fault = hook("preflight").index_fault()
+        monkeypatch.setenv("PIP_INDEX_URL", "http://localhost:1/simple")
+        assert hook("preflight").index_fault() == ""  # of a host that the file does not know
+        monkeypatch.setenv("NETRC", "/etc/netrc")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple/")
+        assert hook("preflight").index_fault() == ""  # a file of the project's own
+    assert fault == words
+    assert len(handler.asked) == 1
+    assert not words or "correct PRIVATE_INDEX_USER" in str(cause_of_failure([f"{BEGINS}{fault}"]))
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        "hint: An index (https://nexus.example.com/simple) returned a 403 Forbidden error. Check that the index URL is "
+        "correct and the credentials are valid.",
+        "hint: An index URL (https://nexus.example.com/simple) could not be queried due to a lack of valid "
+        "authentication credentials (401 Unauthorized)",
+    ],
+)
+def test_what_uv_says_of_a_login_leads_to_its_settings(hint: str) -> None:
+    lines = [
+        "error: No solution found when resolving dependencies",
+        "  cause: Because greeting was not found in the package registry and you require greeting, we can conclude "
+        "that your requirements are unsatisfiable.",
+        "",
+        hint,
+    ]
+    assert "PRIVATE_INDEX_PASSWORD" in str(cause_of_failure(lines))

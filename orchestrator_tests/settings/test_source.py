@@ -187,6 +187,7 @@ def test_a_secret_is_known_by_its_type_not_by_what_the_type_is_called() -> None:
         "FLOWER_URL",
         "MLFLOW_TRACKING_PASSWORD_ON_INSTANCE",
         "MLFLOW_TRACKING_TOKEN_ON_INSTANCE",
+        "PRIVATE_INDEX_PASSWORD",
     }
 
 

@@ -82,6 +82,15 @@ KNOWN = (
         quote=False,
     ),
     KnownFailure(
+        r"40[13] from \S+: PRIVATE_INDEX_USER\b",
+        "correct PRIVATE_INDEX_USER and PRIVATE_INDEX_PASSWORD: a user or token that may read PRIVATE_INDEX_URL",
+    ),
+    KnownFailure(
+        r"An index(?: URL)? \(\S+\) (?:returned a 40[13] \w+ error|could not be queried due to a lack of valid auth)",
+        "the package index wants another login: PRIVATE_INDEX_USER and PRIVATE_INDEX_PASSWORD are for the host of "
+        "PRIVATE_INDEX_URL only",
+    ),
+    KnownFailure(
         r"Could not find (\S+) among entry points",
         "set MLPROJECT_ENTRY_POINT to one that MLproject has, or to a script",
     ),

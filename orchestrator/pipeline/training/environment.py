@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestrator.errors import SettingsError
+from orchestrator.pipeline.training.private_index import index_file, index_secrets, index_variables
 from orchestrator.pipeline.training.secrecy import login_parts, secret_parts
 from orchestrator.remote.job import UNUSABLE, JobFile, can_be_given, is_variable
 from orchestrator.remote.masking import Masker
@@ -82,6 +83,7 @@ def training_environment(settings: PipelineSettings) -> dict[str, str]:
         **login,
         **{name: settings.variables.get(name) or None for name in REGION},
         "PYTHONUNBUFFERED": "1",  # else Python holds a piped log back, and nothing is live
+        **index_variables(settings, given=values),
         **{name: value for name, value in values.items() if not (name in _OURS and sources[name] == name)},
     }
     for name, path in ((MLFLOW_CA, mlflow.ca_bundle), (MLFLOW_CLIENT_CERTIFICATE, mlflow.client_certificate)):
@@ -211,9 +213,10 @@ def with_run_tags(environment: Mapping[str, str], tags: Mapping[str, str]) -> di
 
 
 def job_files(environment: Mapping[str, str], settings: PipelineSettings) -> list[JobFile]:
-    """What the training needs in its directory: MLflow's CA, the client certificate, and a container's variables.
+    """What the training needs in its directory: MLflow's CA, certificate and logins, and a container's variables.
 
-    The certificate comes with its key, and none but the login can read it: in a container, its user or root.
+    The certificate comes with its key, so none but the login can read it, nor the file with the login at the private
+    package index: in a container, its user or root.
 
     MLflow gives a container no variables but its own and those that MLproject names. Docker takes the values
     from its own environment, so that none is in a list of processes or on the disk.
@@ -240,6 +243,7 @@ def job_files(environment: Mapping[str, str], settings: PipelineSettings) -> lis
         if not can_be_given(text):
             raise SettingsError(f"{setting}: {certificate} holds {UNUSABLE}; write it anew")
         files.append(JobFile("mlflow-client.pem", text, variable=MLFLOW_CLIENT_CERTIFICATE, secret=True))
+    files += index_file(settings, environment)
     variables = [*environment, *(file.variable for file in files if file.variable)]
     names = [f"{name}\n" for name in variables if name not in OF_THE_MACHINE]
     return [*files, JobFile(DOCKER_ENV, "".join(names))]
@@ -281,6 +285,7 @@ def secrets_in(environment: Mapping[str, str], settings: PipelineSettings) -> li
     logins = ((mlflow.username, mlflow.password), (mlflow.username_on_instance, mlflow.password_on_instance))
     secrets += _key_lines(_client_certificate(mlflow)[0])
     secrets += [_basic(user, password.get_secret_value()) for user, password in logins if user and password]
+    secrets += index_secrets(settings.index)
     declared = settings.project.secret_env
     for name, source in settings.project.training_sources.items():
         if value := environment.get(name):

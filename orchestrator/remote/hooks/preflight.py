@@ -6,17 +6,25 @@ proxy, PATH. Each fault is one sentence; an empty one says that there is none. N
 
 from __future__ import annotations
 
+import base64
+import http.client
+import netrc
 import os
 import re
 import shutil
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 PATIENCE_SECONDS = 90.0
 """For an MLflow that is briefly away; a restart of it takes a minute."""
+
+INDEX_SECONDS = 10.0
+"""For an answer of the package index."""
 
 LEAST_MB = 200
 LITTLE_MB = 1000
@@ -124,6 +132,43 @@ def manager_fault(manager: str, *, in_container: bool, conda: str, has_environme
     if not program or shutil.which(program):
         return ""
     return f"{program}: not found on the training's PATH ({os.environ.get('PATH')})"
+
+
+def index_fault() -> str:
+    """Whether the private package index takes the login that pip and uv will show it.
+
+    pip says of a wrong one that there is no such package. What else may be wrong is for pip and uv to say: they may
+    have another proxy and other CAs.
+    """
+    file, index = os.environ.get("NETRC"), os.environ.get("PIP_INDEX_URL", "")
+    if not file or file != f"{os.environ.get('ORCHESTRATOR_FILES')}netrc":
+        return ""
+    host = urlsplit(index).hostname or ""
+    try:
+        login = netrc.netrc(file).hosts.get(host)
+        if not login:
+            return ""
+        basic = base64.b64encode(f"{login[0]}:{login[2]}".encode()).decode()
+        # The page of one package: that of all of them may be megabytes long.
+        page = f"{index.rstrip('/')}/pip/"
+        request = urllib.request.Request(page, headers={"Authorization": f"Basic {basic}"})  # noqa: S310 - http(s)
+        urllib.request.build_opener(_NoRedirect).open(request, timeout=INDEX_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 401:
+            return f"401 from {host}: PRIVATE_INDEX_USER or its password is rejected"
+        if error.code == 403:
+            return f"403 from {host}: PRIVATE_INDEX_USER or its password is rejected, or may not read PRIVATE_INDEX_URL"
+    except (OSError, ValueError, http.client.HTTPException, netrc.NetrcParseError):
+        pass
+    return ""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The login is for this host only."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def _reason(text: str) -> str:

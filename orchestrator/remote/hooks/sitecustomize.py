@@ -206,6 +206,7 @@ def _look_first(projects: Any, preflight: Any, given: _Given) -> None:
     def look_and_run(*arguments: Any, **options: Any) -> Any:
         given.manager = options.get("env_manager")
         _refuse(preflight.disk_fault([tempfile.gettempdir(), os.path.expanduser("~")]))
+        _refuse(preflight.index_fault())
         if options.get("run_id"):
             address = projects.tracking.get_tracking_uri()
             _refuse(preflight.mlflow_fault(projects.tracking.MlflowClient, options["run_id"], address))
