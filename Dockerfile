@@ -1,32 +1,67 @@
-# Webserver, daemon and code location in one container, with ORCHESTRATOR_DEPLOYMENT and the other settings in .env:
-# `docker run --env-file .env -e UI_INSECURE=true -v orchestrator:/var/lib/orchestrator -p 127.0.0.1:3000:3000 …`
-FROM python:3.11-slim
+# The orchestrator as one container: Dagster's webserver, daemon and code location behind the login.
+# docs/container.md: how to build and run it; deploy/compose: with everything that it needs around it.
 
-# git: Dagster's code links; tini: signals reach the children, and zombies are reaped
-RUN apt-get update && apt-get install -y --no-install-recommends git tini && rm -rf /var/lib/apt/lists/*
+# The tag is moved to other contents, the digest is not. It is that of docker-library/repo-info, file
+# repos/python/remote/3.11.16-slim-bookworm.md at commit 422f3cfe488dc9ae394c5058b27db617f72c91db.
+# Any Debian with Python 3.11 to 3.13 and its venv will do.
+ARG BASE_IMAGE=python:3.11.16-slim-bookworm@sha256:c425d915a89a6dcd3183b1797ad9bd8878caff5a417f6371c8df93c8ea8b727f
 
+FROM ${BASE_IMAGE} AS build
+# Where packages come from; its login is the secret `netrc`. Empty: where pip and uv look by themselves.
+ARG INDEX_URL=""
+# Parts of ours that are off by default, a comma list: see optional-dependencies in pyproject.toml.
+ARG EXTRAS=""
+# Requirement files beside this Dockerfile, named *requirements*.txt: a team's public packages, and its own.
+ARG REQUIREMENTS=""
+ARG CUSTOM_REQUIREMENTS=""
+RUN case "$INDEX_URL" in *@*) echo "INDEX_URL holds a login, which the builder would keep: give it as --secret id=netrc" >&2; exit 1 ;; esac
 WORKDIR /opt/orchestrator
 COPY pyproject.toml requirements.lock README.md ./
-# uv as the lock has it, with its hash
-RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock >/tmp/uv.txt \
-  && pip install --no-cache-dir --require-hashes --requirement /tmp/uv.txt && rm /tmp/uv.txt
+# uv as the lock has it, with its hash; it stays behind in this stage. A secret is there during its command, and in no layer.
+RUN --mount=type=secret,id=netrc,target=/root/.netrc \
+  sed -n '/^uv==/,/[^\\]$/p' requirements.lock >/tmp/uv.txt \
+  && python3 -m venv /opt/uv && python3 -m venv --without-pip /opt/venv \
+  && /opt/uv/bin/pip install --no-cache-dir --require-hashes ${INDEX_URL:+--index-url "$INDEX_URL"} --requirement /tmp/uv.txt
+ENV PATH=/opt/venv/bin:/opt/uv/bin:$PATH VIRTUAL_ENV=/opt/venv
 COPY orchestrator ./orchestrator
 COPY workspace.yaml dagster.yaml ./
 # The lock only constrains here: the image gets what the orchestrator needs, not the sandbox and the test tools.
-# `make image-check` runs this very line in an environment of its own. Compiled, because the user below may not write
-# what Python compiles, and each run would compile all of it again.
-RUN uv pip install --system --no-cache --compile-bytecode --constraint requirements.lock --build-constraint requirements.lock --editable .
-RUN python -m compileall -q orchestrator
+# `make image-check` runs this very line in an environment of its own.
+RUN --mount=type=secret,id=netrc,target=/root/.netrc --mount=type=bind,target=/context \
+  uv pip install --no-cache --constraint requirements.lock --build-constraint requirements.lock \
+  ${INDEX_URL:+--default-index "$INDEX_URL"} ${REQUIREMENTS:+--requirement "/context/$REQUIREMENTS"} \
+  ${CUSTOM_REQUIREMENTS:+--requirement "/context/$CUSTOM_REQUIREMENTS"} --editable ".${EXTRAS:+[$EXTRAS]}"
+# What nobody runs here goes: tests of other packages, maps from their web pages' code to its source, MLflow's own pages.
+# The rest is compiled, because the user below may not write what Python compiles, and each run would compile it again;
+# but for what the orchestrator does not import by itself.
+RUN for package in matplotlib numpy pandas pyarrow scipy sklearn; do \
+    find /opt/venv/lib/*/site-packages/"$package" -type d -name tests -prune -exec rm -r {} +; \
+  done \
+  && find /opt/venv/lib/*/site-packages/dagster_webserver -name '*.map' -delete \
+  && rm -r /opt/venv/lib/*/site-packages/mlflow/server/js/build /opt/venv/lib/*/site-packages/pyarrow/include \
+  && python -m compileall -q -x '/(mlflow|pandas|pyarrow|scipy|sklearn|skops)/' /opt/venv/lib orchestrator
 
-# Runs, schedules and logs live here: mount a volume. Secrets come from the environment, never from the image.
-ENV DAGSTER_HOME=/var/lib/orchestrator
-RUN useradd --create-home --uid 10001 orchestrator && install -d -o orchestrator "$DAGSTER_HOME"
-USER orchestrator
+FROM ${BASE_IMAGE}
+# git: what Jenkins says is compared with the repository; tini: signals reach the children, and zombies are reaped.
+# The base's own packages may be older than their last security fix. Debian keeps one version of each: none is named.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get upgrade -y --no-install-recommends \
+  && apt-get install -y --no-install-recommends -o DPkg::Options::=--path-exclude=/usr/share/doc/* \
+    -o DPkg::Options::=--path-exclude=/usr/share/locale/* ca-certificates git tini \
+  && apt-get clean && rm -rf /var/lib/apt/lists/*
+ENV PATH=/opt/venv/bin:$PATH VIRTUAL_ENV=/opt/venv PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+  HOME=/home/orchestrator DAGSTER_HOME=/var/lib/orchestrator MPLCONFIGDIR=/tmp/matplotlib PORT=7860
+# By number, as Kubernetes and Hugging Face want it; a base may have a name for it.
+RUN { getent passwd 1000 >/dev/null || useradd --uid 1000 --no-create-home --home-dir "$HOME" orchestrator; } \
+  && install -d -o 1000 -g 1000 -m 0700 "$HOME" "$DAGSTER_HOME"
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /opt/orchestrator /opt/orchestrator
+COPY --chmod=0755 deploy/container/entrypoint.sh /usr/local/bin/orchestrator-container
+WORKDIR /opt/orchestrator
+USER 1000:1000
+# Runs, schedules and logs live here. All else may be read-only, but for /tmp.
 VOLUME /var/lib/orchestrator
-EXPOSE 3000
-# Instances are known by this name. The default, the host name, would be another one in the next container, and what
-# this one launched would be nobody's.
-ENTRYPOINT ["tini", "-g", "--", "sh", "-c", ": \"${ORCHESTRATOR_DEPLOYMENT:?is not set: give this installation a name that lasts, as in docker run -e ORCHESTRATOR_DEPLOYMENT=team-a, for the instances it launches are found again by it}\"; exec \"$@\"", "sh"]
-# It does not start without UI_TOKEN, nor without TLS unless UI_INSECURE says that nobody reads on the way, as when the
-# port is published on loopback.
-CMD ["orchestrator", "serve", "--host", "0.0.0.0", "--port", "3000"]
+EXPOSE 7860
+HEALTHCHECK --interval=15s --timeout=10s --start-period=2m --retries=4 \
+  CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['PORT'] + '/health/ready', timeout=8)"]
+ENTRYPOINT ["tini", "-g", "--", "orchestrator-container"]

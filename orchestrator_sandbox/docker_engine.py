@@ -23,7 +23,11 @@ from orchestrator.errors import SandboxError
 from orchestrator_sandbox.processes.child import ChildProcess
 
 DOCKERD = "/usr/sbin/dockerd"
+CLIENT = "/usr/bin/docker"
+"""Debian's, which speaks BuildKit by itself; others of that name want a plugin for it."""
+
 COMMAND_SECONDS = 60
+BUILD_SECONDS = 1200
 START_SECONDS = 60
 BORROWED = ("/usr", "/etc")
 """What containers of a borrowed image find at the same place, read-only: the machine's own programs."""
@@ -96,26 +100,51 @@ class DockerEngine:
         shutil.rmtree(self._short, ignore_errors=True)
         shutil.rmtree(self._directory / "data", ignore_errors=True)
 
-    def run(self, *arguments: str, stdin: bytes = b"") -> str:
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of a client that talks to this engine, BuildKit included."""
+        return {**os.environ, "DOCKER_HOST": self.host, "DOCKER_BUILDKIT": "1"}
+
+    def build(self, context: Path, *arguments: str) -> str:
+        """Build an image with BuildKit, in the machine's own network; return what the builder says.
+
+        Args:
+            context: the folder of the Dockerfile.
+            arguments: further ones of `docker build`.
+
+        Raises:
+            SandboxError: it failed.
+        """
+        words = ("build", "--progress=plain", "--network=host", *arguments, str(context))
+        done = self._client(*words, seconds=BUILD_SECONDS)
+        output = done.stderr.decode(errors="replace")
+        if done.returncode != 0:
+            raise SandboxError(f"docker build failed: {output.strip()}")
+        return output
+
+    def run(self, *arguments: str, stdin: bytes = b"", seconds: float = COMMAND_SECONDS) -> str:
         """Run one `docker` command and return its standard output.
 
         Raises:
             SandboxError: it failed.
         """
+        done = self._client(*arguments, stdin=stdin, seconds=seconds)
+        if done.returncode != 0:
+            raise SandboxError(f"docker {' '.join(arguments)} failed: {done.stderr.decode(errors='replace').strip()}")
+        return done.stdout.decode(errors="replace").strip()
+
+    def _client(self, *arguments: str, stdin: bytes = b"", seconds: float) -> subprocess.CompletedProcess[bytes]:
         try:
-            done = subprocess.run(
-                ["docker", *arguments],
-                env={**os.environ, "DOCKER_HOST": self.host},
+            return subprocess.run(
+                [CLIENT, *arguments],
+                env=self.environment,
                 input=stdin,
                 capture_output=True,
-                timeout=COMMAND_SECONDS,
+                timeout=seconds,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SandboxError(f"docker {arguments[0]} could not be run: {error}") from error
-        if done.returncode != 0:
-            raise SandboxError(f"docker {' '.join(arguments)} failed: {done.stderr.decode(errors='replace').strip()}")
-        return done.stdout.decode(errors="replace").strip()
 
     def borrowed_image(self, name: str, *, path: str, files: Sequence[tuple[str, str]] = ()) -> None:
         """Make an image of a few bytes, whose programs are the machine's: its containers must mount `BORROWED`.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,13 +54,28 @@ def prepare_home(home: Path) -> Path:
 
     Returns:
         The dagster.yaml that rules.
+
+    Raises:
+        SettingsError: there is none, or we may not write there.
     """
-    home.mkdir(parents=True, exist_ok=True)
     config = home / "dagster.yaml"
-    if not config.exists():
-        config.unlink(missing_ok=True)  # a link to a project that has moved
-        config.symlink_to(project_file("dagster.yaml"))
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not config.exists():
+            config.unlink(missing_ok=True)  # a link to a project that has moved
+            config.symlink_to(project_file("dagster.yaml"))
+    except OSError as error:
+        raise _unusable(home, error.strerror or str(error)) from error
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise _unusable(home, os.strerror(errno.EACCES))
     return config.resolve()
+
+
+def _unusable(home: Path, reason: str) -> SettingsError:
+    return SettingsError(
+        f"cannot write to DAGSTER_HOME {home}: {reason}; let it be a folder of the user that we run as "
+        f"(`chown {os.geteuid()} {shlex.quote(str(home))}`, in a container on its volume), or name another"
+    )
 
 
 @contextmanager

@@ -73,6 +73,13 @@ def test_a_link_to_a_project_that_has_moved_is_made_anew(here: Path) -> None:
     assert prepare_home(here / "home") == PROJECT / "dagster.yaml"
 
 
+@pytest.mark.parametrize("blocked", ["home", "home/dagster"])
+def test_a_home_that_cannot_be_written_is_named_with_what_mends_it(here: Path, blocked: str) -> None:
+    (here / "home").write_text("a file\n")
+    with pytest.raises(SettingsError, match=r"cannot write to DAGSTER_HOME .*/home.*: .*chown [0-9]+ "):
+        prepare_home(here / blocked)
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 

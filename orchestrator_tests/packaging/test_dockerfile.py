@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from orchestrator_tests.support.dockerfile import exec_form
+from orchestrator_tests.support.dockerfile import PROJECT, exec_form, instructions
+
+ENTRYPOINT = PROJECT / "deploy/container/entrypoint.sh"
 
 
-def start(*arguments: str, deployment: str | None) -> subprocess.Popen[str]:
+def start(*arguments: str, deployment: str | None, **settings: str) -> subprocess.Popen[str]:
     """What the entrypoint makes of a command, but for tini, which only passes it on."""
-    tini, group, end, *command = exec_form("ENTRYPOINT")
-    assert (tini, group, end) == ("tini", "-g", "--")
-    environment = {name: value for name, value in os.environ.items() if name != "ORCHESTRATOR_DEPLOYMENT"}
+    environment = {name: value for name, value in os.environ.items() if name != "ORCHESTRATOR_DEPLOYMENT"} | settings
     if deployment is not None:
         environment["ORCHESTRATOR_DEPLOYMENT"] = deployment
     pipe = subprocess.PIPE
-    return subprocess.Popen([*command, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen([ENTRYPOINT, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_the_script_is_what_the_image_starts() -> None:
+    (copied,) = [words for words in instructions("COPY") if words[-2] == str(ENTRYPOINT.relative_to(PROJECT))]
+    assert exec_form("ENTRYPOINT") == ["tini", "-g", "--", Path(copied[-1]).name]
+    assert not instructions("CMD")
 
 
 @pytest.mark.parametrize("deployment", [None, ""])
@@ -45,5 +53,16 @@ def test_the_command_takes_the_place_of_the_shell_so_that_signals_reach_it() -> 
     assert process.communicate(timeout=60)[0] == f"{process.pid}\n"
 
 
-def test_what_the_container_runs_by_default_is_the_service() -> None:
-    assert exec_form("CMD")[:2] == ["orchestrator", "serve"]
+@pytest.mark.parametrize(("settings", "port"), [({}, "7860"), ({"PORT": "8080"}, "8080")])
+def test_what_the_container_runs_by_default_is_the_service(settings: dict[str, str], port: str, tmp_path: Path) -> None:
+    program = tmp_path / "orchestrator"
+    program.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    program.chmod(0o755)
+    process = start(deployment="team-a", PATH=f"{tmp_path}:{os.environ['PATH']}", **{"PORT": "", **settings})
+    assert process.communicate(timeout=60)[0] == f"serve|--host|0.0.0.0|--port|{port}|"
+
+
+def test_it_is_clean() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    checked = subprocess.run([hadolint, PROJECT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "")

@@ -11,7 +11,7 @@ import requests
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.processes.child import free_port
 from orchestrator_tests.support.commands import all_gone, running
-from orchestrator_tests.support.dockerfile import PROJECT, copy_into, exec_form, install_command
+from orchestrator_tests.support.dockerfile import PROJECT, copy_into, install_command
 from orchestrator_tests.support.installation import Installation, uv
 
 pytestmark = pytest.mark.packaging
@@ -57,11 +57,10 @@ def test_neither_sandbox_nor_tests_are_in(image: Installation) -> None:
 def test_what_the_container_starts_answers_loads_the_pipelines_and_stops(image: Installation) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    program, command, *_ = exec_form("CMD")
-    words = (command, "--host", "127.0.0.1", "--port", str(port))
+    words = ("serve", "--host", "127.0.0.1", "--port", str(port))
     environment = image.environment(ORCHESTRATOR_DEPLOYMENT="team-a", MAX_INSTANCES="3", UI_TOKEN=TOKEN)
     with running(
-        *words, cwd=image.directory, program=[image.program(program)], environment=environment
+        *words, cwd=image.directory, program=[image.program("orchestrator")], environment=environment
     ) as orchestrator:
         orchestrator.await_output(f"Dagster runs on {url}")
         assert requests.get(f"{url}/health/live", timeout=30).ok

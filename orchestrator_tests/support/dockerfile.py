@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -25,11 +26,16 @@ def exec_form(name: str) -> list[str]:
 
 
 def copy_into(directory: Path) -> None:
-    """Do what the COPY instructions do; what .dockerignore names cannot be copied, as for Docker."""
-    ignored = shutil.ignore_patterns(*(PROJECT / ".dockerignore").read_text().replace("**/", "").split())
+    """Do what the COPY instructions of the working directory do; .dockerignore must let it through, as for Docker."""
+    lines = [line for line in (PROJECT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    sent = [line.removeprefix("!") for line in lines if line.startswith("!")]
+    assert lines[0] == "*"
+    ignored = shutil.ignore_patterns(*(line.removeprefix("**/") for line in lines if line.startswith("**/")))
     for *sources, target in instructions("COPY"):
+        if target.startswith("/"):
+            continue
         for source in sources:
-            assert not ignored("", [source]), f"{source} is in .dockerignore"
+            assert source.removeprefix("./") in sent, f"{source} is not in .dockerignore"
             if (PROJECT / source).is_dir():
                 shutil.copytree(PROJECT / source, directory / target, ignore=ignored)
             else:
@@ -38,7 +44,25 @@ def copy_into(directory: Path) -> None:
 
 def install_command(python: Path) -> list[str]:
     """The command that installs the orchestrator into the image; with this Python, and uv's shared cache."""
-    (command,) = [words for words in instructions("RUN") if words[:3] == ["uv", "pip", "install"]]
-    for flag in ("--system", "--no-cache", "--compile-bytecode"):  # where to, and how fast; not what
-        command.remove(flag)
-    return [*command[1:], "--python", str(python)]
+    (words,) = [words for words in instructions("RUN") if _command(words)[:3] == ["uv", "pip", "install"]]
+    command = _command(words)
+    command.remove("--no-cache")  # how fast; not what
+    # As for Docker with the ARGs as they are: empty.
+    unset = [re.sub(r"\$\{[A-Z_]+:\+.*\}", "", word) for word in _joined(command)]
+    return [*filter(None, unset[1:]), "--python", str(python)]
+
+
+def _command(words: list[str]) -> list[str]:
+    """Without the options of RUN."""
+    return [word for word in words if not word.startswith("--mount=")]
+
+
+def _joined(words: list[str]) -> list[str]:
+    """`${NAME:+several words}` as one word."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1].count("{") > joined[-1].count("}"):
+            joined[-1] += f" {word}"
+        else:
+            joined.append(word)
+    return joined

@@ -1,0 +1,213 @@
+"""The Dockerfile, built by a real Docker Engine on Debian's packages: what is in the image, how it starts and stops."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+from orchestrator.errors import SandboxError
+from orchestrator_sandbox.docker_engine import DockerEngine
+from orchestrator_sandbox.processes.child import free_port
+from orchestrator_tests.support.base_image import import_base
+from orchestrator_tests.support.dockerfile import PROJECT
+from orchestrator_tests.support.group_index import MODULE, USER, GroupIndex
+from orchestrator_tests.support.layers import where_found
+from orchestrator_tests.support.waiting import until
+
+pytestmark = pytest.mark.services
+
+TOKEN = "a-token-of-the-ui-for-the-tests-only"
+START_SECONDS = 180
+MEGABYTE = 1_000_000
+LARGEST = 900 * MEGABYTE
+PATIENCE_SECONDS = 60
+
+SERVED: Mapping[str, str] = {"ORCHESTRATOR_DEPLOYMENT": "team-a", "UI_TOKEN": TOKEN, "UI_INSECURE": "true"}
+
+PLANTED = (
+    *(".env", "key.pem", "id_ed25519", ".netrc", ".git/config", "secrets/password", "deploy/container/.env"),
+    *("orchestrator/.env", "orchestrator/defs/example/key.pem", "orchestrator/defs/example/.netrc"),
+    *("orchestrator/defs/example/private.key", "orchestrator_tests/token", "notes.txt"),
+)
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """An image, and what must not be in it.
+
+    Attributes:
+        planted: in each file of the build context that no image needs.
+        password: of the package index.
+    """
+
+    engine: DockerEngine
+    base: str
+    name: str
+    planted: str
+    password: str
+
+    def start(self, *options: str, environment: Mapping[str, str] = SERVED) -> str:
+        """Start a container; return its ID."""
+        words = [word for name, value in environment.items() for word in ("-e", f"{name}={value}")]
+        return self.engine.run("run", "--detach", "--network=host", *words, *options, self.name)
+
+    def ended(self, *options: str, environment: Mapping[str, str]) -> tuple[int, str]:
+        """The exit status and the output of a container that ends by itself."""
+        container = self.start(*options, environment=environment)
+        status = int(self.engine.run("wait", container, seconds=START_SECONDS))
+        return status, self.output(container)
+
+    def output(self, container: str) -> str:
+        """Its standard error, and its standard output."""
+        done = subprocess.run(
+            ["docker", "logs", container],
+            env=self.engine.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    def in_container(self, container: str, *words: str) -> str:
+        return self.engine.run("exec", container, *words)
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout, as `git clone` brings it."""
+    directory = tmp_path_factory.mktemp("context")
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    names = [name for name in files.split("\0") if name and (PROJECT / name).is_file()]
+    tar = subprocess.Popen(["tar", "-c", *names], cwd=PROJECT, stdout=subprocess.PIPE)
+    subprocess.run(["tar", "-x"], cwd=directory, stdin=tar.stdout, check=True)
+    assert tar.wait() == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def base(docker_engine: DockerEngine, request: pytest.FixtureRequest) -> str:
+    return import_base(docker_engine, request.config.cache.mkdir("debian-base"))
+
+
+@pytest.fixture(scope="module")
+def image(
+    docker_engine: DockerEngine, base: str, context: Path, tmp_path_factory: pytest.TempPathFactory
+) -> BuiltImage:
+    planted, password = f"planted-{secrets.token_hex(16)}", f"password-{secrets.token_hex(16)}"
+    for name in PLANTED:
+        file = context / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{planted}\n")
+    (context / "team-requirements.txt").write_text(f"{GroupIndex.package}==1.0\n")
+    netrc = tmp_path_factory.mktemp("secret") / "netrc"
+    netrc.write_text(f"machine 127.0.0.1 login {USER} password {password}\n")
+    with GroupIndex(password=password) as index:
+        docker_engine.build(
+            context,
+            *("--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"INDEX_URL={index.url}"),
+            *("--build-arg", "CUSTOM_REQUIREMENTS=team-requirements.txt", "--secret", f"id=netrc,src={netrc}"),
+            *("--tag", "orchestrator:test"),
+        )
+    return BuiltImage(docker_engine, base, "orchestrator:test", planted, password)
+
+
+@pytest.fixture
+def served(image: BuiltImage) -> Iterator[tuple[str, str]]:
+    """A container whose files nobody can change but for its volume and /tmp, and its address."""
+    port = free_port()
+    limits = ("--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--tmpfs=/tmp")
+    container = image.start(*limits, environment={**SERVED, "PORT": str(port)})
+    yield container, f"http://127.0.0.1:{port}"
+    image.engine.run("rm", "--force", "--volumes", container)
+
+
+def test_no_layer_holds_what_was_planted_nor_the_login_of_the_index(image: BuiltImage) -> None:
+    assert where_found(image.engine, image.name, image.planted.encode(), image.password.encode()) == []
+    everything = image.engine.run("history", "--no-trunc", image.name) + image.engine.run("inspect", image.name)
+    assert image.planted not in everything
+    assert image.password not in everything
+
+
+def test_it_is_small(image: BuiltImage) -> None:
+    sizes = [int(image.engine.run("inspect", "--format={{.Size}}", name)) for name in (image.name, image.base)]
+    assert sizes[0] - sizes[1] <= LARGEST
+
+
+def test_its_user_is_a_number_and_owns_the_volume(image: BuiltImage) -> None:
+    (described,) = json.loads(image.engine.run("inspect", image.name))
+    assert described["Config"]["User"] == "1000:1000"
+    assert list(described["Config"]["Volumes"]) == ["/var/lib/orchestrator"]
+    stat = ("--rm", "--entrypoint=stat", image.name, "--format=%u:%g %a", "/var/lib/orchestrator", "/home/orchestrator")
+    assert image.engine.run("run", "--network=none", *stat).splitlines() == ["1000:1000 700"] * 2
+
+
+def test_it_starts_lets_in_who_logs_in_gets_healthy_and_stops(image: BuiltImage, served: tuple[str, str]) -> None:
+    container, url = served
+
+    def health() -> str:
+        (described,) = json.loads(image.engine.run("inspect", container))
+        assert described["State"]["Running"], image.output(container)
+        return str(described["State"]["Health"]["Status"])
+
+    until(lambda: health() == "healthy", seconds=START_SECONDS, every=1)
+    assert requests.get(f"{url}/server_info", timeout=30, allow_redirects=False).status_code in (302, 303, 401)
+    with requests.Session() as browser:
+        browser.get(f"{url}/", params={"token": TOKEN}, timeout=30)
+        assert browser.get(f"{url}/server_info", timeout=30).json()["dagster_version"]
+    assert image.in_container(container, "id", "-u") == "1000"
+    assert image.in_container(container, "python", "-c", f"import {MODULE}; print({MODULE}.FEATURES)") == "7"
+    assert (
+        image.in_container(container, "python", "-c", "import mlflow, dagster_mlflow, pandas, sklearn, scipy.stats")
+        == ""
+    )
+    image.engine.run("stop", f"--time={PATIENCE_SECONDS}", container, seconds=2 * PATIENCE_SECONDS)
+    # 137: it was killed. On a quiet machine it ends within 10 s, which is what `docker stop` waits by default.
+    assert image.engine.run("inspect", "--format={{.State.ExitCode}}", container) == "143"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "sentence"),
+    [
+        ("ORCHESTRATOR_DEPLOYMENT", "ORCHESTRATOR_DEPLOYMENT is not set; give this installation a name that lasts"),
+        ("UI_TOKEN", "UI_TOKEN is not set, nobody can log in otherwise"),
+        ("UI_INSECURE", "would read passwords and tokens, because there is no TLS"),
+    ],
+)
+def test_a_start_without_what_it_needs_ends_in_one_sentence(image: BuiltImage, left_out: str, sentence: str) -> None:
+    environment = {name: value for name, value in SERVED.items() if name != left_out}
+    status, output = image.ended("--rm=false", environment=environment)
+    (line,) = output.splitlines()
+    assert line.startswith("orchestrator: ")
+    assert sentence in line
+    assert status == 1
+
+
+def test_a_volume_of_somebody_else_is_named_with_what_mends_it(image: BuiltImage, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    status, output = image.ended("--volume", f"{tmp_path}:/var/lib/orchestrator", environment=SERVED)
+    (line,) = output.splitlines()
+    assert "cannot write to DAGSTER_HOME" in line
+    assert "chown 1000" in line
+    assert status == 1
+
+
+def test_a_login_in_the_address_of_the_index_is_refused(image: BuiltImage, context: Path) -> None:
+    with pytest.raises(SandboxError, match="give it as --secret id=netrc"):
+        image.engine.build(
+            context,
+            *("--build-arg", f"BASE_IMAGE={image.base}", "--build-arg", "INDEX_URL=https://me:pw@index.example/simple"),
+        )
