@@ -37,7 +37,7 @@ from orchestrator.resources.retry import RetryPolicy
 SHORTEST_TRY_SECONDS = 1.0
 """A try at the end of our patience still gets this long."""
 
-Method = Literal["GET", "POST", "PUT"]
+Method = Literal["GET", "POST", "PUT", "DELETE"]
 T = TypeVar("T")
 T1 = TypeVar("T1")
 _log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class HttpRequest:
     """A request, below the server's address.
 
     Attributes:
-        method: GET, POST or PUT.
+        method: GET, POST, PUT or DELETE.
         path: without a slash in front.
         query: parameters of the address.
         form: fields of a form, to be posted.

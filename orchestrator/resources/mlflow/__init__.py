@@ -1,6 +1,29 @@
-"""MLflow: runs found by tags, created once, finished, read."""
+"""MLflow: runs found by tags, created once, finished, read; its model registry."""
 
-from orchestrator.resources.mlflow.answers import Experiment, FinalStatus, MetricPoint, ModelVersion, Run, RunStatus
+from orchestrator.resources.mlflow.answers import (
+    Dataset,
+    Experiment,
+    FinalStatus,
+    MetricPoint,
+    ModelVersion,
+    RegisteredModel,
+    Run,
+    RunStatus,
+)
 from orchestrator.resources.mlflow.client import Mlflow, MlflowResource
+from orchestrator.resources.mlflow.registry import LoggedModel, ModelRegistry
 
-__all__ = ["Experiment", "FinalStatus", "MetricPoint", "Mlflow", "MlflowResource", "ModelVersion", "Run", "RunStatus"]
+__all__ = [
+    "Dataset",
+    "Experiment",
+    "FinalStatus",
+    "LoggedModel",
+    "MetricPoint",
+    "Mlflow",
+    "MlflowResource",
+    "ModelRegistry",
+    "ModelVersion",
+    "RegisteredModel",
+    "Run",
+    "RunStatus",
+]

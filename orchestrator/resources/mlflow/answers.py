@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
@@ -70,6 +70,9 @@ class Run:
         latest: each metric's value at its highest step.
         active: False once somebody deleted it.
         has_model: whether a model was logged to it.
+        models: IDs of the models that MLflow 3 has among its outputs, the last logged one last.
+        datasets: what it says that it has read.
+        artifact_uri: where its artifacts are.
     """
 
     id: str
@@ -83,6 +86,9 @@ class Run:
     tags: Mapping[str, str]
     active: bool
     has_model: bool = False
+    models: tuple[str, ...] = ()
+    datasets: tuple[Dataset, ...] = ()
+    artifact_uri: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -119,6 +125,9 @@ class Run:
             tags=tags,
             active=info.get("lifecycle_stage", "active") == "active",
             has_model=_has_model(answer["run"], tags),
+            models=_models(answer["run"]),
+            datasets=_datasets(answer["run"]),
+            artifact_uri=str(info.get("artifact_uri", "")),
         )
 
 
@@ -127,17 +136,107 @@ def _has_model(run: Mapping[str, Any], tags: Mapping[str, str]) -> bool:
     return MlflowTag.LOGGED_MODELS in tags or (isinstance(outputs, dict) and bool(outputs.get("model_outputs")))
 
 
+def _models(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """In the order of their steps, as far as they say one."""
+    outputs = run.get("outputs")
+    listed = outputs.get("model_outputs") if isinstance(outputs, dict) else None
+    found = _each(listed if isinstance(listed, list) else None, _model_output, "a model of a run")
+    return tuple(model for _, model in sorted(found, key=lambda output: output[0]))
+
+
+def _model_output(output: Mapping[str, Any]) -> tuple[int, str]:
+    return int(output.get("step") or 0), str(output["model_id"])
+
+
+def _datasets(run: Mapping[str, Any]) -> tuple[Dataset, ...]:
+    inputs = run.get("inputs")
+    listed = inputs.get("dataset_inputs") if isinstance(inputs, dict) else None
+    return tuple(_each(listed if isinstance(listed, list) else None, Dataset.from_json, "a dataset of a run"))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run says that it has read.
+
+    Attributes:
+        context: what for, such as `training` or `eval`; empty when it does not say.
+    """
+
+    name: str
+    digest: str
+    context: str
+
+    @classmethod
+    def from_json(cls, answer: Mapping[str, Any]) -> Self:
+        """Read https://mlflow.org/docs/latest/rest-api.html#datasetinput."""
+        dataset = answer["dataset"]
+        context = _texts(answer.get("tags")).get("mlflow.data.context", "")
+        return cls(name=str(dataset["name"])[:200], digest=str(dataset["digest"])[:200], context=context[:200])
+
+
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version of a registered model."""
+    """A version of a registered model.
+
+    Attributes:
+        run_id: the run that its model was logged to; empty when it does not say.
+        created_at: when it was registered.
+    """
 
     model: str
     version: str
+    run_id: str = ""
+    created_at: datetime | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        """The version, to be compared."""
+        return int(self.version)
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> Self:
         """Read https://mlflow.org/docs/latest/rest-api.html#modelversion."""
-        return cls(model=str(answer["name"]), version=str(answer["version"]))
+        return cls(
+            model=str(answer["name"]),
+            version=str(_version_number(answer["version"])),
+            run_id=str(answer.get("run_id") or ""),
+            created_at=_moment(answer.get("creation_timestamp")),
+            tags=_texts(answer.get("tags")),
+        )
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A registered model.
+
+    Attributes:
+        aliases: alias → the version that it points to.
+    """
+
+    name: str
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, answer: Mapping[str, Any]) -> Self:
+        """Read https://mlflow.org/docs/latest/rest-api.html#registeredmodel."""
+        model = answer["registered_model"]
+        return cls(name=str(model["name"]), aliases=dict(_each(model.get("aliases"), _alias, "an alias of a model")))
+
+    def aliases_of(self, version: ModelVersion) -> list[str]:
+        """The aliases that point to a version."""
+        return sorted(alias for alias, number in self.aliases.items() if number == version.version)
+
+
+def _alias(alias: Mapping[str, Any]) -> tuple[str, str]:
+    return str(alias["alias"]), str(_version_number(alias["version"]))
+
+
+def _version_number(version: object) -> int:
+    number = int(version) if isinstance(version, str | int) else 0
+    if not 0 < number < 2**31:
+        raise ValueError(f"a version {version!r:.50}")
+    return number
 
 
 def versions_page(answer: Mapping[str, Any]) -> list[ModelVersion]:

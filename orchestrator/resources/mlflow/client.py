@@ -47,6 +47,7 @@ from orchestrator.resources.mlflow.answers import (
 )
 from orchestrator.resources.mlflow.errors import explain
 from orchestrator.resources.mlflow.history import HistoryThinner
+from orchestrator.resources.mlflow.registry import ModelRegistry
 from orchestrator.resources.mlflow.search import RunSearch, conditions_on, search_body
 from orchestrator.resources.mlflow.server import TrackingServer
 from orchestrator.resources.retry import RetryPolicy
@@ -394,11 +395,19 @@ class Mlflow:
         query = {"filter": f"run_id = '{run_id}'", "max_results": 100}
         return self._get("model-versions/search", query, versions_page)
 
+    @property
+    def registry(self) -> ModelRegistry:
+        """The server's model registry, asked with the same patience."""
+        return ModelRegistry(self._http, page=self._page)
+
     def run_url(self, run: Run) -> str | None:
         """The page of a run in MLflow's user interface, as people reach it; None when none is known."""
+        return self._page(f"experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}")
+
+    def _page(self, path: str) -> str | None:
         if self._pages is None:
             return None
-        page = f"{self._pages}/#/experiments/{quote(run.experiment_id)}/runs/{quote(run.id)}"
+        page = f"{self._pages}/#/{path}"
         return f"{page}?workspace={self._workspace}" if self._workspace else page
 
     def _read_experiment(self, answer: JsonObject) -> Experiment:
