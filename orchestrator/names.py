@@ -18,6 +18,15 @@ READABLE = "readable"
 LOGGED_SOMETHING = "logged_something"
 """The check of `P/trained_model` that warns when the model's MLflow run has neither a metric nor a model."""
 
+LOADABLE_MODEL = "loadable_model"
+"""The check of `P/trained_model` that is red when the model's MLflow run has no model that can be loaded."""
+
+CHAMPION_MODEL = "champion_model"
+"""The asset `P/champion_model` of a pipeline P that says what its champion is."""
+
+CHAMPION_ALIAS = "champion"
+"""The alias of the registered model that points to the version in use."""
+
 JANITOR = "janitor"
 """The sensor that ends what was left behind, and the external asset that tells of it."""
 
@@ -38,6 +47,16 @@ def jenkins_sensor(pipeline: str) -> str:
 def training_job(pipeline: str) -> str:
     """The job that the sensor launches."""
     return f"{pipeline}_training"
+
+
+def champion_job(pipeline: str) -> str:
+    """The job that registers trained models and chooses the champion."""
+    return f"{pipeline}_champion"
+
+
+def champion_sensor(pipeline: str) -> str:
+    """The sensor that launches it."""
+    return f"{pipeline}_champion_sensor"
 
 
 SIGNING_KEY = "orchestrator/signing-key"
@@ -122,6 +141,12 @@ class MlflowTag:
     """The same, on failed runs too: what was spent is found by it."""
     RESERVED_USD = "orchestrator.reserved_usd"
     """The worst case of a launch, as long as there is a ceiling; what two launches at once see of each other."""
+    CHECKS = "orchestrator.checks"
+    """`passed` or `failed`: the verdict of the checks on the model, which the champion needs."""
+    CHECKS_REASON = "orchestrator.checks_reason"
+    EXPERIMENT = "orchestrator.experiment"
+    """The name of the experiment that it was trained for: such a run is no champion, unless the next tag says so."""
+    MAY_BE_CHAMPION = "orchestrator.may_be_champion"
     SOURCE_TYPE = "mlflow.source.type"
     SOURCE_NAME = "mlflow.source.name"
     SOURCE_COMMIT = "mlflow.source.git.commit"
@@ -135,6 +160,17 @@ class MlflowTag:
     """Written by MLflow 2; MLflow 3 has the models among the run's outputs."""
     PROJECT_ENV = "mlflow.project.env"
     DOCKER_IMAGE = "mlflow.docker.image.uri"
+
+
+class VersionTag:
+    """Tags of versions of a registered model, besides those of `MlflowTag` that say what it was made from."""
+
+    PROMOTED = "orchestrator.promoted"
+    """JSON: who made it the champion, why, when, and after which build; a newer build may beat it."""
+    REJECTED = "orchestrator.rejected"
+    """JSON: who rolled back from it, why and when; empty: it is not rejected any more."""
+    EVALUATION_DATA = "orchestrator.evaluation_data"
+    """Names and digests of the data that its metrics come from, as far as the training has said."""
 
 
 class RunTag:
@@ -153,6 +189,8 @@ class RunTag:
     """What that instance was launched with: its tags are within reach of others, these are not."""
     LATE = "orchestrator/late"
     """When the janitor ended the run's instance because it had run past its deadline; ISO 8601, UTC."""
+    DECIDES = "orchestrator/decides"
+    """Up to which recorded model (Dagster's number of the event) a run of the champion's job is to decide."""
     FAILED_EARLY = "orchestrator/failed-early"
     """How the run failed before its training began: kind, fingerprint of the settings, and its own ID."""
     JENKINS_JOB = "jenkins/job"

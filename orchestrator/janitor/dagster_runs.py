@@ -202,7 +202,8 @@ def _partition(run: dg.DagsterRun) -> str:
 
 
 def _may_train(run: TrainingRun) -> bool:
-    return not run.finished and run.pipelines != frozenset()
+    """Or surely is ours, and may be dead: each run of ours renews a lease, also the one that chooses a champion."""
+    return not run.finished and (run.pipelines != frozenset() or run.lease_until is not None)
 
 
 def _may_be_retried(run: TrainingRun) -> bool:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import dagster as dg
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, WithJsonSchema, model_validator
 
 from orchestrator import names
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline import watched
 from orchestrator.pipeline.builds import jenkins_build_spec, jenkins_sensor
+from orchestrator.pipeline.models.champion_asset import champion_model
+from orchestrator.pipeline.models.champion_sensor import champion_sensor
+from orchestrator.pipeline.models.declared import ChampionBlock, ChampionRule, MetricCheck, ModelRules, model_rules
 from orchestrator.pipeline.training.asset import trained_model
 from orchestrator.settings.attributes import SettingNames, SettingsBlock, VariablesBlock, text_of
 from orchestrator.settings.source import SettingsSource
@@ -36,6 +39,10 @@ attributes:
   # Which variable to read instead, for this pipeline; for secrets too, which may not stand in a file.
   #settings_from_env:
     #JENKINS_TOKEN: {variable}_JENKINS_TOKEN
+  # What a model has to be, by metric; a run whose model is not is red. The best of those that pass is the champion.
+  #checks:
+    #accuracy: {{min: 0.9, worse_than_champion_by_at_most: 5%}}
+  #champion: {{metric: accuracy, goal: maximize, model: {name}}}
 """
 
 
@@ -78,6 +85,20 @@ class PipelineAttributes(BaseModel):
         default_factory=VariablesBlock,
         description="setting: name of the environment variable to read it from, for this pipeline; for secrets too",
     )
+    checks: dict[str, MetricCheck] = Field(
+        default_factory=dict, description="metric: what it has to be; a model that is not is recorded, and its run red"
+    )
+    champion: ChampionBlock | None = Field(
+        default=None, description="how the best model is found and where it is registered; default: none is"
+    )
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        try:
+            model_rules(self.name or "", self.checks, self.champion)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 class PipelineScaffolder(dg.Scaffolder):
@@ -111,6 +132,12 @@ class TrainingPipeline(dg.Component, dg.Model):
         default_factory=dict,
         description="setting: name of the environment variable to read it from, for this pipeline; for secrets too",
     )
+    checks: dict[str, MetricCheck] = Field(
+        default_factory=dict, description="metric: what it has to be; a model that is not is recorded, and its run red"
+    )
+    champion: ChampionBlock | None = Field(
+        default=None, description="how the best model is found and where it is registered; default: none is"
+    )
     _context: dg.ComponentLoadContext | None = PrivateAttr(default=None)
 
     @classmethod
@@ -135,6 +162,8 @@ class TrainingPipeline(dg.Component, dg.Model):
             name=name,
             settings=_filled_in(given.settings.given(), context, SettingsBlock),
             settings_from_env=_filled_in(given.settings_from_env.given(), context, VariablesBlock),
+            checks=given.checks,
+            champion=given.champion,
         )
         pipeline._context = context
         _loaded.append(weakref.ref(pipeline))
@@ -147,6 +176,14 @@ class TrainingPipeline(dg.Component, dg.Model):
             values={name: text_of(value) for name, value in self.settings.items()},
             from_env=self.settings_from_env,
         )
+
+    def model_rules(self) -> ModelRules:
+        """What this defs.yaml asks of its models.
+
+        Raises:
+            SettingsError: it cannot be known what is meant.
+        """
+        return model_rules(self.name, self.checks, self.champion)
 
     def _twin(self) -> Path | None:
         """The folder of another pipeline of the same name in the same project."""
@@ -162,13 +199,14 @@ class TrainingPipeline(dg.Component, dg.Model):
         """The assets, the job and the sensor of this pipeline; what all pipelines share is `definitions.shared()`.
 
         Raises:
-            SettingsError: another pipeline has the same name, or the file holds a secret.
+            SettingsError: another pipeline has the same name, the file holds a secret, or a check cannot be meant so.
         """
         if twin := self._twin():
             raise SettingsError(doubled(self.name, (context.path, twin)))
         settings = self.pipeline_settings()
         watched.remember(settings)
-        model = trained_model(self.name, settings)
+        rules = self.model_rules()
+        model = trained_model(self.name, settings, rules=rules)
         job = dg.define_asset_job(
             names.training_job(self.name),
             selection=[model],
@@ -178,11 +216,27 @@ class TrainingPipeline(dg.Component, dg.Model):
             # runs that are not of this job.
             tags={"dagster/retry_strategy": "ALL_STEPS", "dagster/retry_on_asset_or_op_failure": "false"},
         )
-        return dg.Definitions(
+        training = dg.Definitions(
             assets=[jenkins_build_spec(self.name), model],
             jobs=[job],
             sensors=[jenkins_sensor(self.name, settings, job)],
         )
+        if rules.champion is None:
+            return training
+        return dg.Definitions.merge(training, champion_definitions(rules.champion, settings))
+
+
+def champion_definitions(rule: ChampionRule, settings: SettingsSource) -> dg.Definitions:
+    """What a pipeline has in addition that has a champion: the asset, its job and the sensor."""
+    champion = champion_model(rule, settings)
+    job = dg.define_asset_job(
+        names.champion_job(rule.pipeline),
+        selection=[champion],
+        description=f"Registers the trained models of {rule.pipeline} and chooses the champion.",
+        executor_def=dg.in_process_executor,
+        tags={"dagster/retry_strategy": "ALL_STEPS", "dagster/retry_on_asset_or_op_failure": "false"},
+    )
+    return dg.Definitions(assets=[champion], jobs=[job], sensors=[champion_sensor(rule.pipeline, job)])
 
 
 _loaded: list[weakref.ref[TrainingPipeline]] = []

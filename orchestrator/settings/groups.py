@@ -482,6 +482,13 @@ class MlflowSettings(SettingsGroup):
         le=LONGEST_MINUTES,
         allow_inf_nan=False,
     )
+    keep_versions: int = setting(
+        "KEEP_VERSIONS",
+        "how many versions of its registered model a pipeline with a `champion` keeps, the newest; what has an alias, "
+        "was promoted or is rejected is kept besides; the runs and their models stay; 0: all",
+        100,
+        ge=0,
+    )
     uri_on_instance: str | None = setting(
         "MLFLOW_TRACKING_URI_ON_INSTANCE",
         "the server's address as the instance sees it, where it differs",

@@ -6,7 +6,7 @@ from dagster._core.definitions.instigation_logger import get_instigation_log_rec
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.errors import DagsterRunAlreadyExists, DagsterUserCodeUnreachableError
-from dagster._core.events import DagsterEvent, DagsterEventType, RunFailureReason
+from dagster._core.events import DagsterEvent, DagsterEventType, RunFailureReason, StepMaterializationData
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus, PartitionBackfill
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 from dagster._core.launcher import LaunchRunContext, WorkerStatus
@@ -45,6 +45,7 @@ __all__ = [
     "RunsTable",
     "SensorExecutionData",
     "SqlRunStorage",
+    "StepMaterializationData",
     "TickStatus",
     "WorkerStatus",
     "WorkspaceProcessContext",

@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import dagster as dg
 
 from orchestrator import names
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import MlflowError, OrchestratorError
 from orchestrator.names import INSTANCE_POOL, Step
 from orchestrator.pipeline.builds import builds_partitions, find_build
 from orchestrator.pipeline.builds.breaker import early_failures_noted
+from orchestrator.pipeline.models.checks import Judgement, check_specs, failure, judge
+from orchestrator.pipeline.models.declared import ModelRules
 from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator.pipeline.training.config import TrainingConfig, launchpad_schema
 from orchestrator.pipeline.training.executor import require_one_process
@@ -47,14 +49,19 @@ def _write_to_run_log(text: str) -> None:
     sys.stdout.flush()
 
 
-def trained_model(name: str, settings: SettingsSource, *, group: str | None = None) -> dg.AssetsDefinition:
+def trained_model(
+    name: str, settings: SettingsSource, *, group: str | None = None, rules: ModelRules | None = None
+) -> dg.AssetsDefinition:
     """Make the asset `<name>/trained_model`.
 
     Args:
         name: the pipeline.
         settings: its settings; read when a run needs them.
         group: Dagster's asset group; default: the pipeline's name.
+        rules: what its models have to be.
     """
+    asked = rules or ModelRules()
+    key = dg.AssetKey([name, names.TRAINED_MODEL])
 
     def attempt_of(context: dg.OpExecutionContext, config: TrainingConfig) -> Attempt:
         resources = context.resources
@@ -144,11 +151,21 @@ def trained_model(name: str, settings: SettingsSource, *, group: str | None = No
     train = step(Step.TRAIN, "Run `mlflow run` on the instance and follow it to its end.", _train, pool=INSTANCE_POOL)
     terminate = step(Step.TERMINATE, "Give the instance back.", _terminate)
 
+    specs = [
+        dg.AssetCheckSpec(
+            names.LOGGED_SOMETHING,
+            asset=key,
+            description="The model's MLflow run has a metric or a model; a training that leaves neither may be a "
+            "mistake.",
+        ),
+        *check_specs(asked, key),
+    ]
+
     @dg.op(
         name=f"{name}__{Step.RECORD}",
         description="Record what MLflow holds on the asset.",
         ins={"after": dg.In(dg.Nothing)},
-        out={RESULT: dg.Out(dg.Nothing), names.LOGGED_SOMETHING: dg.Out(dg.Nothing)},
+        out={RESULT: dg.Out(dg.Nothing), **{spec.name: dg.Out(dg.Nothing) for spec in specs}},
         required_resource_keys=needed,
     )
     def record(
@@ -156,15 +173,12 @@ def trained_model(name: str, settings: SettingsSource, *, group: str | None = No
     ) -> Iterator[dg.Output[None] | dg.AssetCheckResult]:
         with failures_in_plain_words():
             require_one_process(context, pipeline=name)
-            finished = _record(context, attempt_of(context, config))
+            finished, judgements = _record(context, attempt_of(context, config), asked)
         yield dg.Output(None, RESULT)
-        yield logged_something(finished, context.assets_def.key)
-
-    check = dg.AssetCheckSpec(
-        names.LOGGED_SOMETHING,
-        asset=[name, names.TRAINED_MODEL],
-        description="The model's MLflow run has a metric or a model; a training that leaves neither may be a mistake.",
-    )
+        yield logged_something(finished, key)
+        yield from (judgement.result(key) for judgement in judgements)
+        if fault := failure(judgements, partition=context.partition_key):
+            raise dg.Failure(description=fault, metadata={"kind": "ChecksFailed"}, allow_retries=False)
 
     @dg.graph_asset(
         name=names.TRAINED_MODEL,
@@ -179,15 +193,16 @@ def trained_model(name: str, settings: SettingsSource, *, group: str | None = No
         ),
         description=f"The model that MLflow holds for each green Jenkins build of {name}.",
         kinds={"mlflow", "ec2"},
-        check_specs=[check],
+        check_specs=specs,
     )
     def asset(build: None) -> Mapping[str, object]:
         resolved = resolve.alias(Step.RESOLVE)(build)
         ready = provision.alias(Step.PROVISION)(resolved)
         trained = train.alias(Step.TRAIN)(ready)
         terminated = terminate.alias(Step.TERMINATE)(trained)
-        recorded, checked = record.alias(Step.RECORD)(terminated)
-        return {RESULT: recorded, check.get_python_identifier(): checked}
+        recorded, *checked = record.alias(Step.RECORD)(terminated)
+        outputs = zip(specs, checked, strict=True)
+        return {RESULT: recorded, **{spec.get_python_identifier(): output for spec, output in outputs}}
 
     return asset
 
@@ -230,9 +245,20 @@ def _terminate(context: dg.OpExecutionContext, attempt: Attempt) -> None:
         context.add_output_metadata({"instance": usage.instance_id, "minutes": usage.minutes})
 
 
-def _record(context: dg.OpExecutionContext, attempt: Attempt) -> FinishedTraining:
+def _record(
+    context: dg.OpExecutionContext, attempt: Attempt, rules: ModelRules
+) -> tuple[FinishedTraining, list[Judgement]]:
     finished = attempt.finished()
+    try:
+        # Before the model is recorded: whoever sees that it is, sees what the checks say of it.
+        judgements = judge(attempt.patient_mlflow, finished.run, rules)
+    except MlflowError as error:
+        raise type(error)(
+            f"build {attempt.plan.partition} is trained, but what its checks say could not be kept on MLflow run "
+            f"{finished.run.id}: {error}. When that is put right, re-execute this run from failure: it records without "
+            "training again"
+        ) from error
     context.add_output_metadata(training_metadata(finished, attempt.plan.build), output_name=RESULT)
     # The run is the version of the model: a new training is new data, a re-recorded one is not.
     context.set_data_version(context.assets_def.key, dg.DataVersion(finished.run.id))
-    return finished
+    return finished, judgements

@@ -479,6 +479,11 @@ class Attempt:
         """All that MLflow holds of the training; waits for an MLflow that is away."""
         return self._tracked.finished(self._usage)
 
+    @property
+    def patient_mlflow(self) -> Mlflow:
+        """MLflow, waited for as MLFLOW_PATIENCE_MINUTES says: for what follows the training."""
+        return self._tracked.patient_mlflow
+
     # ---- when it goes wrong
 
     def abandon(self, error: BaseException) -> None:

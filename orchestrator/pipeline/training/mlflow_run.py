@@ -79,6 +79,11 @@ class TrackedRun:
         self._training_at_stake = root_run != dagster_run
 
     @property
+    def patient_mlflow(self) -> Mlflow:
+        """The server, waited for as MLFLOW_PATIENCE_MINUTES says: for what follows a training."""
+        return self._patient
+
+    @property
     def _server(self) -> Mlflow:
         return self._patient if self._training_at_stake else self._mlflow
 

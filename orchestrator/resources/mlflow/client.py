@@ -296,7 +296,7 @@ class Mlflow:
         self._post("runs/update", {"run_id": run_id, "status": status, "end_time": _now()}, dict)
         return self.run(run_id)
 
-    def run(self, run_id: str) -> Run:
+    def run(self, run_id: str, *, deleted_too: bool = False) -> Run:
         """Read a run.
 
         Raises:
@@ -307,7 +307,7 @@ class Mlflow:
         except MlflowNotFound as error:
             sentence = f"no run with ID {run_id} on {self.uri}: it is on another server, or was removed for good"
             raise MlflowNotFound(sentence) from error
-        if not run.active:
+        if not run.active and not deleted_too:
             raise MlflowNotFound(f"the run with ID {run_id} on {self.uri} is deleted: restore it in MLflow")
         return run
 

@@ -32,7 +32,7 @@ TAG_BYTES = 5000
 LARGEST_FILE = 2**20
 """Of a model's own files that are read here: its description, never the model."""
 
-MOST_FOLDERS = 200
+MOST_FOLDERS = 1000
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
@@ -167,6 +167,14 @@ class ModelRegistry:
                 break
             tokens.add(token)
         return [found[number] for number in sorted(found)]
+
+    def version(self, name: str, number: str) -> ModelVersion:
+        """One version of a registered model.
+
+        Raises:
+            MlflowNotFound: there is no such version.
+        """
+        return self._get("model-versions/get", {"name": name, "version": number}, _one_version)
 
     def register(self, name: str, model: LoggedModel, *, tags: Mapping[str, str]) -> ModelVersion:
         """The version of this run, which is created if there is none: MLflow itself would make one at each call.
