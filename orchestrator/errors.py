@@ -32,6 +32,10 @@ OrchestratorError
 │   ├── TrainingFailed       the training process exited non-zero, or was killed by a signal
 │   ├── TrainingTimedOut     the deadline passed
 │   └── TrainingLost         the process vanished without an exit status
+├── DeploymentError          a model was not put into use; what was in use before still is
+│   ├── DeploymentFailed     because of the model: it does not start, or does not predict
+│   ├── TargetHeld           another pipeline's model is in use there, or something that is not ours
+│   └── TargetUnavailable    the target does not answer, or another deployment is under way there
 ├── DagsterDown              Dagster's webserver or daemon did not start, ended, or gave no usable answer
 └── SandboxError             a part of the local sandbox did not start or died
 """
@@ -180,6 +184,22 @@ class TrainingTimedOut(TrainingError):
 
 class TrainingLost(TrainingError):
     """The training process vanished without an exit status."""
+
+
+class DeploymentError(OrchestratorError):
+    """A model was not put into use; what was in use before still is."""
+
+
+class DeploymentFailed(DeploymentError):
+    """Because of the model: it does not start, or does not predict. Another try ends alike."""
+
+
+class TargetHeld(DeploymentError):
+    """Another pipeline's model is in use there, or something that is not ours."""
+
+
+class TargetUnavailable(DeploymentError):
+    """The target does not answer, or another deployment is under way there: another try may succeed."""
 
 
 class DagsterDown(OrchestratorError):
