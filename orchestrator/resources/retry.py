@@ -211,6 +211,11 @@ MLFLOW_ARTIFACT = RetryPolicy(
 )
 """A file of up to MAX_LOG_MB, which the server writes on before it answers; the instance waits for it."""
 
+MLFLOW_MODEL = RetryPolicy(
+    total_seconds=300, connect_seconds=5, answer_seconds=7200, first_pause_seconds=1, longest_pause_seconds=20
+)
+"""One file of a model, of any size; a pause in it is bounded by itself. Nobody waits but the deployment."""
+
 JANITOR_EC2 = Ec2Policy(total_seconds=10, connect_seconds=5, answer_seconds=10, absence_seconds=0)
 """The janitor: its next tick is a minute away, and Dagster ends one after 60 s."""
 

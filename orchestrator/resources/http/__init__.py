@@ -7,6 +7,7 @@ from orchestrator.resources.http.client import (
     HttpClient,
     HttpRequest,
     HttpServer,
+    IncompleteError,
     Method,
     Once,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "HttpFault",
     "HttpRequest",
     "HttpServer",
+    "IncompleteError",
     "JsonObject",
     "Method",
     "Once",

@@ -7,6 +7,7 @@ import io
 import socket
 import ssl
 import time
+from types import MappingProxyType
 from typing import Any
 
 import requests
@@ -15,6 +16,13 @@ import urllib3.connection
 
 LARGEST_ANSWER = 64 * 2**20
 """In bytes: of an answer as it is sent, and of its body as it is unpacked."""
+
+
+LARGEST_DOWNLOAD = 2**40
+"""Likewise, of a file that is passed on piece by piece; who takes it knows how large it should be."""
+
+SILENCE_SECONDS = 60.0
+"""How long a download may pause between two pieces."""
 
 
 class TooLargeError(Exception):
@@ -36,11 +44,14 @@ class _BoundedReader(io.RawIOBase):
     framing: headers, chunk sizes, body and trailers all pass through here.
     """
 
+    limit = LARGEST_ANSWER
+    silence_seconds = float("inf")
+
     def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
         self._socket = sock
         self._raw = raw
         self._deadline = time.monotonic() + (sock.gettimeout() or 0.0)
-        self._left = LARGEST_ANSWER
+        self._left = self.limit
 
     def readable(self) -> bool:
         return True
@@ -49,11 +60,11 @@ class _BoundedReader(io.RawIOBase):
         seconds = self._deadline - time.monotonic()
         if seconds <= 0:
             raise TimeoutError("timed out")
-        self._socket.settimeout(seconds)
+        self._socket.settimeout(min(seconds, self.silence_seconds))
         count: int | None = self._raw.readinto(buffer)
         self._left -= count or 0
         if self._left < 0:
-            raise TooLargeError(LARGEST_ANSWER)
+            raise TooLargeError(self.limit)
         return count
 
     def close(self) -> None:
@@ -61,13 +72,24 @@ class _BoundedReader(io.RawIOBase):
         super().close()
 
 
+class _DownloadReader(_BoundedReader):
+    limit = LARGEST_DOWNLOAD
+    silence_seconds = SILENCE_SECONDS
+
+
 class _BoundedResponse(http.client.HTTPResponse):
     """Takes the read timeout, which the socket has by now, for that of the whole answer."""
+
+    reader: type[_BoundedReader] = _BoundedReader
 
     def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         raw = self.fp.detach()
-        self.fp = io.BufferedReader(_BoundedReader(sock, raw))
+        self.fp = io.BufferedReader(self.reader(sock, raw))
+
+
+class _DownloadResponse(_BoundedResponse):
+    reader = _DownloadReader
 
 
 class _HttpConnection(urllib3.connection.HTTPConnection):
@@ -93,6 +115,22 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _HttpsConnection
 
 
+class _HttpDownload(_HttpConnection):
+    response_class = _DownloadResponse
+
+
+class _HttpsDownload(_HttpsConnection):
+    response_class = _DownloadResponse
+
+
+class _HttpDownloadPool(_HttpPool):
+    ConnectionCls = _HttpDownload
+
+
+class _HttpsDownloadPool(_HttpsPool):
+    ConnectionCls = _HttpsDownload
+
+
 class Session(requests.Session):
     """Follows no redirect."""
 
@@ -103,14 +141,22 @@ class Session(requests.Session):
 class BoundedAdapter(requests.adapters.HTTPAdapter):
     """Makes connections, a proxy's too, whose answers are bounded."""
 
+    pools = MappingProxyType({"http": _HttpPool, "https": _HttpsPool})
+
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        self.poolmanager.pool_classes_by_scheme = dict(self.pools)
 
     def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
         manager = super().proxy_manager_for(*args, **options)
-        manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        manager.pool_classes_by_scheme = dict(self.pools)
         return manager
+
+
+class DownloadAdapter(BoundedAdapter):
+    """Makes connections whose answers may be as large as a file, and take as long as their read timeout says."""
+
+    pools = MappingProxyType({"http": _HttpDownloadPool, "https": _HttpsDownloadPool})
 
 
 def whole_body(response: requests.Response, *, limit: int) -> bytes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal, Protocol, Self, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -19,7 +20,7 @@ import requests.auth
 import tenacity
 
 from orchestrator.errors import OrchestratorError, SettingsError
-from orchestrator.resources.http.bounded import LARGEST_ANSWER, BoundedAdapter, Session, whole_body
+from orchestrator.resources.http.bounded import LARGEST_ANSWER, BoundedAdapter, DownloadAdapter, Session, whole_body
 from orchestrator.resources.http.client_certificate import read_client_certificate
 from orchestrator.resources.http.problems import (
     FOREIGN_ERRORS,
@@ -185,11 +186,8 @@ class HttpClient:
         # Handed to each request, because REQUESTS_CA_BUNDLE would win over the session's own value.
         self._verify: str | bool = str(server.ca_bundle) if server.ca_bundle else True
         self._certificate = str(server.client_certificate) if server.client_certificate else None
-        self._session = Session()
-        self._session.auth = server.auth
-        self._session.headers.update({"Accept": "application/json", **server.headers})
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, BoundedAdapter())
+        self._session = _session(server, BoundedAdapter(), accept="application/json")
+        self._downloads = _session(server, DownloadAdapter(), accept="*/*")
 
     @property
     def uri(self) -> str:
@@ -205,6 +203,7 @@ class HttpClient:
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+        self._downloads.close()
 
     def ask(self, request: HttpRequest, read: Callable[[JsonObject], T]) -> T:
         """Send a request that may safely be sent twice, until it is answered or our patience ends.
@@ -258,6 +257,38 @@ class HttpClient:
         except HttpFault as fault:
             raise self._error(fault) from fault
 
+    def download(self, request: HttpRequest, take: Callable[[Iterator[bytes]], T]) -> T:
+        """Fetch a file of any size, again from its start until it has come whole or our patience ends.
+
+        Args:
+            request: what is asked; its bound on the answer's size does not hold.
+            take: takes the file piece by piece; what it raises is passed on, but for `IncompleteError`.
+
+        Raises:
+            OrchestratorError, SettingsError: as in `ask`.
+        """
+        policy = self.policy
+
+        def attempt() -> T:
+            with self._response(request, longest_seconds=policy.answer_seconds, session=self._downloads) as response:
+                answer = HttpAnswer(self._url(request), response.status_code, response.headers, b"")
+                if not response.ok or response.is_redirect:
+                    answer = replace(answer, body=whole_body(response, limit=request.largest_bytes))
+                require_success(answer)
+                try:
+                    return take(response.iter_content(2**18))
+                except IncompleteError as error:
+                    raise HttpFault(Problem.UNREACHABLE, answer.url, detail=str(error)) from error
+
+        retrying = policy.retrying(
+            retry=tenacity.retry_if_exception(_transient), wait=_Pauses(policy), before_sleep=self._log_retry
+        )
+        try:
+            return retrying(attempt)
+        except HttpFault as fault:
+            fault.policy = policy
+            raise self._error(fault) from fault
+
     def _read(self, request: HttpRequest, read: Callable[[JsonObject], T], *, longest_seconds: float) -> T:
         answer = self._send(request, longest_seconds=longest_seconds)
         data = answer.json_object()
@@ -271,11 +302,27 @@ class HttpClient:
             raise HttpFault(Problem.OTHER_SHAPE, answer.url, detail=repr(error), answer=answer) from error
 
     def _send(self, request: HttpRequest, *, longest_seconds: float) -> HttpAnswer:
+        with self._response(request, longest_seconds=longest_seconds, session=self._session) as response:
+            body = whole_body(response, limit=request.largest_bytes)
+            answer = HttpAnswer(self._url(request), response.status_code, response.headers, body)
+        if not request.accepts(answer):
+            require_success(answer)
+        return answer
+
+    @contextmanager
+    def _response(
+        self, request: HttpRequest, *, longest_seconds: float, session: requests.Session
+    ) -> Iterator[requests.Response]:
+        """The answer, whose body is yet to be read.
+
+        Raises:
+            HttpFault: there is none, or reading its body in this context fails.
+        """
         url = self._url(request)
         if request.body is not None:
             request.body.seek(0)
         try:
-            response = self._session.request(
+            response = session.request(
                 request.method,
                 url,
                 params=request.query,
@@ -297,14 +344,9 @@ class HttpClient:
             raise HttpFault(Problem.UNREADABLE, url, detail=str(error)) from error
         with response:
             try:
-                answer = HttpAnswer(
-                    url, response.status_code, response.headers, whole_body(response, limit=request.largest_bytes)
-                )
+                yield response
             except FOREIGN_ERRORS as error:
                 raise fault_of(error, url, begun=True) from error
-        if not request.accepts(answer):
-            require_success(answer)
-        return answer
 
     def _url(self, request: HttpRequest) -> str:
         return f"{self.uri}/{request.path}"
@@ -318,6 +360,19 @@ class HttpClient:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, HttpFault):
             _log.warning("Trying again: %s", self._explain(error))
+
+
+class IncompleteError(Exception):
+    """What came is not the whole file."""
+
+
+def _session(server: HttpServer, adapter: BoundedAdapter, *, accept: str) -> Session:
+    session = Session()
+    session.auth = server.auth
+    session.headers.update({"Accept": accept, **server.headers})
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, adapter)
+    return session
 
 
 class _Pauses(tenacity.wait.wait_base):

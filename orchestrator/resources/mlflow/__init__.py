@@ -11,6 +11,7 @@ from orchestrator.resources.mlflow.answers import (
     RunStatus,
 )
 from orchestrator.resources.mlflow.client import Mlflow, MlflowResource
+from orchestrator.resources.mlflow.model_files import ModelFiles, StoredModel
 from orchestrator.resources.mlflow.registry import LoggedModel, ModelRegistry
 
 __all__ = [
@@ -21,9 +22,11 @@ __all__ = [
     "MetricPoint",
     "Mlflow",
     "MlflowResource",
+    "ModelFiles",
     "ModelRegistry",
     "ModelVersion",
     "RegisteredModel",
     "Run",
     "RunStatus",
+    "StoredModel",
 ]

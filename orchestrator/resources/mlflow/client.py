@@ -47,6 +47,7 @@ from orchestrator.resources.mlflow.answers import (
 )
 from orchestrator.resources.mlflow.errors import explain
 from orchestrator.resources.mlflow.history import HistoryThinner
+from orchestrator.resources.mlflow.model_files import ModelFiles
 from orchestrator.resources.mlflow.registry import ModelRegistry
 from orchestrator.resources.mlflow.search import RunSearch, conditions_on, search_body
 from orchestrator.resources.mlflow.server import TrackingServer
@@ -399,6 +400,11 @@ class Mlflow:
     def registry(self) -> ModelRegistry:
         """The server's model registry, asked with the same patience."""
         return ModelRegistry(self._http, page=self._page)
+
+    @property
+    def model_files(self) -> ModelFiles:
+        """The files of the models that the server keeps."""
+        return ModelFiles(self._http, self.registry, read_run=self.run)
 
     def run_url(self, run: Run) -> str | None:
         """The page of a run in MLflow's user interface, as people reach it; None when none is known."""

@@ -104,13 +104,8 @@ class ModelRegistry:
         return files
 
     def _folder(self, model: LoggedModel, folder: str) -> list[tuple[str, bool]]:
-        if model.id:
-            query = {"artifact_directory_path": folder} if folder else {}
-            return self._get(f"logged-models/{model.id}/artifacts/directories", query, _entries)
-        path = f"{model.name}/{folder}".rstrip("/")
-        entries = self._get("artifacts/list", {"run_id": model.run_id, "path": path}, _entries)
-        prefix = f"{model.name}/"
-        return [(name.removeprefix(prefix), is_folder) for name, is_folder in entries if name.startswith(prefix)]
+        found = self._http.ask(folder_request(model, folder), lambda answer: entries(model, answer))
+        return [(entry.path, entry.is_folder) for entry in found]
 
     def file_of(self, model: LoggedModel, path: str) -> bytes:
         """One small file of a model, as MLflow's own pages read it.
@@ -118,12 +113,7 @@ class ModelRegistry:
         Raises:
             MlflowTooLarge: it is larger than `LARGEST_FILE`.
         """
-        if model.id:
-            place = f"ajax-api/2.0/mlflow/logged-models/{model.id}/artifacts/files"
-            query = {"artifact_file_path": path}
-        else:
-            place, query = "get-artifact", {"run_id": model.run_id, "path": f"{model.name}/{path}"}
-        request = HttpRequest(path=place, query=query, headers={"Accept": "*/*"}, largest_bytes=LARGEST_FILE)
+        request = replace(file_request(model, path), headers={"Accept": "*/*"}, largest_bytes=LARGEST_FILE)
         retrying = self._http.policy.retrying(retry=tenacity.retry_if_exception_type(MlflowUnavailable))
         return retrying(lambda: self._http.send_once(request)).body
 
@@ -269,9 +259,51 @@ def _paths(history: str) -> list[str]:
     return [path for path in paths if isinstance(path, str) and _is_below(path)]
 
 
-def _entries(answer: JsonObject) -> list[tuple[str, bool]]:
-    files = answer.get("files") or []
-    return [(str(entry["path"]), bool(entry.get("is_dir"))) for entry in files if _is_below(str(entry.get("path", "")))]
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """A file or folder of a model.
+
+    Attributes:
+        path: below the model.
+        size: in bytes; None: the server does not say.
+    """
+
+    path: str
+    is_folder: bool
+    size: int | None
+
+
+def folder_request(model: LoggedModel, folder: str) -> HttpRequest:
+    """The question for what is in a folder of a model; `entries` reads the answer."""
+    if model.id:
+        query = {"artifact_directory_path": folder}
+        return _request("GET", f"logged-models/{model.id}/artifacts/directories", query)
+    path = f"{model.name}/{folder}".rstrip("/")
+    return _request("GET", "artifacts/list", {"run_id": model.run_id, "path": path})
+
+
+def entries(model: LoggedModel, answer: JsonObject) -> list[ModelEntry]:
+    """What is in a folder of a model, below the model."""
+    prefix = "" if model.id else f"{model.name}/"
+    found = [(str(entry.get("path", "")), entry) for entry in answer.get("files") or []]
+    return [
+        ModelEntry(path=path.removeprefix(prefix), is_folder=bool(entry.get("is_dir")), size=_size(entry))
+        for path, entry in found
+        if _is_below(path) and path.startswith(prefix)
+    ]
+
+
+def _size(entry: Mapping[str, object]) -> int | None:
+    size = entry.get("file_size")
+    return int(size) if isinstance(size, int | str) and str(size).isdecimal() else None
+
+
+def file_request(model: LoggedModel, path: str) -> HttpRequest:
+    """The request for a file of a model, as MLflow's own pages send it."""
+    if model.id:
+        place = f"ajax-api/2.0/mlflow/logged-models/{model.id}/artifacts/files"
+        return HttpRequest(path=place, query={"artifact_file_path": path})
+    return HttpRequest(path="get-artifact", query={"run_id": model.run_id, "path": f"{model.name}/{path}"})
 
 
 def _is_below(path: str) -> bool:
