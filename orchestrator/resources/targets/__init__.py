@@ -1,6 +1,17 @@
 """Targets: where a model is put into use. Each one says itself what is in use there."""
 
 from orchestrator.resources.targets.directory import DirectoryTarget
+from orchestrator.resources.targets.host import HostTarget, InferenceHost
 from orchestrator.resources.targets.release import RECORD, Holder, ModelFile, ModelFolder, Release, Target
 
-__all__ = ["RECORD", "DirectoryTarget", "Holder", "ModelFile", "ModelFolder", "Release", "Target"]
+__all__ = [
+    "RECORD",
+    "DirectoryTarget",
+    "Holder",
+    "HostTarget",
+    "InferenceHost",
+    "ModelFile",
+    "ModelFolder",
+    "Release",
+    "Target",
+]
