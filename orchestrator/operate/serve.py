@@ -32,9 +32,13 @@ from orchestrator.operate.web.door import Door
 from orchestrator.settings.groups import InstallationSettings, LauncherSettings, QueueSettings, UiSettings, env_name
 from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import require_private_env_file
+from orchestrator.storage.migration import require_current
 
 WEBSERVER = ("-m", "orchestrator.operate.web")
 """What our Python runs as the webserver."""
+
+DAEMON = ("-m", "orchestrator.operate.daemon")
+"""What it runs as the daemon: Dagster's, as soon as no other one works on the same database."""
 
 SECRETS_OF_THE_UI = (
     env_name(UiSettings.model_fields["token"]),
@@ -81,9 +85,8 @@ class Services:
             self._start("dagster-webserver", [sys.executable, *WEBSERVER, workspace], tell=self._door.to_json())
             if is_new:
                 self._await_ui()  # two processes that make the same SQLite tables end each other
-            daemon = ["run", "--workspace", workspace, "--code-server-log-level", "warning"]
-            daemon += ["--log-format", "json"] if self._as_json else []
-            self._start("dagster-daemon", [script("dagster-daemon"), *daemon])
+            options = ["--log-format", "json"] if self._as_json else []
+            self._start("dagster-daemon", [sys.executable, *DAEMON, workspace, *options], ends_with_us=True)
             self._await_ui()
         except BaseException:
             self.close()
@@ -155,13 +158,14 @@ class Services:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._copier.wait(STOP_SECONDS)
 
-    def _start(self, name: str, command: Sequence[str], *, tell: str = "") -> None:
+    def _start(self, name: str, command: Sequence[str], *, tell: str = "", ends_with_us: bool = False) -> None:
         """Start a child.
 
         Args:
             name: what our messages call it.
             command: its program and arguments, which other users of the machine can read.
             tell: what it finds on its standard input.
+            ends_with_us: its standard input stays open for as long as we live, so that it knows when we do not.
         """
         # What starts trainings has no use for them.
         environment = {variable: text for variable, text in os.environ.items() if variable not in SECRETS_OF_THE_UI}
@@ -175,7 +179,7 @@ class Services:
         )
         self._children[name] = child
         threading.Thread(target=self._watch, args=(name, child), daemon=True).start()
-        if child.stdin:
+        if child.stdin and not ends_with_us:
             with contextlib.suppress(BrokenPipeError), child.stdin as pipe:  # it has ended, and is awaited as such
                 pipe.write(tell.encode())
 
@@ -228,6 +232,7 @@ def serve(
         config = prepare_home(home)
         keep_private(home)
         say(f"DAGSTER_HOME is {home}, configured by {config}")
+        require_current(home)
         if limit:
             limit_instances(home, limit)
         services = Services(home=home, door=door, as_json=as_json)

@@ -9,6 +9,8 @@ from typing import Self
 from urllib.parse import unquote
 
 from orchestrator.errors import SettingsError
+from orchestrator.settings.groups import StorageSettings
+from orchestrator.settings.source import SettingsSource
 
 URL_SETTING = "DAGSTER_POSTGRES_URL"
 
@@ -124,3 +126,13 @@ class PostgresAddress:
         """A service file that holds all of it: programs take its place from PGSERVICEFILE, and no argument is seen."""
         lines = [f"{name}={value}" for name, value in self.arguments().items()]
         return "\n".join(["[orchestrator]", *lines, ""])
+
+
+def postgres_address() -> PostgresAddress | None:
+    """The database that is set; None: SQLite.
+
+    Raises:
+        SettingsError: the setting is no address.
+    """
+    url = SettingsSource().read(StorageSettings).postgres_url
+    return PostgresAddress.parse(url.get_secret_value()) if url else None

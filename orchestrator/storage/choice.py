@@ -9,12 +9,8 @@ import dagster as dg
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
-from orchestrator.errors import SettingsError
-from orchestrator.settings.groups import StorageSettings
-from orchestrator.settings.source import SettingsSource
-from orchestrator.storage.address import URL_SETTING, PostgresAddress
-
-EXTRA = "pip install 'orchestrator[postgres]'"
+from orchestrator.storage.address import postgres_address
+from orchestrator.storage.engine import shared_engine
 
 
 class Storage(DagsterStorage[dg.DagsterInstance], ConfigurableClass):
@@ -39,20 +35,7 @@ class Storage(DagsterStorage[dg.DagsterInstance], ConfigurableClass):
             from orchestrator.storage.sqlite import SqliteStorage
 
             return SqliteStorage()
-        try:
-            from orchestrator.storage.postgres import PostgresStorage
-        except ModuleNotFoundError as error:
-            raise SettingsError(
-                f"{URL_SETTING} needs packages that are not installed ({error.name}): {EXTRA}"
-            ) from error
+        shared_engine(address)  # says what to install, if that is missing
+        from orchestrator.storage.postgres import PostgresStorage
+
         return PostgresStorage(address)
-
-
-def postgres_address() -> PostgresAddress | None:
-    """The database that is set; None: SQLite.
-
-    Raises:
-        SettingsError: the setting is no address.
-    """
-    url = SettingsSource().read(StorageSettings).postgres_url
-    return PostgresAddress.parse(url.get_secret_value()) if url else None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as db
 from sqlalchemy import event, exc
 
-from orchestrator.storage.address import PostgresAddress
+from orchestrator.errors import SettingsError
+from orchestrator.storage.address import URL_SETTING, PostgresAddress
 
 POOL_SIZE = 1
 POOL_OVERFLOW = 20
@@ -28,10 +30,12 @@ class SharedEngine:
 
     Attributes:
         statement_timeout_ms: of new connections; None: the server's.
+        guard: looks at each connection of the driver's before it is used; may end this process.
     """
 
     engine: db.Engine
     statement_timeout_ms: int | None = None
+    guard: Callable[[Any], None] | None = None
     is_ready: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -55,6 +59,12 @@ def shared_engine(address: PostgresAddress) -> SharedEngine:
 
 
 def _new(address: PostgresAddress) -> SharedEngine:
+    try:
+        import psycopg2  # noqa: F401 - the driver, which is not there for everybody
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"{URL_SETTING} needs packages that are not installed ({error.name}): pip install 'orchestrator[postgres]'"
+        ) from error
     engine = db.create_engine(
         "postgresql+psycopg2://",
         connect_args=address.arguments(),
@@ -83,6 +93,11 @@ def _new(address: PostgresAddress) -> SharedEngine:
             raise exc.DisconnectionError
         if time.monotonic() - record.info.get("used", time.monotonic()) > IDLE_SECONDS and not _answers(connection):
             raise exc.DisconnectionError  # the pool then makes a new one
+        if shared.guard:
+            try:
+                shared.guard(connection)
+            except connection.Error as error:
+                raise exc.DisconnectionError from error
 
     return shared
 

@@ -52,6 +52,8 @@ def passes(error: BaseException) -> bool:
     """Whether another try may succeed: the server is away, restarts, or has no room."""
     if isinstance(error, exc.TimeoutError):
         return True  # no connection is free in our own pool
+    if isinstance(error, exc.InvalidRequestError) and "connection is closed" in str(error):
+        return True  # the pool has found none that works
     if not isinstance(error, exc.DBAPIError):
         return False
     if error.connection_invalidated:

@@ -88,8 +88,7 @@ def test_it_is_read_wherever_settings_are(place: str, tmp_path: Path, monkeypatc
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(DAGSTER_YAML, tmp_path)
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://u:p@localhost/x")
-    monkeypatch.delitem(sys.modules, "orchestrator.storage.postgres", raising=False)
-    monkeypatch.setitem(sys.modules, "dagster_postgres", None)
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql://u:p@no-extra.invalid/x")
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
     with pytest.raises(SettingsError, match=r"pip install 'orchestrator\[postgres\]'"):
         dg.DagsterInstance.from_config(str(tmp_path))
