@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,6 +192,16 @@ def keep_value(instance: dg.DagsterInstance, key: str, value: str) -> str:
     if kept is None:
         raise SettingsError("a value that all processes share was kept and is not there: look at Dagster's storage")
     return kept
+
+
+def migrate(instance: dg.DagsterInstance, *, say: Callable[[str], None]) -> None:
+    """Bring the tables of an instance to what this Dagster wants.
+
+    Args:
+        instance: Dagster.
+        say: takes each line of what Dagster does.
+    """
+    instance.upgrade(say)
 
 
 # ---- Pools
