@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import dagster as dg
 from celery import Celery
@@ -59,12 +60,16 @@ def app_options(settings: LauncherSettings, policy: CeleryPolicy = POLICY) -> di
     """Arguments of the launcher: every option of Celery's that matters, the same in launcher, worker and Flower."""
     broker = settings.broker.get_secret_value() if settings.broker else ""
     backend = settings.backend.get_secret_value() if settings.backend else broker
+    address = _address(broker)
     return {
-        "broker": broker,
-        "backend": backend,
+        "broker": address,
+        "backend": _address(backend),
         "include": [],
         "default_queue": QUEUE,
         "config_source": {
+            # Else Celery takes CELERY_BROKER_URL as it stands in the environment.
+            "broker_read_url": address,
+            "broker_write_url": address,
             "accept_content": ["json"],
             "task_serializer": "json",
             "result_serializer": "json",
@@ -103,8 +108,18 @@ def app_options(settings: LauncherSettings, policy: CeleryPolicy = POLICY) -> di
     }
 
 
+def _address(url: str) -> str:
+    """An address without what it says of TLS: our options hold it; Celery reads a part of it only, and that first."""
+    return url.partition("?")[0] if url.startswith("rediss:") else url
+
+
 def _tls(url: str) -> dict[str, Any]:
-    return {"ssl_cert_reqs": ssl.CERT_NONE if "ssl_cert_reqs=none" in url.lower() else ssl.CERT_REQUIRED}
+    """TLS as the address says it: `?ssl_ca_certs=/etc/redis/ca.pem`, or `?ssl_cert_reqs=none` for no check."""
+    options: dict[str, Any] = {name: text for name, text in parse_qsl(urlsplit(url).query) if name.startswith("ssl_")}
+    wanted = options.get("ssl_cert_reqs", "").lower().removeprefix("cert_")
+    if wanted == "none":
+        return {**options, "ssl_cert_reqs": ssl.CERT_NONE, "ssl_check_hostname": False}
+    return {**options, "ssl_cert_reqs": ssl.CERT_REQUIRED}
 
 
 def make_celery(options: dict[str, Any]) -> Celery:
@@ -128,6 +143,7 @@ class WorkersRunLauncher(CeleryRunLauncher):
         self._policy = policy
         self._slots = 0
         self._slots_until = 0.0
+        self._reason = ""
         self._asking = threading.Lock()
 
     # ---- Launching
@@ -165,11 +181,16 @@ class WorkersRunLauncher(CeleryRunLauncher):
         try:
             answers = self.celery.control.inspect(timeout=self._policy.answer.total_seconds()).stats() or {}
         except AWAY as error:
-            _log.warning("No runs are launched, because Celery's broker does not answer: %s", _one_line(error))
+            self._complain(f"because Celery's broker does not answer: {_one_line(error)}")
             return 0
-        if not answers:
-            _log.warning("No runs are launched, because no worker answers; start one with `orchestrator worker`")
+        self._complain("" if answers else "because no worker answers; start one with `orchestrator worker`")
         return sum(int(answer["pool"]["max-concurrency"]) for answer in answers.values())
+
+    def _complain(self, reason: str) -> None:
+        """Log why nothing is launched, once for each reason."""
+        if reason and reason != self._reason:
+            _log.warning("No runs are launched, %s", reason)
+        self._reason = reason
 
     # ---- Ending
 

@@ -50,5 +50,11 @@ class _Limit(int):
         return made
 
     def __sub__(self, under_way: int) -> int:
+        return self._now() - under_way
+
+    def __str__(self) -> str:  # in the queue's log
+        return str(self._now())
+
+    def _now(self) -> int:
         slots = self._slots()
-        return (int(self) if slots is None else min(int(self), slots)) - under_way
+        return int(self) if slots is None else min(int(self), slots)

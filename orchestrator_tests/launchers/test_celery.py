@@ -21,6 +21,7 @@ from orchestrator.settings.groups import LauncherSettings
 from orchestrator_sandbox.processes.child import ChildProcess
 from orchestrator_tests.support.celery_job import BEGUN, CLEANED, GO, leased, waiting
 from orchestrator_tests.support.celery_workers import PASSWORD, RedisServer, await_ready
+from orchestrator_tests.support.certificate import certificate_in
 from orchestrator_tests.support.dagster_internals import (
     DagsterUserCodeUnreachableError,
     LaunchRunContext,
@@ -253,6 +254,28 @@ def _begun_on(cluster: Cluster, worker: ChildProcess) -> tuple[str, Path]:
             return run_id, folder
         (folder / GO).touch()
     raise AssertionError("this worker takes no run")
+
+
+@pytest.mark.parametrize(
+    "query", ["ssl_ca_certs={cert}", "ssl_cert_reqs=required&ssl_ca_certs={cert}", "ssl_cert_reqs=none"]
+)
+def test_redis_over_tls(tmp_path: Path, caplog: pytest.LogCaptureFixture, query: str) -> None:
+    cert, key = certificate_in(tmp_path)
+    with RedisServer(tmp_path / "redis", certificate=(cert, key)) as redis:
+        url = f"{redis.url}?{query.format(cert=cert)}"
+        launcher = WorkersRunLauncher(**app_options(LauncherSettings(broker=url)))  # type: ignore[arg-type]
+        assert launcher.slots() == 0
+        assert "no worker answers" in caplog.text  # Redis does
+        assert launcher.celery.AsyncResult("unknown").state == "PENDING"
+
+
+def test_a_redis_whose_certificate_nobody_knows_is_not_believed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RedisServer(tmp_path / "redis", certificate=certificate_in(tmp_path)) as redis:
+        launcher = WorkersRunLauncher(**app_options(LauncherSettings(broker=redis.url)))  # type: ignore[arg-type]
+        assert launcher.slots() == 0
+        assert "certificate verify failed" in caplog.text
 
 
 def test_every_option_is_set() -> None:

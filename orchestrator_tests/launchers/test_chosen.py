@@ -77,6 +77,8 @@ def test_without_a_broker_that_answers_nothing_leaves_the_queue(home: Path, monk
         config = instance.get_concurrency_config().run_queue_config
         assert config is not None
         assert config.max_concurrent_runs - 0 == 0
+        assert f"Maximum is {config.max_concurrent_runs}" == "Maximum is 0"
+        assert config.max_concurrent_runs == 25  # what the UI shows
 
 
 @pytest.mark.parametrize(

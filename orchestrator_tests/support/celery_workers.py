@@ -23,13 +23,15 @@ class RedisServer:
 
     Args:
         directory: holds its log and configuration.
+        certificate: it speaks TLS, with this certificate and key.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, certificate: tuple[Path, Path] | None = None) -> None:
         self._directory = directory
+        self._certificate = certificate
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
-        self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.port}/0"
+        self.url = f"redis{'s' if certificate else ''}://:{PASSWORD}@localhost:{self.port}/0"
         self._child: ChildProcess | None = None
 
     def __enter__(self) -> Self:
@@ -43,7 +45,12 @@ class RedisServer:
 
     def start(self) -> None:
         config = self._directory / "redis.conf"
-        config.write_text(f'port {self.port}\nbind 127.0.0.1\nrequirepass {PASSWORD}\nsave ""\ndir {self._directory}\n')
+        port = f"port {self.port}"
+        if self._certificate:
+            cert, key = self._certificate
+            port = f"port 0\ntls-port {self.port}\ntls-auth-clients no\ntls-cert-file {cert}\ntls-key-file {key}"
+            port += f"\ntls-ca-cert-file {cert}"
+        config.write_text(f'{port}\nbind 127.0.0.1\nrequirepass {PASSWORD}\nsave ""\ndir {self._directory}\n')
         self._child = ChildProcess(
             ["redis-server", str(config)], name="Redis", log=self._directory / "redis.log", grace_seconds=5
         )
