@@ -323,6 +323,7 @@ class Attempt:
 
     def _owner(self, mlflow_run: str, *, power_off_at: datetime) -> Owner:
         return Owner(
+            ssh_port=self._settings.ssh.port,
             pipeline=self.plan.pipeline,
             partition=self.plan.partition,
             dagster_run=self._run.run_id,

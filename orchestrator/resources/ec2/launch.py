@@ -197,7 +197,12 @@ def launch(api: Ec2Api, owner: Owner, *, attempt: str, instance_types: Sequence[
     settings = api.settings
     host_key = HostKey.generate()
     tags = launch_tags(owner, deployment=settings.deployment, host_key=host_key.public)
-    user_data = cloud_config(host_key=host_key, deadline=owner.power_off_at, training_user=settings.training_user)
+    user_data = cloud_config(
+        host_key=host_key,
+        deadline=owner.power_off_at,
+        training_user=settings.training_user,
+        ssh_port=owner.ssh_port,
+    )
     build = build_tags(deployment=settings.deployment, pipeline=owner.pipeline, partition=owner.partition)
     block_devices = disks(settings, _image(api))
     refusals: list[CapacityUnavailable] = []

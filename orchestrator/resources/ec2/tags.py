@@ -47,6 +47,7 @@ class Owner:
         dagster_run: ID of the Dagster run that uses the instance now.
         mlflow_run: ID of the MLflow run that the training fills.
         power_off_at: when the machine powers itself off; with a time zone.
+        ssh_port: where its SSH server is to be reached.
     """
 
     pipeline: str
@@ -54,6 +55,7 @@ class Owner:
     dagster_run: str
     mlflow_run: str
     power_off_at: datetime
+    ssh_port: int = 22
 
     def attempt_tags(self) -> dict[str, str]:
         """The tags that change when another attempt takes the instance over."""

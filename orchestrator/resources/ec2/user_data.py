@@ -27,6 +27,29 @@ _POWER_OFF = (
 _SPARE_SECONDS = 60
 """So that a clock that is right comes first."""
 
+HTTPS_PORT = 443
+"""What gets out of networks that let nothing but the web out; on any other SSH_PORT the image's own server listens."""
+
+# Before the SSH server starts. Where systemd listens for it (Ubuntu since 22.10), the port is the socket's: newer ones
+# derive it from sshd_config at boot, in addresses.conf, which is read after ours and replaces what that says.
+_LISTEN_ON_HTTPS_PORT = """port=/etc/ssh/sshd_config.d/00-orchestrator.conf
+if [ ! -e "$port" ]; then
+  mkdir -p /etc/ssh/sshd_config.d /etc/systemd/system/ssh.socket.d
+  printf 'Port 443\\n' >"$port"
+  if ! grep -qsi '^[[:space:]]*Include[[:space:]]*/etc/ssh/sshd_config.d/' /etc/ssh/sshd_config; then
+    { printf 'Include %s\\n' "$port"; cat /etc/ssh/sshd_config; } >/etc/ssh/sshd_config.new
+    mv /etc/ssh/sshd_config.new /etc/ssh/sshd_config
+  fi
+  printf '[Socket]\\nListenStream=\\nListenStream=0.0.0.0:443\\n' >/etc/systemd/system/ssh.socket.d/00-orchestrator.conf
+  systemctl daemon-reload
+  if systemctl is-active --quiet ssh.socket; then
+    systemctl stop ssh.service
+    systemctl restart ssh.socket
+  else
+    systemctl --no-block try-restart ssh.service sshd.service
+  fi
+fi"""
+
 
 @dataclass(frozen=True)
 class HostKey:
@@ -50,8 +73,8 @@ class HostKey:
         )
 
 
-def cloud_config(*, host_key: HostKey, deadline: datetime, training_user: str | None = None) -> str:
-    """Render the user-data: the host key to install, and when to power off.
+def cloud_config(*, host_key: HostKey, deadline: datetime, training_user: str | None = None, ssh_port: int = 22) -> str:
+    """Render the user-data: the host key to install, when to power off, and to let us in on port 443.
 
     With InstanceInitiatedShutdownBehavior=terminate, powering off ends the instance and its costs.
     No other host key is generated when `ssh_keys` is given, and the image's own ones are deleted:
@@ -61,6 +84,7 @@ def cloud_config(*, host_key: HostKey, deadline: datetime, training_user: str | 
         host_key: what the machine's SSH server shall answer with.
         deadline: when the machine powers itself off, whatever happens; with a time zone.
         training_user: a login to make besides the image's own, without sudo; None: none.
+        ssh_port: where the SSH server is to listen, if that is 443; on another one the image's own does.
 
     Returns:
         A `#cloud-config` document, about 1 KB (EC2 takes 16 KB at most).
@@ -72,6 +96,8 @@ def cloud_config(*, host_key: HostKey, deadline: datetime, training_user: str | 
         "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
     }
+    if ssh_port == HTTPS_PORT:
+        config["bootcmd"] = [power_off, _LISTEN_ON_HTTPS_PORT]
     if training_user:
         config["users"] = ["default", {"name": training_user, "lock_passwd": True}]
     return "#cloud-config\n" + yaml.safe_dump(config, width=math.inf)

@@ -97,10 +97,68 @@ def test_each_instance_gets_another_host_key_whose_private_half_is_not_shown() -
     assert "PRIVATE" not in repr(one)
 
 
+def booted_on_443(tmp_path: Path, *, socket: bool) -> tuple[Path, list[str]]:
+    """Do with the second `bootcmd` what cloud-init does, in a folder instead of /, twice; what systemctl was told."""
+    user_data = cloud_config(host_key=HostKey.generate(), deadline=TOMORROW, ssh_port=443)
+    _, listen = yaml.safe_load(user_data)["bootcmd"]
+    told = tmp_path / "told"
+    answer = "exit 0" if socket else 'case "$*" in *is-active*) exit 3 ;; esac'
+    stub(tmp_path, "systemctl", f'echo "$@" >>{told}; {answer}')
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = listen.replace("/etc/", f"{tmp_path}/etc/")
+    for _ in range(2):
+        done = subprocess.run(["/bin/sh", "-c", script], env=environment, check=True, timeout=30, capture_output=True)
+        assert not done.stderr
+    return tmp_path / "etc", told.read_text().splitlines()
+
+
+def test_the_ssh_server_is_made_to_listen_on_443_and_only_there(tmp_path: Path) -> None:
+    (tmp_path / "etc" / "ssh").mkdir(parents=True)
+    (tmp_path / "etc" / "ssh" / "sshd_config").write_text("PermitRootLogin no\n")
+    etc, told = booted_on_443(tmp_path, socket=True)
+    assert (etc / "ssh" / "sshd_config").read_text() == (
+        f"Include {etc}/ssh/sshd_config.d/00-orchestrator.conf\nPermitRootLogin no\n"
+    )
+    assert (etc / "systemd" / "system" / "ssh.socket.d" / "00-orchestrator.conf").read_text() == (
+        "[Socket]\nListenStream=\nListenStream=0.0.0.0:443\n"
+    )
+    assert told == ["daemon-reload", "is-active --quiet ssh.socket", "stop ssh.service", "restart ssh.socket"]
+
+
+def test_a_server_without_a_socket_reads_its_own_configuration(tmp_path: Path) -> None:
+    (tmp_path / "etc" / "ssh").mkdir(parents=True)
+    include = f"# Debian's\nInclude {tmp_path}/etc/ssh/sshd_config.d/*.conf\n"
+    (tmp_path / "etc" / "ssh" / "sshd_config").write_text(include)
+    etc, told = booted_on_443(tmp_path, socket=False)
+    assert (etc / "ssh" / "sshd_config").read_text() == include
+    assert told[-1] == "--no-block try-restart ssh.service sshd.service"
+
+
+def test_on_other_ports_the_images_own_server_listens() -> None:
+    key = HostKey.generate()
+    same = {cloud_config(host_key=key, deadline=TOMORROW, ssh_port=port) for port in (22, 2222)}
+    assert same == {cloud_config(host_key=key, deadline=TOMORROW)}
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("included", [True, False])
+def test_openssh_listens_there(tmp_path: Path, included: bool) -> None:
+    (tmp_path / "etc" / "ssh").mkdir(parents=True)
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    include = f"Include {tmp_path}/etc/ssh/sshd_config.d/*.conf\n" if included else ""
+    (tmp_path / "etc" / "ssh" / "sshd_config").write_text(f"{include}HostKey {key}\n#Port 22\nMatch User x\n")
+    etc, _ = booted_on_443(tmp_path, socket=False)
+    asked = subprocess.run(
+        ["/usr/sbin/sshd", "-T", "-f", str(etc / "ssh" / "sshd_config")], capture_output=True, text=True, check=True
+    )
+    assert [line for line in asked.stdout.splitlines() if line.startswith("port ")] == ["port 443"]
+
+
 @pytest.mark.services
 def test_cloud_init_finds_the_user_data_valid(tmp_path: Path) -> None:
     document = tmp_path / "user-data"
-    document.write_text(cloud_config(host_key=HostKey.generate(), deadline=TOMORROW))
+    document.write_text(cloud_config(host_key=HostKey.generate(), deadline=TOMORROW, ssh_port=443))
     schema = subprocess.run(
         ["cloud-init", "schema", "--config-file", str(document)], capture_output=True, text=True, check=False
     )
