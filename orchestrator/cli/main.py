@@ -10,6 +10,7 @@ from orchestrator.cli.demo import demo
 from orchestrator.cli.iam_policy import iam_policy
 from orchestrator.cli.program import run
 from orchestrator.cli.serve import serve
+from orchestrator.cli.space import space
 from orchestrator.cli.storage import backup, migrate, restore
 from orchestrator.cli.token import token
 from orchestrator.cli.user import user
@@ -27,6 +28,7 @@ orchestrator.add_command(iam_policy)
 orchestrator.add_command(migrate)
 orchestrator.add_command(restore)
 orchestrator.add_command(serve)
+orchestrator.add_command(space)
 orchestrator.add_command(token)
 orchestrator.add_command(user)
 orchestrator.add_command(worker)

@@ -1,4 +1,4 @@
-"""`python -m orchestrator.operate.daemon WORKSPACE [OPTIONS]`: what `serve` starts: Dagster's daemon, if no other one runs.
+"""`python -m orchestrator.operate.daemon WORKSPACE [OPTIONS]`: what `serve` starts: Dagster's daemon, if no other runs.
 
 It ends with the `serve` that started it, however that ends: its standard input is closed then.
 """

@@ -27,6 +27,7 @@ from orchestrator import log_format, names
 from orchestrator.errors import DagsterDown, SettingsError
 from orchestrator.operate.home import dagster_home, keep_private, prepare_home, private_files, project_file
 from orchestrator.operate.signals import undisturbed
+from orchestrator.operate.space.rules import require_space_rules
 from orchestrator.operate.systemd import notify
 from orchestrator.operate.web.door import Door
 from orchestrator.settings.groups import InstallationSettings, LauncherSettings, QueueSettings, UiSettings, env_name
@@ -223,6 +224,7 @@ def serve(
     if as_json:
         log_format.use_json()
         say = _log.info
+    require_space_rules()
     door = Door.read(host=host, port=port, certificate=certificate, key=key)
     limit = max_instances()
     require_launcher()

@@ -417,7 +417,7 @@ class SshSettings(SettingsGroup):
 
     title = "SSH"
     user: str = setting("SSH_USER", "login on the instance", "ubuntu")
-    port: int = setting("SSH_PORT", "port of its SSH server", 22, ge=1, le=65535)
+    port: int = setting("SSH_PORT", "port of its SSH server; 443: it is made to listen there", 22, ge=1, le=65535)
     key_path: Path = setting("KEY_PATH", "private key file of KEY_PAIR_NAME (PEM or OpenSSH format)")
     key_passphrase: SecretStr | None = setting("KEY_PASSPHRASE", "passphrase of that file, if it has one", None)
     host_keys: Literal["planted", "accept-new", "known_hosts"] = setting(
@@ -780,6 +780,12 @@ class InstallationSettings(SettingsGroup):
         "ORCHESTRATOR_SECRETS_DIR",
         "a folder with one file per variable, named after it; read when neither environment nor .env has the variable",
         None,
+    )
+    space_ports: Words = setting(
+        "SPACE_PORTS",
+        "in a Hugging Face Space: the ports that it lets out, a comma list; default: 80,443,8080, as its documentation "
+        "says",
+        (),
     )
 
 
