@@ -24,6 +24,7 @@ OrchestratorError
 │   ├── MlflowRejected       400 and its like: MLflow does not accept what was asked
 │   ├── MlflowNotFound       no such experiment or run
 │   └── MlflowTooLarge       an answer that is too large, or nested too deep, to be read
+├── ModelUnusable            no version of the registered model can be taken as it was asked for
 ├── BuildUnusable            this build cannot be trained (no commit, not successful, gone)
 ├── BuildBusy                another attempt is training this build at this moment
 ├── BudgetExceeded           MAX_USD_PER_RUN, _DAY or _MONTH leaves no room for this launch
@@ -146,6 +147,10 @@ class MlflowNotFound(MlflowError):
 
 class MlflowTooLarge(MlflowError):
     """An answer that is too large, or nested too deep, to be read."""
+
+
+class ModelUnusable(OrchestratorError):
+    """No version of the registered model can be taken as it was asked for."""
 
 
 class BuildUnusable(OrchestratorError):

@@ -8,6 +8,7 @@ import click
 
 from orchestrator.cli.demo import demo
 from orchestrator.cli.iam_policy import iam_policy
+from orchestrator.cli.models import models, promote, rollback
 from orchestrator.cli.program import run
 from orchestrator.cli.serve import serve
 from orchestrator.cli.space import space
@@ -26,7 +27,10 @@ orchestrator.add_command(backup)
 orchestrator.add_command(demo)
 orchestrator.add_command(iam_policy)
 orchestrator.add_command(migrate)
+orchestrator.add_command(models)
+orchestrator.add_command(promote)
 orchestrator.add_command(restore)
+orchestrator.add_command(rollback)
 orchestrator.add_command(serve)
 orchestrator.add_command(space)
 orchestrator.add_command(token)

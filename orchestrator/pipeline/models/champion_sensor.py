@@ -61,7 +61,7 @@ def next_decision(instance: dg.DagsterInstance, pipeline: str, *, now: datetime)
     if newest <= decided:
         return dg.SkipReason("The champion was chosen over all models that are recorded.")
     job = names.champion_job(pipeline)
-    if instance.get_runs(dg.RunsFilter(job_name=job, statuses=_UNFINISHED), limit=1):
+    if instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_UNFINISHED), limit=1):
         return dg.SkipReason("The champion is being chosen.")
     if backfill := _awaited_backfill(instance, pipeline, after=decided):
         return dg.SkipReason(f"The champion is chosen when backfill {backfill} has ended.")

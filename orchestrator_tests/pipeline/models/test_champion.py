@@ -7,7 +7,6 @@ import random
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
@@ -20,8 +19,8 @@ from orchestrator.pipeline.models.declared import ChampionRule, Goal
 from orchestrator.pipeline.models.registration import register_all, remove_old, superfluous
 from orchestrator.resources.mlflow import MetricPoint, Mlflow, ModelVersion, RegisteredModel, Run
 from orchestrator_sandbox.mlflow import MlflowServer
-from orchestrator_tests.support.logged_models import finished_run, log_model
 from orchestrator_tests.support.mlflow_client import client, post
+from orchestrator_tests.support.real_models import RealModels
 
 RULE = ChampionRule(pipeline="churn", metric="accuracy", goal=Goal.MAXIMIZE, model="churn")
 
@@ -369,36 +368,9 @@ def mlflow(mlflow_server: MlflowServer) -> Iterator[Mlflow]:
         yield connected
 
 
-@dataclass
-class RealModels:
-    """Trained models of a pipeline on a real server, and a registered model of their own."""
-
-    server: MlflowServer
-    rule: ChampionRule
-
-    def train(self, accuracy: float, *, build: int, model: bool = True, tags: Mapping[str, str] | None = None) -> str:
-        """A run that ended well, with a model; its ID."""
-        experiment = self.server.experiment("champion tests")
-        run_tags = {
-            MlflowTag.PIPELINE: self.rule.pipeline,
-            MlflowTag.PARTITION: str(build),
-            MlflowTag.JENKINS_BUILD: str(build),
-            MlflowTag.JENKINS_TIMESTAMP: str(build),
-            MlflowTag.SOURCE_COMMIT: "c0ffee",
-            MlflowTag.DAGSTER_RUN: f"run-{build}",
-            MlflowTag.CHECKS: "passed",
-            **(tags or {}),
-        }
-        run_id = finished_run(self.server.url, experiment, metrics={"accuracy": accuracy}, tags=run_tags)
-        if model:
-            log_model(self.server.url, run_id)
-        return run_id
-
-
 @pytest.fixture
 def models(mlflow_server: MlflowServer) -> RealModels:
-    name = f"churn-{uuid4().hex[:8]}"
-    return RealModels(mlflow_server, ChampionRule(pipeline="churn", metric="accuracy", goal=Goal.MAXIMIZE, model=name))
+    return RealModels.on(mlflow_server)
 
 
 def test_four_writers_at_once_on_a_real_server(models: RealModels) -> None:
