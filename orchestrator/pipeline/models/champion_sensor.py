@@ -29,7 +29,7 @@ _UNFINISHED = tuple(status for status in dg.DagsterRunStatus if status not in _O
 
 
 def champion_sensor(
-    pipeline: str, job: UnresolvedAssetJobDefinition, *, interval_seconds: int = 30
+    pipeline: str, job: UnresolvedAssetJobDefinition, *, interval_seconds: int = 15
 ) -> dg.SensorDefinition:
     """The sensor of a pipeline's champion; a tick without anything new asks Dagster's database two questions.
 
