@@ -27,6 +27,9 @@ from orchestrator.errors import SettingsError
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_. -]{0,99}$"
 """MLflow takes neither `/` nor `:` in a registered model's name, and its searches know no escape for a quote."""
 
+LONGEST_NAME = 200
+"""Of a check in Dagster."""
+
 _FOR_THE_DIRECTION = "write `goal: maximize` or `goal: minimize`"
 
 
@@ -228,7 +231,9 @@ def _metric_rule(metric: str, check: MetricCheck, champion: ChampionBlock | None
         raise SettingsError(
             f"checks: the goal of {metric} is {goal}, but {champion.goal} under `champion`; say it once"
         )
-    name = re.sub(r"[^A-Za-z0-9_]", "_", metric)
+    name = re.sub(r"[^A-Za-z0-9_]", "_", metric)[:LONGEST_NAME]
+    if not name:
+        raise SettingsError("checks: a check has no name of a metric")
     taken = (names.LOGGED_SOMETHING, names.LOADABLE_MODEL)
     return MetricRule(name=f"{name}_value" if name in taken else name, metric=metric, check=check, goal=goal)
 

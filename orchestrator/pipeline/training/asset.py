@@ -165,7 +165,8 @@ def trained_model(
         name=f"{name}__{Step.RECORD}",
         description="Record what MLflow holds on the asset.",
         ins={"after": dg.In(dg.Nothing)},
-        out={RESULT: dg.Out(dg.Nothing), **{spec.name: dg.Out(dg.Nothing) for spec in specs}},
+        # A metric may have any name, an output may not.
+        out={RESULT: dg.Out(dg.Nothing), **{f"check_{spec.name}": dg.Out(dg.Nothing) for spec in specs}},
         required_resource_keys=needed,
     )
     def record(

@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from orchestrator.definitions import shared
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline.component import TrainingPipeline
 from orchestrator.pipeline.defs_folder import load_defs_folder
@@ -73,6 +74,7 @@ def test_the_example_of_the_design_is_read(tmp_path: Path) -> None:
         ("checks: {accuracy: {goal: up, min: 1}}", "goal is wrong"),
         (f"checks: {{accuracy: {{worse_than_champion_by_at_most: -5%}}}}\n  {CHAMPION}", "write 0 or more"),
         (f"checks: {{accuracy: {{worse_than_champion_by_at_most: a bit}}}}\n  {CHAMPION}", "neither a share"),
+        ("checks: {'': {min: 1}}", "no name of a metric"),
         ("checks: {a/b: {min: 1}, a.b: {min: 1}}", "a/b and a.b would be one check a_b"),
         ("champion: {goal: maximize}", "'metric' is missing"),
         ("champion: {metric: a, goal: maximize, modell: x}", "there is no 'modell' here"),
@@ -126,3 +128,13 @@ def test_a_tolerance_is_of_the_champions_absolute_value(
 def test_a_pipeline_that_asks_for_nothing_gets_nothing() -> None:
     pipeline = TrainingPipeline(name="churn")
     assert not pipeline.model_rules().any
+
+
+def test_a_metric_may_have_any_name() -> None:
+    metrics = ["result", "if", "1st", "ä", "__x__", "val/acc@1", "logged_something", "after", "x" * 500]
+    checks = {metric: MetricCheck.model_validate({"min": 1}) for metric in metrics}
+    built = TrainingPipeline(name="churn", checks=checks).build_defs(dg.ComponentTree.for_test().load_context)
+    job = dg.Definitions.merge(built, shared()).resolve_job_def("churn_training")
+    found = {key.name for key in job.asset_layer.asset_graph.asset_check_keys}
+    expected = {"result", "if", "1st", "_", "__x__", "val_acc_1", "logged_something_value", "after", "x" * 200}
+    assert found == {*expected, "logged_something", "loadable_model"}
