@@ -27,6 +27,12 @@ CHAMPION_MODEL = "champion_model"
 CHAMPION_ALIAS = "champion"
 """The alias of the registered model that points to the version in use."""
 
+DEPLOYED_MODEL = "deployed_model"
+"""The asset `P/deployed_model` of a pipeline P: the model in use in its target."""
+
+IN_USE = "champion_in_use"
+"""The check of `P/deployed_model` that warns while the target holds another model than the champion."""
+
 JANITOR = "janitor"
 """The sensor that ends what was left behind, and the external asset that tells of it."""
 
@@ -57,6 +63,16 @@ def champion_job(pipeline: str) -> str:
 def champion_sensor(pipeline: str) -> str:
     """The sensor that launches it."""
     return f"{pipeline}_champion_sensor"
+
+
+def deployment_job(pipeline: str) -> str:
+    """The job that puts the champion into use, and the pool that lets one such run at a time through."""
+    return f"{pipeline}_deployment"
+
+
+def deployment_sensor(pipeline: str) -> str:
+    """The sensor that compares the champion with what is in use."""
+    return f"{pipeline}_deployment_sensor"
 
 
 SIGNING_KEY = "orchestrator/signing-key"
@@ -171,6 +187,8 @@ class VersionTag:
     """JSON: who rolled back from it, why and when; empty: it is not rejected any more."""
     EVALUATION_DATA = "orchestrator.evaluation_data"
     """Names and digests of the data that its metrics come from, as far as the training has said."""
+    DEPLOYMENT_FAILED = "orchestrator.deployment_failed"
+    """JSON: where and why it could not be put into use, and when; it is rejected, too. Empty: it could, since."""
 
 
 class RunTag:
@@ -196,6 +214,8 @@ class RunTag:
     JENKINS_JOB = "jenkins/job"
     JENKINS_BUILD = "jenkins/build"
     JENKINS_COMMIT = "jenkins/commit"
+    MODEL_VERSION = "orchestrator/model-version"
+    """What the deployment sensor launched a run for."""
     LAUNCHED_BY = "orchestrator/launched-by"
     """Who launched it through `serve`, which sets it whatever the request says; of a run or a backfill."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from orchestrator.cli.demo import demo
+from orchestrator.cli.deploy import deploy
 from orchestrator.cli.iam_policy import iam_policy
 from orchestrator.cli.models import models, promote, rollback
 from orchestrator.cli.program import run
@@ -25,6 +26,7 @@ def orchestrator() -> None:
 
 orchestrator.add_command(backup)
 orchestrator.add_command(demo)
+orchestrator.add_command(deploy)
 orchestrator.add_command(iam_policy)
 orchestrator.add_command(migrate)
 orchestrator.add_command(models)

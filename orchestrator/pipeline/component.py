@@ -18,6 +18,8 @@ from orchestrator.pipeline.builds import jenkins_build_spec, jenkins_sensor
 from orchestrator.pipeline.models.champion_asset import champion_model
 from orchestrator.pipeline.models.champion_sensor import champion_sensor
 from orchestrator.pipeline.models.declared import ChampionBlock, ChampionRule, MetricCheck, ModelRules, model_rules
+from orchestrator.pipeline.models.deployment import DeploymentBlock, DeploymentRule
+from orchestrator.pipeline.models.deployment_sensor import deployment_definitions
 from orchestrator.pipeline.training.asset import trained_model
 from orchestrator.settings.attributes import SettingNames, SettingsBlock, VariablesBlock, text_of
 from orchestrator.settings.source import SettingsSource
@@ -43,6 +45,8 @@ attributes:
   #checks:
     #accuracy: {{min: 0.9, worse_than_champion_by_at_most: 5%}}
   #champion: {{metric: accuracy, goal: maximize, model: {name}}}
+  # Where the champion is put into use: when there is another one (automatic), or when a person has it so (approval).
+  #deployment: {{when: automatic, target: {{directory: /srv/models/{name}}}}}
 """
 
 
@@ -91,6 +95,9 @@ class PipelineAttributes(BaseModel):
     champion: ChampionBlock | None = Field(
         default=None, description="how the best model is found and where it is registered; default: none is"
     )
+    deployment: DeploymentBlock | None = Field(
+        default=None, description="how the champion gets into use, and where; default: it does not"
+    )
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -138,6 +145,9 @@ class TrainingPipeline(dg.Component, dg.Model):
     champion: ChampionBlock | None = Field(
         default=None, description="how the best model is found and where it is registered; default: none is"
     )
+    deployment: DeploymentBlock | None = Field(
+        default=None, description="how the champion gets into use, and where; default: it does not"
+    )
     _context: dg.ComponentLoadContext | None = PrivateAttr(default=None)
 
     @classmethod
@@ -164,6 +174,7 @@ class TrainingPipeline(dg.Component, dg.Model):
             settings_from_env=_filled_in(given.settings_from_env.given(), context, VariablesBlock),
             checks=given.checks,
             champion=given.champion,
+            deployment=given.deployment,
         )
         pipeline._context = context
         _loaded.append(weakref.ref(pipeline))
@@ -184,6 +195,19 @@ class TrainingPipeline(dg.Component, dg.Model):
             SettingsError: it cannot be known what is meant.
         """
         return model_rules(self.name, self.checks, self.champion)
+
+    def deployment_rule(self) -> DeploymentRule | None:
+        """How its models get into use; None: they do not."""
+        if self.deployment is None:
+            return None
+        champion = self.model_rules().champion
+        return DeploymentRule(
+            pipeline=self.name,
+            model=champion.model if champion else self.name,
+            settings=self.pipeline_settings(),
+            block=self.deployment,
+            after_champion=champion is not None,
+        )
 
     def _twin(self) -> Path | None:
         """The folder of another pipeline of the same name in the same project."""
@@ -221,9 +245,10 @@ class TrainingPipeline(dg.Component, dg.Model):
             jobs=[job],
             sensors=[jenkins_sensor(self.name, settings, job)],
         )
-        if rules.champion is None:
-            return training
-        return dg.Definitions.merge(training, champion_definitions(rules.champion, settings))
+        further = [champion_definitions(rules.champion, settings)] if rules.champion else []
+        if rule := self.deployment_rule():
+            further.append(deployment_definitions(rule))
+        return dg.Definitions.merge(training, *further) if further else training
 
 
 def champion_definitions(rule: ChampionRule, settings: SettingsSource) -> dg.Definitions:

@@ -350,7 +350,7 @@ def replace_link(target: str, path: str) -> None:
 # ---------------------------------------------------------------------------- one host
 
 
-class Host:
+class ServingHost:
     """What a call does."""
 
     def __init__(self, call: Call) -> None:
@@ -606,7 +606,7 @@ def has(folder: str, file: Call) -> bool:
 def main(verb: str) -> None:
     call = json.loads(sys.stdin.buffer.readline())
     try:
-        host = Host(call)
+        host = ServingHost(call)
         verbs = {"state": host.state, "missing": host.missing, "put": host.put, "switch": host.switch}
         answer = verbs[verb]()
     except Refused as error:
