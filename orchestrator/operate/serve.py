@@ -6,11 +6,9 @@ import contextlib
 import logging
 import os
 import queue
-import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -304,19 +302,6 @@ def limit_instances(home: Path, limit: int) -> None:
             dagster_instance.set_pool_limit(instance, pool=names.INSTANCE_POOL, limit=limit)
     except dg.DagsterError as error:
         raise SettingsError(f"cannot use {home / 'dagster.yaml'}: {' '.join(str(error).split())}") from error
-
-
-def script(name: str) -> str:
-    """A program that a package has installed beside our own Python.
-
-    Raises:
-        DagsterDown: there is none of that name.
-    """
-    folders = (str(Path(sys.executable).parent), sysconfig.get_path("scripts"))
-    program = shutil.which(name, path=os.pathsep.join(folders))
-    if program is None:
-        raise DagsterDown(f"there is no program {name} in {' or '.join(dict.fromkeys(folders))}; install {name} there")
-    return program
 
 
 def require_free(host: str, port: int) -> None:

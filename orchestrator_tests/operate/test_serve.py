@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import socket
-import sys
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from orchestrator import names
-from orchestrator.errors import DagsterDown, SettingsError
+from orchestrator.errors import SettingsError
 from orchestrator.operate.home import prepare_home
 from orchestrator.operate.serve import (
     limit_instances,
     max_instances,
     require_free,
-    script,
 )
 
 
@@ -71,9 +69,3 @@ def test_a_limit_cannot_be_set_by_a_dagster_yaml_that_is_wrong(here: Path) -> No
     with pytest.raises(SettingsError, match=rf"cannot use {here}/dagster\.yaml: .*no_such_section") as refused:
         limit_instances(here, 2)
     assert "\n" not in str(refused.value)
-
-
-def test_dagster_s_programs_are_those_of_our_own_environment() -> None:
-    assert Path(script("dagster-daemon")).parent == Path(sys.executable).parent
-    with pytest.raises(DagsterDown, match=r"there is no program dagster-demon in .*; install dagster-demon there"):
-        script("dagster-demon")
