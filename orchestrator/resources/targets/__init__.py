@@ -4,6 +4,7 @@ from orchestrator.resources.targets.declared import HostBlock, TargetBlock
 from orchestrator.resources.targets.directory import DirectoryTarget
 from orchestrator.resources.targets.host import HostTarget, InferenceHost
 from orchestrator.resources.targets.release import RECORD, Holder, ModelFile, ModelFolder, Release, Target
+from orchestrator.resources.targets.s3 import S3Target
 
 __all__ = [
     "RECORD",
@@ -15,6 +16,7 @@ __all__ = [
     "ModelFile",
     "ModelFolder",
     "Release",
+    "S3Target",
     "Target",
     "TargetBlock",
 ]

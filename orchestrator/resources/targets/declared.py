@@ -14,17 +14,26 @@ from orchestrator.errors import SettingsError
 from orchestrator.resources.targets.directory import DirectoryTarget
 from orchestrator.resources.targets.host import SERVE, HostTarget, InferenceHost
 from orchestrator.resources.targets.release import KEPT_RELEASES, Target
+from orchestrator.resources.targets.s3 import S3Target
 
 _EXAMPLES = (
     "{directory: /srv/models/churn}, {s3: s3://bucket/churn}, {host: {address: …, user: …, host_key: …, key_path: …, "
     "admin_socket: …, backend: …}} or {sagemaker: {endpoint: …, …}}"
 )
 
+_S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/(?P<prefix>[A-Za-z0-9!_.*'()/-]*))?")
+
 
 def _absolute(path: Path) -> Path:
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{path} is no absolute path; write for example /srv/models/churn")
     return path
+
+
+def _s3_address(text: str) -> str:
+    if not _S3.fullmatch(text) or ".." in text or "//" in text.removeprefix("s3://"):
+        raise ValueError(f"{text!r} is no prefix in S3: write for example s3://bucket/churn")
+    return text.rstrip("/")
 
 
 def _public_key(text: str) -> str:
@@ -94,6 +103,9 @@ class TargetBlock(_Block):
     directory: Annotated[Path, AfterValidator(_absolute)] | None = Field(
         default=None, description="a directory here, whose link `current` leads to the model"
     )
+    s3: Annotated[str, AfterValidator(_s3_address)] | None = Field(
+        default=None, description="a prefix in S3, whose `current.json` names the model: s3://bucket/prefix"
+    )
     host: HostBlock | None = Field(default=None, description="an inference host with HAProxy")
     keep: int = Field(default=KEPT_RELEASES, ge=2, le=1000, description="how many releases are kept there")
 
@@ -123,5 +135,7 @@ class TargetBlock(_Block):
         """The target; nothing is asked of it yet."""
         if self.directory is not None:
             return DirectoryTarget(self.directory, keep=self.keep)
+        if self.s3 is not None and (found := _S3.fullmatch(self.s3)):
+            return S3Target(found["bucket"], (found["prefix"] or "").strip("/"), keep=self.keep)
         assert self.host is not None  # noqa: S101 - `_is_one` has seen to it
         return HostTarget(InferenceHost(**self.host.model_dump()), keep=self.keep)
