@@ -216,6 +216,11 @@ MLFLOW_MODEL = RetryPolicy(
 )
 """One file of a model, of any size; a pause in it is bounded by itself. Nobody waits but the deployment."""
 
+SAGEMAKER_UPDATE = RetryPolicy(
+    total_seconds=3600, connect_seconds=10, answer_seconds=60, first_pause_seconds=5, longest_pause_seconds=20
+)
+"""SageMaker starts instances and loads the model on them; it gives up by itself, mostly within half an hour."""
+
 JANITOR_EC2 = Ec2Policy(total_seconds=10, connect_seconds=5, answer_seconds=10, absence_seconds=0)
 """The janitor: its next tick is a minute away, and Dagster ends one after 60 s."""
 

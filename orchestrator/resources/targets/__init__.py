@@ -5,6 +5,7 @@ from orchestrator.resources.targets.directory import DirectoryTarget
 from orchestrator.resources.targets.host import HostTarget, InferenceHost
 from orchestrator.resources.targets.release import RECORD, Holder, ModelFile, ModelFolder, Release, Target
 from orchestrator.resources.targets.s3 import S3Target
+from orchestrator.resources.targets.sagemaker import SageMakerEndpoint, SageMakerTarget
 
 __all__ = [
     "RECORD",
@@ -17,6 +18,8 @@ __all__ = [
     "ModelFolder",
     "Release",
     "S3Target",
+    "SageMakerEndpoint",
+    "SageMakerTarget",
     "Target",
     "TargetBlock",
 ]

@@ -15,6 +15,7 @@ from orchestrator.resources.targets.directory import DirectoryTarget
 from orchestrator.resources.targets.host import SERVE, HostTarget, InferenceHost
 from orchestrator.resources.targets.release import KEPT_RELEASES, Target
 from orchestrator.resources.targets.s3 import S3Target
+from orchestrator.resources.targets.sagemaker import SageMakerEndpoint, SageMakerTarget
 
 _EXAMPLES = (
     "{directory: /srv/models/churn}, {s3: s3://bucket/churn}, {host: {address: …, user: …, host_key: …, key_path: …, "
@@ -34,6 +35,11 @@ def _s3_address(text: str) -> str:
     if not _S3.fullmatch(text) or ".." in text or "//" in text.removeprefix("s3://"):
         raise ValueError(f"{text!r} is no prefix in S3: write for example s3://bucket/churn")
     return text.rstrip("/")
+
+
+def _parts(address: str) -> tuple[str, str]:
+    bucket, _, prefix = address.removeprefix("s3://").partition("/")
+    return bucket, prefix.strip("/")
 
 
 def _public_key(text: str) -> str:
@@ -97,6 +103,22 @@ class HostBlock(_Block):
     drain_seconds: float = Field(default=120, gt=0, le=3600, description="how long requests under way may take")
 
 
+class SageMakerBlock(_Block):
+    """A SageMaker endpoint, and what its models run on."""
+
+    endpoint: str = Field(pattern=r"^[A-Za-z0-9](-*[A-Za-z0-9]){0,62}$", description="its name; made if there is none")
+    image: str = Field(min_length=1, description="URI of the image that serves MLflow models")
+    role: str = Field(pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/.+$", description="ARN of the endpoint's role")
+    s3: Annotated[str, AfterValidator(_s3_address)] = Field(description="where models are put for SageMaker to fetch")
+    instance_type: str = Field(default="ml.m5.large", pattern=r"^ml\.", description="of its instances")
+    instance_count: int = Field(default=1, ge=1, le=1000, description="how many there are")
+
+    def spec(self) -> SageMakerEndpoint:
+        """The same, with its address in S3 taken apart."""
+        bucket, prefix = _parts(self.s3)
+        return SageMakerEndpoint(bucket=bucket, prefix=prefix, **self.model_dump(exclude={"s3"}))
+
+
 class TargetBlock(_Block):
     """Where a model is put into use: one of these."""
 
@@ -107,6 +129,7 @@ class TargetBlock(_Block):
         default=None, description="a prefix in S3, whose `current.json` names the model: s3://bucket/prefix"
     )
     host: HostBlock | None = Field(default=None, description="an inference host with HAProxy")
+    sagemaker: SageMakerBlock | None = Field(default=None, description="a SageMaker endpoint")
     keep: int = Field(default=KEPT_RELEASES, ge=2, le=1000, description="how many releases are kept there")
 
     @model_validator(mode="after")
@@ -135,7 +158,10 @@ class TargetBlock(_Block):
         """The target; nothing is asked of it yet."""
         if self.directory is not None:
             return DirectoryTarget(self.directory, keep=self.keep)
-        if self.s3 is not None and (found := _S3.fullmatch(self.s3)):
-            return S3Target(found["bucket"], (found["prefix"] or "").strip("/"), keep=self.keep)
+        if self.s3 is not None:
+            bucket, prefix = _parts(self.s3)
+            return S3Target(bucket, prefix, keep=self.keep)
+        if self.sagemaker is not None:
+            return SageMakerTarget(self.sagemaker.spec())
         assert self.host is not None  # noqa: S101 - `_is_one` has seen to it
         return HostTarget(InferenceHost(**self.host.model_dump()), keep=self.keep)
