@@ -33,7 +33,7 @@ test: $(INSTALLED) ## all tests that need Python and Git only, with line coverag
 
 .PHONY: test-services
 test-services: $(INSTALLED) debian-packages ## the tests that need Debian packages, or minutes; installs the packages as root
-	@$(PYTEST) -m services --numprocesses=2 $(ARGS)
+	@$(PYTEST) -m "services and not matrix" --numprocesses=3 $(ARGS)
 
 .PHONY: test-matrix
 test-matrix: $(INSTALLED) debian-packages ## every fault in every phase of a run, which takes a quarter of an hour
