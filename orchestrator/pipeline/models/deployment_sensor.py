@@ -148,7 +148,7 @@ def next_run(
     if tags.get(VersionTag.DEPLOYMENT_FAILED) and tags.get(VersionTag.REJECTED):
         return dg.SkipReason(f"Version {version} of {rule.model} could not be put into use, and waits to be promoted.")
     job = names.deployment_job(rule.pipeline)
-    if instance.get_runs(dg.RunsFilter(job_name=job, statuses=_UNFINISHED), limit=1):
+    if instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_UNFINISHED), limit=1):
         return dg.SkipReason(f"A deployment is under way: {difference}.")
     need = {names.RunTag.MODEL_VERSION: version}
     tries = instance.get_run_records(dg.RunsFilter(job_name=job), limit=MOST_TRIES)
