@@ -143,6 +143,12 @@ def _trusted_proxy(text: str) -> str:
     return text
 
 
+def _s3_place(text: str) -> str:
+    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", text):
+        raise ValueError("a place in S3 looks like s3://bucket/prefix")
+    return text
+
+
 def _issuer(text: str) -> str:
     if fault := issuer_fault(text):
         raise ValueError(fault)
@@ -185,6 +191,7 @@ HostNames = Annotated[Words, AfterValidator(_host_names)]
 FrameAncestors = Annotated[Words, AfterValidator(_frame_ancestors)]
 Allowed = Annotated[Words, AfterValidator(_allowed)]
 ProxyText = Annotated[str, AfterValidator(_trusted_proxy)]
+S3Place = Annotated[str, AfterValidator(_s3_place)]
 Issuer = Annotated[str, AfterValidator(_issuer)]
 HttpUrl = Annotated[SecretStr, AfterValidator(_http_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
@@ -634,7 +641,7 @@ class QueueSettings(SettingsGroup):
 
 
 class StorageSettings(SettingsGroup):
-    """Where Dagster keeps its runs and events."""
+    """Where Dagster keeps its runs, events and logs."""
 
     title = "Storage"
     per_pipeline = False
@@ -642,6 +649,12 @@ class StorageSettings(SettingsGroup):
         "DAGSTER_POSTGRES_URL",
         "PostgreSQL for runs, events and schedules, as Neon, RDS or Heroku show it, such as "
         "postgresql://user:password@host:5432/database?sslmode=require; default: SQLite in DAGSTER_HOME",
+        None,
+    )
+    logs_s3: S3Place | None = setting(
+        "COMPUTE_LOGS_S3",
+        "where the output of each step is kept, so that it outlives this machine, such as s3://bucket/prefix; "
+        "default: DAGSTER_HOME/storage",
         None,
     )
 
