@@ -203,7 +203,7 @@ class WorkersRunLauncher(CeleryRunLauncher):
         task = self._task(run)
         try:
             state = task.state
-            task.revoke(terminate=True)
+            task.revoke(terminate=True, signal="SIGINT")  # by default the worker's own, which its processes ignore
         except AWAY as error:
             self._instance.report_engine_event(
                 f"Celery's broker does not answer ({_one_line(error)}); a training notices by itself that it is "

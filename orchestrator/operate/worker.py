@@ -86,9 +86,9 @@ def _work(settings: LauncherSettings, *, slots: int, name: str, policy: CeleryPo
 
     chosen(settings.model_copy(update={"kind": "celery"}))  # or says what is missing
     from celery import signals
-    from dagster_celery.tasks import create_execute_job_task
 
     from orchestrator.launchers.celery import POLICY, app_options, make_celery
+    from orchestrator.launchers.task import declare_task
 
     for module in IMPORTED:
         importlib.import_module(module)
@@ -114,7 +114,7 @@ def _work(settings: LauncherSettings, *, slots: int, name: str, policy: CeleryPo
             logging.getLogger(system).setLevel(logging.INFO)
 
     app = make_celery(app_options(settings, policy or POLICY))
-    create_execute_job_task(app)
+    declare_task(app)
     worker = app.Worker(
         hostname=f"{name}@{socket.gethostname()}",
         concurrency=slots,

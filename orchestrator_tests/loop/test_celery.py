@@ -54,7 +54,8 @@ def statuses(facts: BuildFacts) -> list[str]:
 
 def assert_adopted(facts: BuildFacts) -> None:
     assert violations(facts) == []
-    assert statuses(facts) == ["FAILURE", "SUCCESS"]
+    *lost, last = statuses(facts)  # in the matrix the next worker may be lost, too
+    assert (set(lost), last) == ({"FAILURE"}, "SUCCESS")
 
 
 def assert_cancelled(facts: BuildFacts) -> None:
@@ -72,9 +73,10 @@ def test_a_lost_worker_a_cancel_and_a_redis_that_is_away_cost_no_build_and_no_st
     cluster: CeleryLab,
 ) -> None:
     lost = lose_a_worker(cluster, Step.TRAIN)
-    cancelled = cancel(cluster, Step.TRAIN)
+    cancelled = [cancel(cluster, Step.TRAIN), cancel(cluster, Step.RECORD)]
     through, queued = take_redis_away(cluster, Step.TRAIN, seconds=AWAY_SECONDS)
-    assert_cancelled(cluster.settled(cancelled, FaultKind.CANCELLED))
+    for partition in cancelled:
+        assert_cancelled(cluster.settled(partition, FaultKind.CANCELLED))
     for partition in (through, queued):
         assert_trained_once(cluster.settled(partition, None))
     assert_adopted(cluster.settled(lost, FaultKind.WORKER_KILLED))
