@@ -1,123 +1,150 @@
-"""What a waiting training costs where runs live, and how long its start, its cancel and the loss of its worker take.
+"""What a waiting run costs where runs live, and how long its start, its cancel and the loss of its process take.
 
-    python -m benchmarks.run_workers --launcher celery
+    python -m benchmarks.run_workers --launcher celery [--runs 4]
 
-Against the sandbox; the training only waits. Celery needs Debian's redis-server.
+The run has imported what a training's run imports, and waits. For `local`, the code server is there already, as under
+`serve`; for `celery`, the worker (needs Debian's redis-server). Prints the load of the machine first.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
+import dagster as dg
 import psutil
 
-from orchestrator.names import Step
-from orchestrator_sandbox.chaos.attempts import AttemptsApi, DagsterAttempt
-from orchestrator_sandbox.chaos.lab import FaultLab
-from orchestrator_sandbox.stack import JOB
-from orchestrator_tests.support.celery_workers import RedisServer, kill_all_of
+from orchestrator.operate.home import prepare_home
+from orchestrator_sandbox.processes.child import ChildProcess
+from orchestrator_tests.support.celery_workers import RedisServer, await_ready
+from orchestrator_tests.support.dagster_internals import (
+    LaunchRunContext,
+    ModuleTarget,
+    WorkerStatus,
+    WorkspaceProcessContext,
+    starting_event,
+)
 from orchestrator_tests.support.waiting import until
 
-WAITS = "#!/bin/sh\nexec sleep 3600\n"
+MODULE = "benchmarks.waiting_job"
+PROJECT = Path(__file__).parents[1]
 MB = 1024 * 1024
-PATIENCE = 600
+PATIENCE = 300
+
+
+class Runs:
+    """Launches runs, and looks at them.
+
+    Args:
+        instance: Dagster.
+        context: has loaded the job.
+        folder: where the runs say that they have begun.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, context: WorkspaceProcessContext, folder: Path) -> None:
+        self._instance = instance
+        self._request = context.create_request_context()
+        (location,) = self._request.code_locations
+        (repository,) = location.get_repositories().values()
+        self._job = repository.get_full_job("waiting")
+        self._folder = folder
+
+    def begun(self) -> tuple[str, float]:
+        """Launch a run; return its ID, and how many seconds its first step took to begin."""
+        from benchmarks.waiting_job import waiting  # only now, because it imports everything
+
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        run = self._instance.create_run_for_job(
+            waiting,
+            run_config={"ops": {"wait": {"config": {"folder": str(folder)}}}},
+            remote_job_origin=self._job.get_remote_origin(),
+            job_code_origin=self._job.get_python_origin(),
+        )
+        self._instance.report_dagster_event(starting_event(run), run_id=run.run_id)
+        began = time.time()
+        launching = LaunchRunContext(dagster_run=self.run(run.run_id), workspace=self._request)
+        self._instance.run_launcher.launch_run(launching)
+        until((folder / "begun").exists, seconds=PATIENCE)
+        return run.run_id, float(until((folder / "begun").read_text)) - began
+
+    def run(self, run_id: str) -> dg.DagsterRun:
+        """As Dagster has it now."""
+        run = self._instance.get_run_by_id(run_id)
+        assert run is not None  # noqa: S101 - we have made it
+        return run
+
+    def family(self, run_id: str) -> list[psutil.Process]:
+        """Its process, and those that this has started."""
+        messages = (event.message for event in self._instance.all_logs(run_id))
+        line = next(message for message in messages if message.startswith("Started process for run"))
+        process = psutil.Process(int(line.rpartition("pid: ")[2].rstrip(").")))
+        return [process, *process.children(recursive=True)]
+
+    def cancel(self, run_id: str) -> float:
+        """Cancel it; return how many seconds that took."""
+        began = time.monotonic()
+        self._instance.run_launcher.terminate(run_id)
+        until(lambda: self.run(run_id).is_finished, seconds=PATIENCE)
+        return time.monotonic() - began
+
+    def lose(self, run_id: str) -> float | None:
+        """End its process; return after how many seconds the launcher knows; None: it never does."""
+        launcher = self._instance.run_launcher
+        self.family(run_id)[0].kill()
+        began = time.monotonic()
+        if not launcher.supports_check_run_worker_health:
+            return None
+        until(
+            lambda: launcher.check_run_worker_health(self.run(run_id)).status == WorkerStatus.FAILED, seconds=PATIENCE
+        )
+        return time.monotonic() - began
 
 
 def main() -> None:
     """Measure, and print one line for each figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--launcher", choices=["local", "celery"], default="local")
-    parser.add_argument("--runs", type=int, default=4, help="trainings that wait at once (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=4, help="how many wait at once (default: %(default)s)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        waits = Path(folder, "mlflow")
-        waits.write_text(WAITS)
-        waits.chmod(0o755)
-        settings = {"MLFLOW_COMMAND": str(waits)}
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as exits:
+        folder = Path(directory)
+        prepare_home(folder / "home")
+        os.environ["DAGSTER_HOME"] = str(folder / "home")
+        os.environ["RUN_LAUNCHER"] = options.launcher
         if options.launcher == "celery":
-            settings["CELERY_BROKER_URL"] = stack.enter_context(RedisServer(Path(folder, "redis"))).url
-        lab = stack.enter_context(_lab(Path(folder, "lab"), settings))
-        workers = []
+            os.environ["CELERY_BROKER_URL"] = exits.enter_context(RedisServer(folder / "redis")).url
+        instance = exits.enter_context(dg.DagsterInstance.from_config(str(folder / "home")))
         if options.launcher == "celery":
-            for name in ("one", "two"):
-                words = ("-m", "orchestrator.cli", "worker", "--slots", str(options.runs), "--name", name)
-                workers.append(lab.stack.dagster_process(*words))
-        dagster = stack.enter_context(lab.dagster())
-        measure(lab, dagster, runs=options.runs)
-        if workers:
-            seconds = _lose(lab, dagster, all_of=True)
-            _show("loss of a whole worker, until the other one follows the training, s", seconds)
+            words = ("-m", "orchestrator.cli", "worker", "--slots", str(options.runs))
+            worker = ChildProcess([sys.executable, *words], name="the worker", log=folder / "worker.log", cwd=PROJECT)
+            await_ready(exits.enter_context(worker))
+        target = ModuleTarget(MODULE, attribute="defs", working_directory=str(PROJECT), location_name="benchmark")
+        context = exits.enter_context(WorkspaceProcessContext(instance, target))
+        measure(Runs(instance, context, folder), at_once=options.runs)
 
 
-def measure(lab: FaultLab, dagster: AttemptsApi, *, runs: int) -> None:
-    """All but the loss of a whole worker."""
-    until(lambda: _training(dagster), seconds=PATIENCE)  # the first commit's, which warms everything up
-    for _ in range(runs - 1):
-        lab.stack.jenkins.add_build(JOB, commit=lab.stack.git.head())
-    until(lambda: len(_training(dagster)) >= runs, seconds=PATIENCE)
-    attempts = _training(dagster)
+def measure(runs: Runs, *, at_once: int) -> None:
+    """Print the figures."""
     _show("load of this machine", psutil.getloadavg()[0])
-    families = [_family(dagster, attempt) for attempt in attempts]
-    _show("memory of a waiting training's process alone (USS), MB", _mean(families, lambda family: family[:1]))
-    _show("memory of all its processes (USS), MB", _mean(families, lambda family: family))
-    _show("processes of a waiting training", sum(map(len, families)) / len(families))
-    _show("start: from leaving the queue to the first step, s", sum(_start(dagster, run) for run in attempts) / runs)
-    _show("loss of the run's process, until the training is followed again, s", _lose(lab, dagster, all_of=False))
-    victim = _training(dagster)[0]
-    began = time.monotonic()
-    dagster.cancel(victim.id)
-    until(lambda: dagster.run(victim.id).status == "CANCELED", seconds=PATIENCE, every=0.1)
-    _show("cancel, until CANCELED and its instance terminated, s", time.monotonic() - began)
-
-
-def _lose(lab: FaultLab, dagster: AttemptsApi, *, all_of: bool) -> float:
-    victim = _training(dagster)[-1]
-    process = dagster.worker(victim.id)
-    assert process is not None  # noqa: S101 - it trains
-    began = time.monotonic()
-    kill_all_of(psutil.Process(process).ppid() if all_of else process)
-    until(
-        lambda: any(run.partition == victim.partition and run.id != victim.id for run in _training(dagster)),
-        seconds=PATIENCE,
-        every=0.2,
-    )
-    return time.monotonic() - began
-
-
-def _training(dagster: AttemptsApi) -> list[DagsterAttempt]:
-    return [attempt for attempt in dagster.under_way() if attempt.step == Step.TRAIN]
-
-
-def _family(dagster: AttemptsApi, attempt: DagsterAttempt) -> list[psutil.Process]:
-    process = dagster.worker(attempt.id)
-    assert process is not None  # noqa: S101 - it trains
-    return [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
-
-
-def _mean(families: list[list[psutil.Process]], part: Callable[[list[psutil.Process]], list[psutil.Process]]) -> float:
-    return sum(process.memory_full_info().uss for family in families for process in part(family)) / len(families) / MB
-
-
-def _start(dagster: AttemptsApi, attempt: DagsterAttempt) -> float:
-    answer = dagster._ask(
-        """query($id: ID!) { runOrError(runId: $id) { __typename ... on Error { message } ... on Run {
-             stats { ... on RunStatsSnapshot { launchTime } } stepStats { startTime } } } }""",
-        {"id": attempt.id},
-    )
-    first = min(step["startTime"] for step in answer["stepStats"] if step["startTime"])
-    return float(first - answer["stats"]["launchTime"])
-
-
-@contextmanager
-def _lab(directory: Path, settings: Mapping[str, str]) -> Iterator[FaultLab]:
-    with FaultLab(directory, settings=settings) as lab:
-        yield lab
+    begun = [runs.begun() for _ in range(at_once)]
+    families = [runs.family(run_id) for run_id, _ in begun]
+    own = [family[0].memory_full_info().uss for family in families]
+    whole = [sum(process.memory_full_info().uss for process in family) for family in families]
+    _show("memory of a waiting run's process that it shares with none, MB", sum(own) / at_once / MB)
+    _show("with its helpers, MB", sum(whole) / at_once / MB)
+    _show("processes of a waiting run", sum(map(len, families)) / at_once)
+    _show("start: from the launch to the first step, s", sum(seconds for _, seconds in begun) / at_once)
+    _show("cancel, until its end is recorded, s", runs.cancel(begun[0][0]))
+    noticed = runs.lose(begun[1][0])
+    if noticed is not None:
+        _show("loss of its process, until the launcher knows, s", noticed)
+    for run_id, _ in begun[2:]:
+        runs.cancel(run_id)
 
 
 def _show(what: str, figure: float) -> None:

@@ -13,7 +13,7 @@ import click
     default=4,
     show_default=True,
     metavar="N",
-    help="How many runs at once; each waits for its training, and needs about 60 MB.",
+    help="How many runs at once; each waits for its training, and needs about 90 MB.",
 )
 @click.option(
     *("--name", "-H", "--celery-hostname"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import logging
@@ -35,12 +36,18 @@ IMPORTED = (
     "dagster._core.storage.dagster_run",
     "dagster._core.storage.sqlite_storage",
     "dagster._cli.api",
+    "dagster_aws.components",
+    "fsspec.core",
     "orchestrator.cli.main",
     "orchestrator.janitor.sensor",
     "orchestrator.pipeline.defs_folder",
     "orchestrator.pipeline.component",
+    "orchestrator.storage.choice",
+    "orchestrator.storage.engine",
+    "orchestrator.storage.sqlite",
     "paramiko",
     "requests",
+    "upath.implementations.local",
 )
 """What runs import. Not `orchestrator.definitions`: each run reads the pipelines as they are when it begins."""
 
@@ -91,7 +98,8 @@ def _work(settings: LauncherSettings, *, slots: int, name: str, policy: CeleryPo
     from orchestrator.launchers.task import declare_task
 
     for module in IMPORTED:
-        importlib.import_module(module)
+        with contextlib.suppress(ModuleNotFoundError):  # of another version: a run then imports it itself
+            importlib.import_module(module)
 
     @signals.worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
     def freeze(**_arguments: object) -> None:
