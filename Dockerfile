@@ -31,15 +31,15 @@ RUN --mount=type=secret,id=netrc,target=/root/.netrc --mount=type=bind,target=/c
   uv pip install --no-cache --constraint requirements.lock --build-constraint requirements.lock \
   ${INDEX_URL:+--default-index "$INDEX_URL"} ${REQUIREMENTS:+--requirement "/context/$REQUIREMENTS"} \
   ${CUSTOM_REQUIREMENTS:+--requirement "/context/$CUSTOM_REQUIREMENTS"} --editable ".${EXTRAS:+[$EXTRAS]}"
-# What nobody runs here goes: tests of other packages, maps from their web pages' code to its source, MLflow's own pages.
+# What nobody runs here goes: tests of other packages, sources of what is compiled, and maps from web pages to theirs.
 # The rest is compiled, because the user below may not write what Python compiles, and each run would compile it again;
 # but for what the orchestrator does not import by itself.
 RUN for package in matplotlib numpy pandas pyarrow scipy sklearn; do \
     find /opt/venv/lib/*/site-packages/"$package" -type d -name tests -prune -exec rm -r {} +; \
   done \
-  && find /opt/venv/lib/*/site-packages/dagster_webserver -name '*.map' -delete \
-  && rm -r /opt/venv/lib/*/site-packages/mlflow/server/js/build /opt/venv/lib/*/site-packages/pyarrow/include \
-  && python -m compileall -q -x '/(mlflow|pandas|pyarrow|scipy|sklearn|skops)/' /opt/venv/lib orchestrator
+  && find /opt/venv/lib/*/site-packages/dagster_webserver /opt/venv/lib/*/site-packages/mlflow -name '*.map' -delete \
+  && find /opt/venv/lib \( -name '*.pyx' -o -name '*.pxd' \) -delete && rm -r /opt/venv/lib/*/site-packages/pyarrow/include \
+  && python -m compileall -q -x '/(databricks|mlflow|narwhals|pandas|pyarrow|scipy|sklearn|skops)/' /opt/venv/lib orchestrator
 
 FROM ${BASE_IMAGE}
 # git: what Jenkins says is compared with the repository; tini: signals reach the children, and zombies are reaped.

@@ -1,6 +1,7 @@
 """A Docker Engine of the sandbox's own: its data, socket and containers are in one folder, and end with it.
 
-Needs root and Debian's `docker.io`. It touches no network: containers are to ask for `{"network": "host"}`.
+Needs root and Debian's `docker.io`. It touches no network of the machine: containers are to ask for
+`{"network": "host"}`, or the engine gets a network namespace of its own, where it makes networks as it likes.
 """
 
 from __future__ import annotations
@@ -37,25 +38,31 @@ class DockerEngine:
     """A Docker Engine.
 
     Args:
-        directory: where it keeps everything, on a real disk: overlay2 does not work on an overlay.
+        directory: where it keeps everything, on a real disk: overlay2 does not work on an overlay. What an engine that
+            was ended has built there is there again.
+        own_network: it and its containers live in a network namespace of their own, from which nothing leads out.
 
     Attributes:
+        directory: where it keeps everything.
         host: its address, for the variable DOCKER_HOST.
 
     Raises:
         SandboxError: there is no dockerd, or it does not start.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, own_network: bool = False) -> None:
         if not Path(DOCKERD).exists():
             raise SandboxError(f"the sandbox's Docker Engine needs {DOCKERD}: install the package docker.io as root")
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
+        self.directory = directory
         self._short = Path(tempfile.mkdtemp(prefix="docker-"))  # a Unix socket's path may have 107 characters only
         self.host = f"unix://{self._short}/docker.sock"
         self._exec = self._short / "exec"
+        # For loopback's sake, which is down in a new namespace, and through which published ports lead.
+        apart = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"') if own_network else ()
         self._dockerd = ChildProcess(
             [
+                *apart,
                 DOCKERD,
                 f"--host={self.host}",
                 f"--data-root={directory / 'data'}",
@@ -66,7 +73,7 @@ class DockerEngine:
                 "--ip6tables=false",
                 "--ip-forward=false",
                 "--ip-masq=false",
-                "--userland-proxy=false",
+                f"--userland-proxy={str(own_network).lower()}",
                 "--storage-driver=overlay2",
                 "--oom-score-adjust=0",  # what it would set needs CAP_SYS_RESOURCE
             ],
@@ -90,15 +97,25 @@ class DockerEngine:
         self.close()
 
     def close(self) -> None:
-        """Kill its containers, end it, and remove what it had: nobody else uses it."""
+        """End it, and remove what it had: nobody else uses it."""
+        self.end()
+        shutil.rmtree(self.directory / "data", ignore_errors=True)
+
+    def end(self) -> None:
+        """Kill its containers, and end it; the next engine of that directory has its images. May be called again."""
+        if not self._dockerd.alive():
+            return
         with contextlib.suppress(SandboxError):
             if containers := self.run("ps", "--all", "--quiet").split():
                 self.run("rm", "--force", *containers)
         self._dockerd.close()
-        for place in (*self._exec.glob("netns/*"), *self._directory.glob("data/overlay2/*/merged")):
+        for place in (*self._exec.glob("netns/*"), *self.directory.glob("data/overlay2/*/merged")):
             subprocess.run(["umount", "--lazy", str(place)], check=False, capture_output=True, timeout=COMMAND_SECONDS)
         shutil.rmtree(self._short, ignore_errors=True)
-        shutil.rmtree(self._directory / "data", ignore_errors=True)
+
+    def inside(self, *words: str) -> list[str]:
+        """A command that runs in the engine's own network namespace."""
+        return ["nsenter", f"--net=/proc/{self._dockerd.pid}/ns/net", *words]
 
     @property
     def environment(self) -> dict[str, str]:

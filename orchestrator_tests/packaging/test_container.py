@@ -1,12 +1,18 @@
-"""The Dockerfile, built by a real Docker Engine on Debian's packages: what is in the image, how it starts and stops."""
+"""The Dockerfile, built by a real Docker Engine on Debian's packages: what is in the image, how it starts and stops.
+
+And deploy/compose with that image, in a network namespace of its own: `docker-compose` of Debian, its networks and
+published ports, PostgreSQL and Redis of Debian. Jenkins is the sandbox's, because no registry of images can be asked.
+"""
 
 from __future__ import annotations
 
 import json
 import secrets
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +30,7 @@ from orchestrator_tests.support.waiting import until
 pytestmark = pytest.mark.services
 
 TOKEN = "a-token-of-the-ui-for-the-tests-only"
-START_SECONDS = 180
+START_SECONDS = 600
 MEGABYTE = 1_000_000
 LARGEST = 900 * MEGABYTE
 PATIENCE_SECONDS = 60
@@ -99,6 +105,13 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
+    """One of our own, because the compose file is tried by another engine on what this one has built."""
+    with DockerEngine(tmp_path_factory.mktemp("docker")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
 def base(docker_engine: DockerEngine, request: pytest.FixtureRequest) -> str:
     return import_base(docker_engine, request.config.cache.mkdir("debian-base"))
 
@@ -119,6 +132,7 @@ def image(
         docker_engine.build(
             context,
             *("--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"INDEX_URL={index.url}"),
+            *("--build-arg", "EXTRAS=postgres,celery"),
             *("--build-arg", "CUSTOM_REQUIREMENTS=team-requirements.txt", "--secret", f"id=netrc,src={netrc}"),
             *("--tag", "orchestrator:test"),
         )
@@ -211,3 +225,108 @@ def test_a_login_in_the_address_of_the_index_is_refused(image: BuiltImage, conte
             context,
             *("--build-arg", f"BASE_IMAGE={image.base}", "--build-arg", "INDEX_URL=https://me:pw@index.example/simple"),
         )
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What `docker-compose` has brought up.
+
+    Attributes:
+        directory: of its compose.yaml.
+    """
+
+    engine: DockerEngine
+    directory: Path
+
+    def compose(self, *words: str, seconds: float = 600) -> str:
+        files = ("--file", str(self.directory / "compose.yaml"), "--file", str(self.directory / "test.yaml"))
+        done = subprocess.run(
+            ["/usr/bin/docker-compose", *files, "--profile", "celery", *words],
+            env=self.engine.environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def container(self, service: str) -> str:
+        return self.compose("ps", "--quiet", service).strip()
+
+    def is_healthy(self, service: str) -> bool:
+        (described,) = json.loads(self.engine.run("inspect", self.container(service)))
+        return bool(described["State"]["Health"]["Status"] == "healthy")
+
+    def secret(self, name: str) -> str:
+        return (self.directory / "secrets" / name).read_text()
+
+    def asked(self, url: str, token: str = "") -> str:
+        """What a program on the machine is answered; the machine being the engine's network namespace."""
+        code = (
+            "import sys, urllib.request as u\n"
+            "request = u.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + sys.stdin.read()})\n"
+            "print(u.build_opener(u.ProxyHandler({})).open(request, timeout=30).read().decode())"
+        )
+        words = self.engine.inside(sys.executable, "-c", code, url)
+        done = subprocess.run(words, input=token, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+OVERRIDE = """
+services:
+  jenkins:
+    image: orchestrator:test
+    entrypoint: [python, /checkout/orchestrator_tests/packaging/compose/jenkins.py]
+    environment: {PYTHONPATH: /checkout, HOME: /tmp}
+    volumes: ["CHECKOUT:/checkout:ro"]
+    healthcheck:
+      test: [CMD, python, -c, "import socket; socket.create_connection(('127.0.0.1', 8080), 5)"]
+"""
+HEALTHY = ("postgres", "redis", "mlflow", "git", "jenkins", "serve-celery", "flower")
+
+
+@pytest.fixture(scope="module")
+def composed(image: BuiltImage, context: Path) -> Iterator[Composed]:
+    stand_ins = PROJECT / "orchestrator_tests/packaging/compose"
+    dockerfile = ("--file", str(stand_ins / "postgres.Dockerfile"))
+    image.engine.build(stand_ins, *dockerfile, "--build-arg", f"BASE_IMAGE={image.base}", "--tag", "services:test")
+    image.engine.end()
+    directory = context / "deploy/compose"
+    subprocess.run([directory / "prepare"], capture_output=True, check=True)
+    images = "ORCHESTRATOR_IMAGE=orchestrator:test\nPOSTGRES_IMAGE=services:test\nREDIS_IMAGE=services:test\n"
+    with (directory / ".env").open("a") as settings:
+        settings.write(images)
+    context.chmod(0o755)
+    (directory / "test.yaml").write_text(OVERRIDE.replace("CHECKOUT", str(context)))
+    with DockerEngine(image.engine.directory, own_network=True) as engine:
+        composed = Composed(engine, directory)
+        composed.compose("up", "--detach", "--no-build", seconds=START_SECONDS)
+        yield composed
+        composed.compose("down", "--volumes", "--timeout", "60")
+        assert engine.run("ps", "--all", "--quiet") == ""
+
+
+def test_the_compose_file_brings_up_a_server_that_lets_in_and_sees_jenkins(composed: Composed) -> None:
+    for service in HEALTHY:
+        until(partial(composed.is_healthy, service), seconds=START_SECONDS, every=1)
+    ping = ("celery", "--app", "orchestrator.launchers.app", "inspect", "ping", "--timeout=30")
+    assert "pong" in composed.engine.run("exec", composed.container("worker"), *ping, seconds=START_SECONDS)
+    version = composed.asked("http://127.0.0.1:7860/server_info", composed.secret("UI_TOKEN"))
+    assert json.loads(version)["dagster_version"]
+    assert "MLflow" in composed.asked("http://127.0.0.1:5000/")
+    # Jenkins' green build of the sample: launched through Redis, executed by the worker as far as one gets without an
+    # AMI, recorded in PostgreSQL.
+    stored = (
+        "psql",
+        "--user=orchestrator",
+        "--tuples-only",
+        "--command=SELECT count(*) FROM runs WHERE status = 'FAILURE'",
+        "orchestrator",
+    )
+    postgres = composed.container("postgres")
+    until(lambda: int(composed.engine.run("exec", "--user=postgres", postgres, *stored)) > 0, seconds=START_SECONDS)
+    described = composed.engine.run("inspect", *composed.engine.run("ps", "--quiet").split())
+    for name in ("POSTGRES_PASSWORD", "UI_TOKEN", "JENKINS_TOKEN", "REDIS_PASSWORD"):
+        assert composed.secret(name) not in described

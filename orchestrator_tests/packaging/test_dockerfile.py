@@ -62,7 +62,8 @@ def test_what_the_container_runs_by_default_is_the_service(settings: dict[str, s
     assert process.communicate(timeout=60)[0] == f"serve|--host|0.0.0.0|--port|{port}|"
 
 
-def test_it_is_clean() -> None:
+@pytest.mark.parametrize("file", ["Dockerfile", "deploy/compose/jenkins/Dockerfile"])
+def test_it_is_clean(file: str) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
-    checked = subprocess.run([hadolint, PROJECT / "Dockerfile"], capture_output=True, text=True, check=False)
+    checked = subprocess.run([hadolint, PROJECT / file], capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout) == (0, "")
