@@ -65,6 +65,7 @@ class ThisRun:
     trainings: list[str] = field(default_factory=list)
     over: bool = False
     late: bool = False
+    from_sensor: bool = False
     launches: ClassVar[dict[str, LaunchRecord]] = {}
     """As Dagster's database has them, by run."""
 

@@ -44,6 +44,7 @@ class DagsterRun(Protocol):
     run_id: str
     root_run_id: str
     trained_before: str | None
+    from_sensor: bool
 
     def liveness(self, run_id: str) -> Liveness:
         """Whether this run is queued, starting or under way."""
@@ -115,6 +116,7 @@ class Attempt:
             dagster_run=run.run_id,
             root_run=run.root_run_id,
             trained=run.trained_before,
+            from_sensor=run.from_sensor,
             choice=settings.project.model_choice,
         )
         self._instance: Instance | None = None
@@ -170,6 +172,8 @@ class Attempt:
             raise self._busy(rival)
         if self._tracked.already_trained():
             self._trained = True
+            if self._run.trained_before is None:
+                self._run.trained(self._tracked.open())
             return None
         if self._run.ended_late():
             raise timed_out(f"build {self.plan.partition}", self.plan.max_minutes)

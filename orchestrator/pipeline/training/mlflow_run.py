@@ -46,6 +46,7 @@ class TrackedRun:
         dagster_run: ID of the Dagster run.
         root_run: ID of the Dagster run that it retries, or its own.
         trained: the MLflow run whose process an attempt before this one saw exit with 0, if one did.
+        from_sensor: the Dagster run is the first for this build, as far as Dagster knows: the sensor launched it.
         choice: which of the runs that the training makes is the model; None: see `choose`.
     """
 
@@ -59,6 +60,7 @@ class TrackedRun:
         dagster_run: str,
         root_run: str,
         trained: str | None,
+        from_sensor: bool = False,
         choice: ModelChoice | None = None,
     ) -> None:
         self._mlflow = mlflow
@@ -68,6 +70,7 @@ class TrackedRun:
         self._dagster_run = dagster_run
         self._root_run = root_run
         self._trained = trained
+        self._from_sensor = from_sensor
         self._choice = choice
         self._id: str | None = None
         usual = mlflow.policy.total_seconds
@@ -96,15 +99,33 @@ class TrackedRun:
         return self._server.experiment(self._settings.experiment_id).name
 
     def already_trained(self) -> bool:
-        """Whether an attempt that this one retries saw the training's process exit with 0.
+        """Whether an attempt before this one saw the training's process exit with 0.
 
         MLflow's FINISHED does not say so: a script sets it when its `with mlflow.start_run()` ends, and may fail later.
+
+        Raises:
+            MlflowError: MLflow cannot be asked.
         """
+        if self._trained is None:
+            self._trained = self._proven()
         if self._trained is None or not self._kept(self._trained):
             return False
         self._id = self._trained
         _log.info(f"Nothing is left to train: the process of MLflow run {self._id} exited 0 in an earlier attempt")
         return True
+
+    def _proven(self) -> str | None:
+        """What MLflow holds as trained and Dagster does not know of, because its database was restored.
+
+        A sensor launches a build once, as its run key says; whoever launches it again by hand wants another training.
+        """
+        tags = {**self._plan.identity(), names.MlflowTag.DEPLOYMENT: self._deployment}
+        if self._root_run != self._dagster_run:
+            tags[names.MlflowTag.DAGSTER_ROOT_RUN] = self._root_run
+        elif not self._from_sensor:
+            return None
+        finished = self._server.find_runs(self._settings.experiment_id, tags=tags, statuses={"FINISHED"})
+        return next((run.id for run in finished if _was_ended_well(run)), None)
 
     def _kept(self, run_id: str) -> bool:
         """Whether a run was not deleted, as far as MLflow can be asked now."""
@@ -212,7 +233,7 @@ class TrackedRun:
                 _log.info(f"Leaving MLflow run {run.id} to Dagster run {owner}, which has it")
                 return
             if usage is not None:
-                self._closing.set_tags(run.id, usage.tags())
+                self._closing.set_tags(run.id, {**usage.tags(), names.MlflowTag.ENDED_AS: status})
             until = time.monotonic() + self._closing.policy.total_seconds
             end_others(self._closing, run, status, reason=reason, until=until)
             if status != "FINISHED" or not run.ended:
@@ -335,6 +356,11 @@ class TrackedRun:
             except MlflowError as error:
                 _log.warning(f"Not recorded in MLflow what instance {usage.instance_id} cost: {error}")
         return self._patient.run(run.id) if missing or unwritten else run
+
+
+def _was_ended_well(run: Run) -> bool:
+    """Whether its instance was given back after its training, which is when the cost is written."""
+    return names.MlflowTag.MINUTES in run.tags and run.tags.get(names.MlflowTag.ENDED_AS) not in ("FAILED", "KILLED")
 
 
 def _tags_of(instance: Instance) -> dict[str, str]:

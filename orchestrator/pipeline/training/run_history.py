@@ -42,6 +42,7 @@ class RunHistory:
         self._job = names.training_job(self._asset.path[0])
         self._partition = context.partition_key
         self.run_id = context.run_id
+        self.from_sensor = context.run.parent_run_id is None and names.DagsterTag.RUN_KEY in context.run.tags
         tried = list(self._tried(context.run))
         self.root_run_id = tried[-1].run_id
         self._tried_runs = tried[1:]
