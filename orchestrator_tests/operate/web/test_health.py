@@ -187,7 +187,7 @@ def test_a_daemon_that_stands_still_is_named(ui: Ui) -> None:
     (daemon,) = [
         process
         for process in ui.command.process.children(recursive=True)
-        if any(word.endswith("dagster-daemon") for word in process.cmdline())
+        if "orchestrator.operate.daemon" in process.cmdline()
     ]
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
