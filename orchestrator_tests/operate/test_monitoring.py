@@ -137,3 +137,10 @@ def test_each_alert_goes_off_and_is_silent_else(alert: str, tmp_path: Path) -> N
     file.write_text(yaml.safe_dump(checks))
     checked = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_page_for_operators_explains_every_metric_and_every_alert() -> None:
+    page = (PROJECT / "docs" / "operations.md").read_text()
+    explained = set(re.findall(r"^\| `(orchestrator_[a-z_]+)` \|", page, re.MULTILINE))
+    assert explained == {re.sub("_(bucket|sum|count)$", "", name) for name in families.offered_names()}
+    assert set(re.findall(r"^\| (Orchestrator\w+) \|", page, re.MULTILINE)) == {rule["alert"] for rule in rules()}
