@@ -171,25 +171,31 @@ class Stack:
             raise SandboxError(f"Dagster cannot load the definitions: {error}; its log is {child.log}")
         return api
 
+    def dagster_environment(self) -> dict[str, str]:
+        """The whole environment of a Dagster of this sandbox, whose home is made if there is none."""
+        home = self._folder("dagster")
+        prepare_home(home)
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        # boto3 also reads files of the home directory, and asks a metadata service for credentials.
+        environment |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+        return environment | {"AWS_EC2_METADATA_DISABLED": "true", "DAGSTER_HOME": str(home), **self.env()}
+
     def dagster_process(self, *arguments: str) -> ChildProcess:
         """Start Python with these arguments, and with what Dagster needs to be the one of this sandbox.
 
         Raises:
             SandboxError: it did not start.
         """
-        home = self._folder("dagster")
-        prepare_home(home)
-        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        # boto3 also reads files of the home directory, and asks a metadata service for credentials.
-        environment |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
-        environment |= {"AWS_EC2_METADATA_DISABLED": "true", "DAGSTER_HOME": str(home), **self.env()}
+        environment = self.dagster_environment()
         return self._exits.enter_context(
             ChildProcess(
                 [sys.executable, *arguments],
                 name="Dagster",
                 log=self.directory / "dagster.log",
                 env=environment,
-                cwd=home,  # Dagster reads the .env of the folder it runs in, which is the user's own elsewhere
+                cwd=Path(
+                    environment["DAGSTER_HOME"]
+                ),  # Dagster reads the .env of the folder it runs in, which is the user's own elsewhere
                 grace_seconds=DAGSTER_GRACE_SECONDS,
             )
         )
