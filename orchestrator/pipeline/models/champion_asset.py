@@ -11,6 +11,7 @@ from orchestrator import names
 from orchestrator.errors import OrchestratorError
 from orchestrator.names import MlflowTag
 from orchestrator.pipeline.models.champion import Candidate, Decision, settle
+from orchestrator.pipeline.models.checks import other_data
 from orchestrator.pipeline.models.declared import ChampionRule
 from orchestrator.pipeline.models.registration import Registration, register_all, remove_old
 from orchestrator.printable import printable
@@ -185,6 +186,7 @@ def champion_metadata(mlflow: Mlflow, decision: Decision, rule: ChampionRule) ->
             "commit": _commit(champion),
             f"metrics/{printable(rule.metric)[:200]}": _float(champion.value),
             "better than the next by": _float(lead_of(decision, rule)),
+            "warning": _doubt(decision),
         }
     return {key: value for key, value in known.items() if value is not None}
 
@@ -213,6 +215,15 @@ def _table(candidates: Sequence[Candidate], rule: ChampionRule) -> dg.MetadataVa
     ]
     schema = dg.TableSchema(columns=[dg.TableColumn(name) for name in columns])
     return dg.MetadataValue.table(records=records, schema=schema)
+
+
+def _doubt(decision: Decision) -> dg.MetadataValue | None:
+    """Whether the best two were measured on the same data, as far as they say."""
+    champion, runner_up = decision.champion, decision.runner_up
+    if champion is None or runner_up is None or runner_up.run is None:
+        return None
+    warning = other_data(runner_up.run, champion.run)
+    return dg.MetadataValue.text(printable(f"version {runner_up.version.version}: {warning}")) if warning else None
 
 
 def _registered(registration: Registration, removed: list[str]) -> Mapping[str, dg.MetadataValue]:

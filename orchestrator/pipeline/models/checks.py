@@ -98,7 +98,7 @@ def judge(mlflow: Mlflow, run: Run, rules: ModelRules) -> list[Judgement]:
     """
     if not rules.any:
         return []
-    compared = comparison(mlflow, rules) if _compares(rules) else Comparison()
+    compared = comparison(mlflow, rules) if rules.metrics else Comparison()
     judgements = [judge_metric(rule, run, compared) for rule in rules.metrics]
     judgements.append(_judge_loadable(mlflow, run, must_pass=rules.champion is not None))
     failed = [judgement for judgement in judgements if judgement.must_pass and not judgement.passed]
@@ -155,7 +155,12 @@ def judge_metric(rule: MetricRule, run: Run, compared: Comparison) -> Judgement:
         if check.highest is not None and value > check.highest:
             faults.append(f"{rule.metric} {value:.6g} is above max {check.highest:.6g}")
     if check.worse_than_champion_by_at_most is not None:
-        _compare(rule, run, value, compared, facts, faults, remarks)
+        _compare(rule, value, compared, facts, faults, remarks)
+    if data := evaluation_data(run):
+        facts["evaluation data"] = dg.MetadataValue.text(printable(data))
+    if warning := other_data(run, compared.champion):
+        facts["warning"] = dg.MetadataValue.text(printable(warning))
+        remarks.append(f"warning: {warning}")
     name = printable(rule.metric)[:200]
     good = f"{name} {value:.6g} is as it has to be" if value is not None else ""
     sentence = "; ".join([*(faults or [good]), *remarks])
@@ -164,7 +169,6 @@ def judge_metric(rule: MetricRule, run: Run, compared: Comparison) -> Judgement:
 
 def _compare(
     rule: MetricRule,
-    run: Run,
     value: float | None,
     compared: Comparison,
     facts: dict[str, dg.MetadataValue],
@@ -194,13 +198,16 @@ def _compare(
             f"{rule.metric} {value:.6g} is worse than {bound:.6g}, which is {tolerance.text} worse than {theirs:.6g} "
             f"of the champion, version {compared.version}"
         )
-    mine, other = evaluation_data(run), evaluation_data(compared.champion)
-    if mine:
-        facts["evaluation data"] = dg.MetadataValue.text(printable(mine))
-    if mine != other and compared.champion.id != run.id:
-        warning = f"not the same evaluation data: {mine or 'unknown'}, and {other or 'unknown'} of the champion"
-        facts["warning"] = dg.MetadataValue.text(printable(warning))
-        remarks.append(f"warning: {warning}")
+
+
+def other_data(run: Run, champion: Run | None) -> str:
+    """What makes a comparison doubtful, in one sentence; empty: nothing that is known."""
+    if champion is None or champion.id == run.id:
+        return ""
+    mine, theirs = evaluation_data(run), evaluation_data(champion)
+    if mine == theirs:
+        return ""
+    return f"not the same evaluation data: {mine or 'unknown'}, and {theirs or 'unknown'} of the champion"
 
 
 def finite(run: Run, metric: str) -> float | None:
@@ -244,10 +251,6 @@ def _judge_loadable(mlflow: Mlflow, run: Run, *, must_pass: bool) -> Judgement:
     if not found.has_signature:
         sentence += "; it has no signature: log it with an input_example, and it says what it takes"
     return Judgement(name=names.LOADABLE_MODEL, passed=True, sentence=sentence, facts=facts, must_pass=must_pass)
-
-
-def _compares(rules: ModelRules) -> bool:
-    return any(rule.check.worse_than_champion_by_at_most is not None for rule in rules.metrics)
 
 
 def _meaning(rule: MetricRule) -> str:

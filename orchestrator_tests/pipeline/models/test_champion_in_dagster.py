@@ -22,7 +22,7 @@ from orchestrator.resources.mlflow import Mlflow, MlflowResource
 from orchestrator.settings.groups import MlflowSettings
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.support.dagster_internals import BulkActionStatus, PartitionBackfill, StepMaterializationData
-from orchestrator_tests.support.logged_models import finished_run, log_model
+from orchestrator_tests.support.logged_models import finished_run, log_model, read_dataset
 
 NOW = datetime.now(UTC)
 
@@ -150,10 +150,13 @@ def test_the_best_is_chosen_and_shown(installation: Installation) -> None:
     assert "registered" not in again
     assert "stays the champion" in str(again["champion"])
 
-    installation.trained(5, 0.95)
+    read_dataset(installation.server.url, installation.trained(5, 0.95), digest="b")
     third = installation.metadata(installation.choose())
     assert "version 4" in str(third["champion"])
     assert "is now the champion, after version 2" in str(third["champion"])
+    warning = "version 2: not the same evaluation data: unknown, and holdout b of the champion"
+    assert third["warning"] == warning
+    assert "warning" not in metadata
 
 
 def test_each_run_of_ours_renews_its_lease(installation: Installation) -> None:

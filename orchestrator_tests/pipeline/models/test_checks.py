@@ -112,6 +112,11 @@ def test_other_evaluation_data_is_a_warning() -> None:
     assert other.passed
     assert other.facts["warning"].value == "not the same evaluation data: holdout b, and holdout a of the champion"
     assert "warning: not the same evaluation data" in other.sentence
+    [bounded] = rules({"min": 0.5}).metrics  # which compares nothing itself: but the champion is chosen by it
+    assert (
+        "warning"
+        in judge_metric(bounded, run({"accuracy": 0.9}, datasets=(new,)), champion(0.9, datasets=(old,))).facts
+    )
     silent = judge_metric(rule, run({"accuracy": 0.9}), champion(0.9, datasets=(old,)))
     assert "unknown, and holdout a" in silent.sentence
 
