@@ -259,7 +259,12 @@ def champion_definitions(rule: ChampionRule, settings: SettingsSource) -> dg.Def
         selection=[champion],
         description=f"Registers the trained models of {rule.pipeline} and chooses the champion.",
         executor_def=dg.in_process_executor,
-        tags={"dagster/retry_strategy": "ALL_STEPS", "dagster/retry_on_asset_or_op_failure": "false"},
+        # It takes seconds: it does not wait for the rest of a backfill.
+        tags={
+            names.DagsterTag.RETRY_STRATEGY: "ALL_STEPS",
+            names.DagsterTag.RETRY_ON_OP_FAILURE: "false",
+            names.DagsterTag.PRIORITY: "1",
+        },
     )
     return dg.Definitions(assets=[champion], jobs=[job], sensors=[champion_sensor(rule.pipeline, job)])
 
