@@ -79,7 +79,7 @@ def _register(mlflow: Mlflow, rule: ChampionRule, run_id: str) -> ModelVersion |
     if run.tags.get(MlflowTag.PIPELINE) != rule.pipeline:
         return f"MLflow run {run_id} is not of pipeline {rule.pipeline}"
     if MlflowTag.CHECKS not in run.tags:
-        return f"MLflow run {run_id} was trained before there were checks: re-execute its run, and it is recorded anew"
+        return f"MLflow run {run_id} was trained before there were checks: train its build again if it is wanted"
     model = mlflow.registry.model_of(run)
     if model is None:
         return f"MLflow run {run_id} has no model"
