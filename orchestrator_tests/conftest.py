@@ -7,9 +7,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from sqlite3 import Connection
 
 import boto3
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from orchestrator.resources.ssh.connection import Ssh
 from orchestrator_sandbox.docker_engine import DockerEngine
@@ -22,6 +25,13 @@ from orchestrator_tests.support.containers import OF_THE_IMAGE
 from orchestrator_tests.support.follower import LOGGER, Follower
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.ssh_server import SshHost
+
+
+@event.listens_for(Engine, "connect")
+def _wait_for_no_disk(connection: object, _record: object) -> None:
+    """Dagster makes a database for each run, and waits for the disk thirty times; ours need not outlive a power cut."""
+    if isinstance(connection, Connection):
+        connection.execute("PRAGMA synchronous=OFF")
 
 
 @pytest.fixture(scope="session")
