@@ -45,6 +45,7 @@ ENDPOINT_ACTIONS: Mapping[str, str] = {
     "metrics/get-history": "GetMetricHistory",
     "model-versions/create": "CreateModelVersion",
     "model-versions/delete": "DeleteModelVersion",
+    "model-versions/get": "GetModelVersion",
     "model-versions/search": "SearchModelVersions",
     "model-versions/set-tag": "SetModelVersionTag",
     "registered-models/alias": "SetRegisteredModelAlias",
