@@ -113,13 +113,21 @@ class DagsterApi:
             )
         )
 
-    def launch(self, *, asset: Sequence[str], partition: str, job: str = ASSET_PAGE_JOB) -> str:
+    def launch(
+        self,
+        *,
+        asset: Sequence[str],
+        partition: str,
+        job: str = ASSET_PAGE_JOB,
+        config: Mapping[str, object] | None = None,
+    ) -> str:
         """Launch a run as the UI does, and return its ID.
 
         Args:
             asset: the asset's key.
             partition: the partition to materialise.
             job: the job; default: what "Materialize" on the asset page runs.
+            config: what the launchpad says of the asset.
         """
         parameters = {
             "selector": {
@@ -129,6 +137,7 @@ class DagsterApi:
                 "assetSelection": [{"path": list(asset)}],
             },
             "executionMetadata": {"tags": [{"key": DagsterTag.PARTITION, "value": partition}]},
+            "runConfigData": {"ops": {"__".join(asset): {"config": dict(config)}}} if config else {},
         }
         answer = self._ask(
             "mutation($parameters: ExecutionParams!) { launchRun(executionParams: $parameters) "
