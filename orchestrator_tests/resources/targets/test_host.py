@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator.errors import DeploymentError, DeploymentFailed, TargetHeld, TargetUnavailable
 from orchestrator.resources.targets import HostTarget, ModelFolder
+from orchestrator.resources.targets.host import SERVE
 from orchestrator_tests.support.inference_host import Clients, HAProxyHost, served_model, switched_under_load
 from orchestrator_tests.support.releases import release
 from orchestrator_tests.support.waiting import until
@@ -171,3 +172,25 @@ def test_a_model_of_many_and_large_files_arrives_whole(host: HAProxyHost, tmp_pa
     assert (host.base / "releases/1/weights/empty").read_bytes() == b""
     with pytest.raises(DeploymentError, match="version"):
         host.target().deploy(replace(release(1), version="../x"), whole)
+
+
+def test_mlflow_models_serve_serves_a_model_of_scikit_learn(host: HAProxyHost, tmp_path: Path) -> None:
+    folder = tmp_path / "sklearn-model"
+    subprocess.run([sys.executable, "-c", _SAVE, str(folder)], check=True, env={**os.environ, "DO_NOT_TRACK": "true"})
+    serve = f"{Path(sys.executable).parent / 'mlflow'}{SERVE.removeprefix('mlflow')}"
+    target = host.target(serve=serve, start_seconds=300)
+    target.deploy(release(1), ModelFolder.of(folder))
+    status, version = host.asked()
+    assert status == 200
+    assert str(version) in "01"
+
+
+_SAVE = """\
+import sys
+import mlflow.sklearn
+import numpy
+from sklearn.linear_model import LogisticRegression
+rows = numpy.array([[0.0], [1.0], [2.0], [3.0]])
+model = LogisticRegression().fit(rows, [0, 0, 1, 1])
+mlflow.sklearn.save_model(model, sys.argv[1], input_example=rows[:2])
+"""
