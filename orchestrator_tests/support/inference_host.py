@@ -143,7 +143,8 @@ class HAProxyHost:
         """Status, and the version that has predicted."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, json.dumps({"inputs": [[1.0], [2.0]]}))
+            headers = {"Content-Type": "application/json"}
+            connection.request(method, path, json.dumps({"inputs": [[1.0], [2.0]]}), headers)
             answer = connection.getresponse()
             body = answer.read()
             return answer.status, json.loads(body)["predictions"][
