@@ -37,6 +37,7 @@ SERVE = "mlflow models serve --model-uri {model} --env-manager local --host {hos
 
 _PIECE = 8 * 2**20
 _CALL_SECONDS = 60.0
+_STATE_SECONDS = 20.0  # a sensor asks, whose ticks Dagster ends after 60 s
 _SPARE_SECONDS = 180.0
 _SENT = (
     "import sys; text = sys.stdin.buffer.read(int(sys.argv[1])).decode(); "
@@ -108,7 +109,7 @@ class HostTarget:
     def state(self) -> Release | None:
         """What HAProxy sends requests to; see `Target`."""
         with self._connected() as ssh:
-            answer = self._call(ssh, "state", {})
+            answer = self._call(ssh, "state", {}, seconds=_STATE_SECONDS)
         slots, record = answer["slots"], answer["record"]
         if len(slots) > 1:
             _log.warning(f"Found two models in use in {self.place}: a deployment there did not end")
