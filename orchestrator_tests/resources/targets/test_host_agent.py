@@ -1,0 +1,222 @@
+"""What happens on an inference host, in this process and with a stand-in for HAProxy's runtime socket; no SSH.
+
+`test_host.py` does the same with HAProxy and OpenSSH themselves, under load.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import pytest
+
+from orchestrator.errors import DeploymentFailed, TargetHeld, TargetUnavailable
+from orchestrator.resources.ssh import Completed, Ssh
+from orchestrator.resources.targets import HostTarget, InferenceHost, host_agent
+from orchestrator_sandbox.processes.child import free_port
+from orchestrator_tests.support.inference_host import served_model
+from orchestrator_tests.support.releases import release
+
+
+class RuntimeSocket:
+    """Answers as HAProxy's `stats socket`; its servers are as healthy as they are told to be.
+
+    Attributes:
+        states: of the slots: `UP`, `DRAIN` or `MAINT`.
+        commands: what has changed them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.states = {"a": "UP", "b": "UP"}
+        self.ports = {"a": free_port(), "b": free_port()}
+        self.commands: list[str] = []
+        runtime = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                self.wfile.write(runtime.answer(self.rfile.readline().decode().strip()).encode())
+
+        self._server = socketserver.ThreadingUnixStreamServer(str(path), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def answer(self, command: str) -> str:
+        words = command.split()
+        if command == "show servers state churn":
+            rows = [f"2 churn {i} {name} 127.0.0.1 {port}" for i, (name, port) in enumerate(self.ports.items(), 1)]
+            return "\n".join(["1", "# be_id be_name srv_id srv_name srv_addr srv_port", *rows, ""])
+        if command == "show stat":
+            rows = [f"churn,{name},0,0,{state}," for name, state in self.states.items()]
+            return "\n".join(["# pxname,svname,qcur,scur,status,", *rows, ""])
+        if words[:2] == ["set", "server"]:
+            name = words[2].removeprefix("churn/")
+            self.states[name] = {"ready": "UP", "drain": "DRAIN", "maint": "MAINT"}[words[4]]
+            self.commands.append(f"{name} {words[4]}")
+            return "\n"
+        return "Can't find backend.\n"
+
+
+class InProcess:
+    """Runs the agent here instead of sending it anywhere."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def connect(self) -> None:
+        pass
+
+    def run(self, argv: Sequence[str], *, stdin: bytes, timeout_seconds: float) -> Completed:
+        size, verb = int(argv[-2]), argv[-1]
+        output = io.StringIO()
+        with self._monkeypatch.context() as patch:
+            patch.setattr(host_agent, "SOURCE", stdin[:size].decode())
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin[size:])))
+            patch.setattr(sys, "stdout", output)
+            host_agent.main(verb)
+        return Completed(exit_status=0, stdout=output.getvalue().encode(), stderr=b"")
+
+
+@pytest.fixture
+def haproxy(tmp_path: Path) -> Iterator[RuntimeSocket]:
+    with RuntimeSocket(tmp_path / "admin.sock") as running:
+        yield running
+
+
+@pytest.fixture
+def target(haproxy: RuntimeSocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostTarget]:
+    spec = InferenceHost(
+        address="host",
+        user="models",
+        host_key="",
+        key_path=tmp_path,
+        admin_socket=str(tmp_path / "admin.sock"),
+        backend="churn",
+        serve=f"{sys.executable} {{model}}/serve.py {{port}}",
+        directory=str(tmp_path / "serving"),
+        start_seconds=60,
+        drain_seconds=5,
+    )
+    yield HostTarget(spec, connect=lambda: cast(Ssh, InProcess(monkeypatch)))
+    for name, port in haproxy.ports.items():
+        host_agent.Slot(str(tmp_path / "serving"), name, ("127.0.0.1", port)).stop()
+
+
+def version_of(target: HostTarget) -> str:
+    found = target.state()
+    return found.version if found else ""
+
+
+def listening(haproxy: RuntimeSocket) -> list[str]:
+    def listens(port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    return [name for name, port in haproxy.ports.items() if listens(port)]
+
+
+def test_the_new_model_is_ready_before_the_old_one_is_drained(
+    target: HostTarget, haproxy: RuntimeSocket, tmp_path: Path
+) -> None:
+    assert version_of(target) == ""
+    assert target.deploy(release(1), served_model(tmp_path, 1)) is None
+    assert (version_of(target), listening(haproxy)) == ("1", ["a"])
+    haproxy.commands.clear()
+    before = target.deploy(release(2), served_model(tmp_path, 2))
+    assert before is not None
+    assert before.version == "1"
+    assert haproxy.commands == ["b maint", "b ready", "a drain", "a maint"]
+    assert (version_of(target), listening(haproxy)) == ("2", ["b"])
+    haproxy.commands.clear()
+    target.deploy(release(2), served_model(tmp_path, 2))
+    assert haproxy.commands == []
+
+
+def test_a_model_that_does_not_predict_is_stopped_and_the_old_one_untouched(
+    target: HostTarget, haproxy: RuntimeSocket, tmp_path: Path
+) -> None:
+    target.deploy(release(1), served_model(tmp_path, 1))
+    for version, kind in ((2, "rejects"), (3, "short"), (4, "crash")):
+        haproxy.commands.clear()
+        with pytest.raises(DeploymentFailed, match="still serves what it did"):
+            target.deploy(release(version), served_model(tmp_path, version, kind=kind))
+        assert haproxy.commands == ["b maint", "b maint"]
+        assert (version_of(target), listening(haproxy)) == ("1", ["a"])
+    with pytest.raises(TargetHeld, match="pipeline 'churn'"):
+        target.deploy(release(5, pipeline="other"), served_model(tmp_path, 5))
+
+
+def test_a_deployment_that_was_killed_between_ready_and_drain_is_ended_by_the_next(
+    target: HostTarget, haproxy: RuntimeSocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.deploy(release(1), served_model(tmp_path, 1))
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host_agent.Backend, "drain", killed)
+        with pytest.raises(KeyboardInterrupt):
+            target.deploy(release(2), served_model(tmp_path, 2))
+    assert listening(haproxy) == ["a", "b"]
+    assert target.state() is None, "two models are in use"
+    target.deploy(release(2), served_model(tmp_path, 2))
+    assert (version_of(target), len(listening(haproxy))) == ("2", 1)
+
+
+def test_another_deployment_and_another_backend_are_named(
+    target: HostTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = served_model(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", _refuse)
+        with pytest.raises(TargetUnavailable, match="another deployment is under way"):
+            target.deploy(release(2), model)
+    with monkeypatch.context() as patch:
+        patch.setattr(RuntimeSocket, "answer", lambda *_: "Can't find backend.\n")
+        with pytest.raises(TargetUnavailable, match="no backend churn"):
+            target.state()
+
+
+def _refuse(*_: object) -> None:
+    raise BlockingIOError
+
+
+@pytest.mark.parametrize(
+    ("example", "rows"),
+    [
+        ({"inputs": [[1], [2]]}, 2),
+        ({"inputs": {"x": [1, 2, 3]}}, 3),
+        ({"instances": [1]}, 1),
+        ({"dataframe_records": [{}, {}]}, 2),
+        ({"dataframe_split": {"columns": ["x"], "data": [[1], [2]]}}, 2),
+        ({"inputs": {"x": [1], "y": [1, 2]}}, None),
+        ({"inputs": 3}, None),
+        ([], None),
+    ],
+)
+def test_the_rows_of_an_input_example(example: object, rows: int | None) -> None:
+    assert host_agent.rows_of(example) == rows
+
+
+def test_a_server_s_program_finds_its_neighbours() -> None:
+    assert host_agent.search_path("/opt/models/bin/mlflow models serve").startswith("/opt/models/bin:")
