@@ -1,13 +1,12 @@
 """An inference host as target: the new model comes up beside the old one, and HAProxy moves the requests over.
 
-What happens there is `host_agent.py`, which is sent over SSH and run by the host's Python. It goes on when the
+What happens there is `host_agent`, which is sent over SSH and run by the host's Python. It goes on when the
 connection breaks, so that a switch is made or undone whatever happens here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from orchestrator.errors import (
     TargetUnavailable,
 )
 from orchestrator.resources.ssh import Ssh, login_words
+from orchestrator.resources.targets.host_agent import agent_source
 from orchestrator.resources.targets.release import KEPT_RELEASES, ModelFolder, Release, require_holder
 from orchestrator.settings.groups import SshSettings
 
@@ -175,7 +175,7 @@ class HostTarget:
         host = self._host
         directory = host.directory or f"~/.orchestrator/serving/{host.backend}"
         place = {"directory": directory, "admin_socket": host.admin_socket, "backend": host.backend}
-        source = _agent()
+        source = agent_source()
         stdin = b"%s%s\n%s" % (source, json.dumps({**place, **call}).encode(), body)
         done = ssh.run([host.python, "-c", _SENT, str(len(source)), verb], stdin=stdin, timeout_seconds=seconds)
         try:
@@ -223,8 +223,3 @@ class HostTarget:
             raise TargetUnavailable(f"{self.place} cannot be reached, check `address` and `port`: {error}") from error
         except SshError as error:
             raise TargetUnavailable(f"{self.place} lets nobody in, check `user` and `key_path`: {error}") from error
-
-
-@functools.lru_cache(maxsize=1)
-def _agent() -> bytes:
-    return (Path(__file__).parent / "host_agent.py").read_bytes()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import socket
 import socketserver
@@ -18,7 +19,10 @@ import pytest
 
 from orchestrator.errors import DeploymentFailed, TargetHeld, TargetUnavailable
 from orchestrator.resources.ssh import Completed, Ssh
-from orchestrator.resources.targets import HostTarget, InferenceHost, host_agent
+from orchestrator.resources.targets import HostTarget, InferenceHost
+from orchestrator.resources.targets.host_agent import agent_source, deploying
+from orchestrator.resources.targets.host_agent.haproxy import Backend
+from orchestrator.resources.targets.host_agent.slots import Slot, search_path
 from orchestrator_sandbox.processes.child import free_port
 from orchestrator_tests.support.inference_host import served_model
 from orchestrator_tests.support.releases import release
@@ -89,10 +93,10 @@ class InProcess:
         size, verb = int(argv[-2]), argv[-1]
         output = io.StringIO()
         with self._monkeypatch.context() as patch:
-            patch.setattr(host_agent, "SOURCE", stdin[:size].decode())
+            patch.setattr(deploying, "SOURCE", stdin[:size].decode())
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin[size:])))
             patch.setattr(sys, "stdout", output)
-            host_agent.main(verb)
+            deploying.main(verb)
         return Completed(exit_status=0, stdout=output.getvalue().encode(), stderr=b"")
 
 
@@ -118,7 +122,7 @@ def target(haproxy: RuntimeSocket, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     yield HostTarget(spec, connect=lambda: cast(Ssh, InProcess(monkeypatch)))
     for name, port in haproxy.ports.items():
-        host_agent.Slot(str(tmp_path / "serving"), name, ("127.0.0.1", port)).stop()
+        Slot(str(tmp_path / "serving"), name, ("127.0.0.1", port)).stop()
 
 
 def version_of(target: HostTarget) -> str:
@@ -174,7 +178,7 @@ def test_a_deployment_that_was_killed_between_ready_and_drain_is_ended_by_the_ne
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(host_agent.Backend, "drain", killed)
+        patch.setattr(Backend, "drain", killed)
         with pytest.raises(KeyboardInterrupt):
             target.deploy(release(2), served_model(tmp_path, 2))
     assert listening(haproxy) == ["a", "b"]
@@ -215,8 +219,15 @@ def _refuse(*_: object) -> None:
     ],
 )
 def test_the_rows_of_an_input_example(example: object, rows: int | None) -> None:
-    assert host_agent.rows_of(example) == rows
+    assert deploying.rows_of(example) == rows
 
 
 def test_a_server_s_program_finds_its_neighbours() -> None:
-    assert host_agent.search_path("/opt/models/bin/mlflow models serve").startswith("/opt/models/bin:")
+    assert search_path("/opt/models/bin/mlflow models serve").startswith("/opt/models/bin:")
+
+
+def test_the_program_is_one_text_of_python_3_8_that_imports_nothing_of_ours() -> None:
+    tree = ast.parse(agent_source(), feature_version=(3, 8))
+    imported = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
+    imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names | {"__future__"}
