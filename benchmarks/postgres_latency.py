@@ -33,9 +33,29 @@ from orchestrator_tests.support.postgres import Postgres
 EVENTS = 50
 
 
-@dg.job
-def nothing() -> None:
-    """A run needs a job."""
+STEPS = 5
+"""Of a training."""
+
+
+@dg.op
+def step(before: int) -> int:
+    """Log a line, as a step of a training does."""
+    dg.get_dagster_logger().info("a line")
+    return before + 1
+
+
+@dg.op
+def first() -> int:
+    """Begin."""
+    return 0
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def five_steps() -> None:
+    """As many steps and events as a training has, which do nothing."""
+    number = first()
+    for count in range(1, STEPS):
+        number = step.alias(f"step_{count}")(number)
 
 
 def opening(url: str) -> Mapping[str, float]:
@@ -45,16 +65,21 @@ def opening(url: str) -> Mapping[str, float]:
         began = time.perf_counter()
         with dg.DagsterInstance.from_config(home) as instance:
             opened = time.perf_counter() - began
-            run = instance.create_run_for_job(nothing)
+            run = instance.create_run_for_job(five_steps)
             laps = []
             for number in range(EVENTS):
                 began = time.perf_counter()
                 instance.report_engine_event(f"event {number}", run)
                 laps.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            result = five_steps.execute_in_process(instance=instance)
+            ran = time.perf_counter() - began
     return {
         "open": round(opened, 2),
         "event_median": round(statistics.median(laps), 4),
         "event_worst": round(max(laps), 3),
+        "run_of_five_steps": round(ran, 2),
+        "its_events": len(result.all_events),
     }
 
 
