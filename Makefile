@@ -9,7 +9,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),$(BOOTSTRAP)/bin/uv)
 # Each file as a whole to one of several processes, in the order that conftest.py says.
 PYTEST := $(VENV)/bin/pytest --durations=10 --dist=loadfile --no-loadscope-reorder
 # What `make test-services` needs on top: program, and the Debian package that brings it.
-SERVICES := pg_ctlcluster:postgresql pgbouncer:pgbouncer sshd:openssh-server haproxy:haproxy cloud-init:cloud-init git-lfs:git-lfs dockerd:docker.io debootstrap:debootstrap chromium:chromium chromedriver:chromium-driver promtool:prometheus redis-server:redis-server docker-compose:docker-compose busybox:busybox-static
+SERVICES := pg_ctlcluster:postgresql pgbouncer:pgbouncer sshd:openssh-server haproxy:haproxy cloud-init:cloud-init git-lfs:git-lfs dockerd:docker.io debootstrap:debootstrap chromium:chromium chromedriver:chromium-driver promtool:prometheus redis-server:redis-server docker-compose:docker-compose busybox:busybox-static ip:iproute2 iptables:iptables
 
 MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
