@@ -11,6 +11,8 @@ from sqlite3 import Connection
 
 import boto3
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -32,6 +34,22 @@ def _wait_for_no_disk(connection: object, _record: object) -> None:
     """Dagster makes a database for each run, and waits for the disk thirty times; ours need not outlive a power cut."""
     if isinstance(connection, Connection):
         connection.execute("PRAGMA synchronous=OFF")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_migrations_once() -> Iterator[None]:
+    """Alembic reads a hundred files for each database that Dagster makes, and so for each run."""
+    read, known = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
+
+    def from_config(config: Config) -> ScriptDirectory:
+        place = config.get_main_option("script_location")
+        if place not in known:
+            known[place] = read(config)
+        return known[place]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", staticmethod(from_config))
+        yield
 
 
 @pytest.fixture(scope="session")
