@@ -31,23 +31,28 @@ RUN --mount=type=secret,id=netrc,target=/root/.netrc --mount=type=bind,target=/c
   uv pip install --no-cache --constraint requirements.lock --build-constraint requirements.lock \
   ${INDEX_URL:+--default-index "$INDEX_URL"} ${REQUIREMENTS:+--requirement "/context/$REQUIREMENTS"} \
   ${CUSTOM_REQUIREMENTS:+--requirement "/context/$CUSTOM_REQUIREMENTS"} --editable ".${EXTRAS:+[$EXTRAS]}"
-# What nobody runs here goes: tests of other packages, sources of what is compiled, and maps from web pages to theirs.
+# What nobody runs here goes: tests of other packages, sources of what is compiled, maps from web pages to theirs, and
+# Arrow's network protocol.
 # The rest is compiled, because the user below may not write what Python compiles, and each run would compile it again;
 # but for what the orchestrator does not import by itself.
 RUN for package in matplotlib numpy pandas pyarrow scipy sklearn; do \
     find /opt/venv/lib/*/site-packages/"$package" -type d -name tests -prune -exec rm -r {} +; \
   done \
   && find /opt/venv/lib/*/site-packages/dagster_webserver /opt/venv/lib/*/site-packages/mlflow -name '*.map' -delete \
-  && find /opt/venv/lib \( -name '*.pyx' -o -name '*.pxd' \) -delete && rm -r /opt/venv/lib/*/site-packages/pyarrow/include \
+  && find /opt/venv/lib \( -name '*.pyx' -o -name '*.pxd' \) -delete \
+  && rm -r /opt/venv/lib/*/site-packages/pyarrow/include /opt/venv/lib/*/site-packages/pyarrow/*flight* \
   && python -m compileall -q -x '/(databricks|mlflow|narwhals|pandas|pyarrow|scipy|sklearn|skops)/' /opt/venv/lib orchestrator
 
 FROM ${BASE_IMAGE}
-# git: what Jenkins says is compared with the repository; tini: signals reach the children, and zombies are reaped.
+ARG EXTRAS=""
+# git: what Jenkins says is compared with the repository; tini: signals reach the children, and zombies are reaped;
+# PostgreSQL's programs are those of `orchestrator backup`, which need a server that is no newer than they are.
 # The base's own packages may be older than their last security fix. Debian keeps one version of each: none is named.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get upgrade -y --no-install-recommends \
+RUN case ",$EXTRAS," in *,postgres,*) set -- postgresql-client ;; esac \
+  && apt-get update && apt-get upgrade -y --no-install-recommends \
   && apt-get install -y --no-install-recommends -o DPkg::Options::=--path-exclude=/usr/share/doc/* \
-    -o DPkg::Options::=--path-exclude=/usr/share/locale/* ca-certificates git tini \
+    -o DPkg::Options::=--path-exclude=/usr/share/locale/* ca-certificates git tini "$@" \
   && apt-get clean && rm -rf /var/lib/apt/lists/*
 ENV PATH=/opt/venv/bin:$PATH VIRTUAL_ENV=/opt/venv PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
   HOME=/home/orchestrator DAGSTER_HOME=/var/lib/orchestrator MPLCONFIGDIR=/tmp/matplotlib PORT=7860
