@@ -109,6 +109,12 @@ def test_the_repository_has_what_hugging_face_and_the_dockerfile_want(tmp_path: 
     assert (space / ".dockerignore").read_text().endswith("!space-entrypoint.sh\n!pipelines\n")
 
 
+def test_its_image_has_what_the_database_needs_that_a_space_must_have(tmp_path: Path) -> None:
+    written(tmp_path / "space")
+    extras = re.findall(r"^ARG EXTRAS=(.*)$", (tmp_path / "space" / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(extras) == {"postgres"}
+
+
 def test_an_image_that_was_built_elsewhere_needs_no_checkout(tmp_path: Path) -> None:
     written(tmp_path / "space", image="ghcr.io/acme/orchestrator:1", source=tmp_path)
     assert (tmp_path / "space" / "Dockerfile").read_text().startswith("FROM ghcr.io/acme/orchestrator:1\n")

@@ -60,7 +60,12 @@ def write_space(
         if image is None:
             _copy_checkout(source, tree)
         dockerfile = tree / "Dockerfile"
-        text = dockerfile.read_text() if image is None else f"FROM {image}\n"
+        # Hugging Face's builder takes no build arguments, and a Space has no disk to keep SQLite on.
+        text = (
+            dockerfile.read_text().replace('ARG EXTRAS=""', "ARG EXTRAS=postgres")
+            if image is None
+            else f"FROM {image}\n"
+        )
         text += _IN_A_SPACE.replace("DEPLOYMENT=DEPLOYMENT", f"DEPLOYMENT={deployment}")
         if pipelines:
             shutil.copytree(pipelines, tree / _PIPELINES, ignore=shutil.ignore_patterns(*_LEFT_OUT))
