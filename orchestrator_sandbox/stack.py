@@ -54,9 +54,19 @@ class Project:
     job: str
     git: GitRemote
 
-    def defs_yaml(self) -> str:
-        """All that a pipeline needs of its own: the rest comes from the environment."""
-        attributes = {"name": self.pipeline, "settings": {"JENKINS_JOB_NAME": self.job}}
+    def defs_yaml(self, in_use: Path | None = None) -> str:
+        """All that a pipeline needs of its own: the rest comes from the environment.
+
+        Args:
+            in_use: where its best model is put into use; None: nowhere, and none is chosen.
+        """
+        attributes: dict[str, object] = {"name": self.pipeline, "settings": {"JENKINS_JOB_NAME": self.job}}
+        if in_use:
+            attributes |= {
+                "checks": {"accuracy": {"min": 0.85}},
+                "champion": {"metric": "accuracy", "goal": "maximize", "model": self.job},
+                "deployment": {"when": "automatic", "target": {"directory": str(in_use)}},
+            }
         return yaml.safe_dump({"type": COMPONENT, "attributes": attributes}, sort_keys=False)
 
 
@@ -72,6 +82,7 @@ class Stack:
         port: of Dagster's UI; 0: any free one.
         settings: settings of Dagster on top of those that the parts give, or instead of them.
         projects: how many ML projects there are; all that tells the second from the first is its `defs.yaml`.
+        deploy: choose the best model of each project, and put it into use in a directory.
 
     Attributes:
         projects: the ML projects.
@@ -85,7 +96,13 @@ class Stack:
     """
 
     def __init__(
-        self, directory: Path, *, port: int = 0, settings: Mapping[str, str] | None = None, projects: int = 1
+        self,
+        directory: Path,
+        *,
+        port: int = 0,
+        settings: Mapping[str, str] | None = None,
+        projects: int = 1,
+        deploy: bool = False,
     ) -> None:
         self.directory = directory.absolute()
         self.is_new = not (self.directory / "git").exists()
@@ -111,7 +128,7 @@ class Stack:
             for project in self.projects:
                 self.jenkins.create_job(project.job, JobConfig(kind="pipeline", repository=project.git.url))
                 project.git.notify(self.jenkins.notify_url(project.git.url))
-            self._defs = self._write_defs() if projects > 1 else {}
+            self._defs = self._write_defs(deploy=deploy) if projects > 1 or deploy else {}
         except BaseException:
             self.close()
             raise
@@ -213,11 +230,17 @@ class Stack:
         git = self._exits.enter_context(GitRemote(self._folder(f"git{suffix}")))
         return Project(f"{PIPELINE}{suffix.replace('-', '_')}", f"{JOB}{suffix}", git)
 
-    def _write_defs(self) -> dict[str, str]:
+    def in_use(self, project: Project) -> Path:
+        """Where the best model of a project is put into use, in a stack that does so."""
+        return self.directory / "in-use" / project.job
+
+    def _write_defs(self, *, deploy: bool) -> dict[str, str]:
         folder = self._folder("defs")
         for project in self.projects:
             (folder / project.pipeline).mkdir(exist_ok=True)
-            (folder / project.pipeline / "defs.yaml").write_text(project.defs_yaml())
+            (folder / project.pipeline / "defs.yaml").write_text(
+                project.defs_yaml(self.in_use(project) if deploy else None)
+            )
         return {"ORCHESTRATOR_DEFS": str(folder)}
 
     def _start_ec2(self) -> Ec2Server:

@@ -22,7 +22,7 @@ def demo_options(command: Decorated) -> Decorated:
     """The options of the demo, which the command here and the program that it starts both take."""
     for option in reversed(
         (
-            click.option("--once", is_flag=True, help="End after the first model; exit 0 if it was trained."),
+            click.option("--once", is_flag=True, help="End when the first model is in use; exit 0 if it was trained."),
             click.option(
                 "--json",
                 "as_json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -16,6 +17,8 @@ from rich.console import Console
 
 from orchestrator.errors import SandboxError
 from orchestrator.resources.jenkins.answers import Build
+from orchestrator.resources.targets import DirectoryTarget
+from orchestrator.resources.targets.directory import CURRENT
 from orchestrator_sandbox.dagster_api import DagsterApi
 from orchestrator_sandbox.dagster_runs import RunSummary
 from orchestrator_sandbox.demo.display import DemoState, View, view_on
@@ -50,7 +53,7 @@ def demo(*, directory: Path, port: int, once: bool, as_json: bool, projects: int
     console.print(f"Starting Git, Jenkins, EC2 and MLflow in {directory.absolute()}", soft_wrap=True)
     if os.geteuid() == 0:
         console.print("Warning: as root: what is pushed, built and trained here runs as root, too", soft_wrap=True)
-    with Stack(directory, port=port, projects=projects) as stack:
+    with Stack(directory, port=port, projects=projects, deploy=True) as stack:
         loop = DemoLoop(stack, started=started)
         return present(loop, console, commits=loop.commits(past=not once), once=once, as_json=as_json)
 
@@ -61,6 +64,7 @@ def present(loop: DemoLoop, console: Console, *, commits: Sequence[Commit], once
         with view_on(console) as view:
             loop.first_model(view, commits=commits)
             loop.other_models(view)
+            loop.models_in_use(view)
             if not once:
                 loop.go_on(view)
     finally:
@@ -163,8 +167,39 @@ class DemoLoop:
         return {**first, "projects": [first, *(other.to_json() for other in self.others)]} if self.others else first
 
     def _ended_run(self, pipeline: str) -> RunSummary | None:
-        runs = (run for run in self._dagster.runs() if run.pipeline == pipeline and run.id not in self._earlier_runs)
-        return next((run for run in runs if run.over), None)
+        trainings = (run for run in self._dagster.runs() if run.pipeline == pipeline and run.partition)
+        return next((run for run in trainings if run.over and run.id not in self._earlier_runs), None)
+
+    def models_in_use(self, view: View) -> None:
+        """Wait until the best model of each project is in use, this one or an earlier one; if the stack deploys any.
+
+        Raises:
+            SandboxError: it was not in time.
+        """
+        outcomes = [self.outcome, *self.others]
+        for index, (project, outcome) in enumerate(zip(self._stack.projects, outcomes, strict=True)):
+            if outcome.mlflow_run_id is None or outcome.faults():
+                continue
+            target = DirectoryTarget(self._stack.in_use(project))
+            deadline = time.monotonic() + ONCE_SECONDS
+            while True:
+                champion = self._reader.champion(project.job, over=outcome.mlflow_run_id)
+                release = target.state()
+                if champion and release and release.version == champion:
+                    break
+                if time.monotonic() > deadline:
+                    raise SandboxError(
+                        f"{project.pipeline} has no model in use; the logs are in {self._stack.directory}"
+                    )
+                view.show(self._state(None, activity=f"{project.pipeline}: the best model gets into use"))
+                time.sleep(POLL_SECONDS)
+            outcomes[index] = dataclasses.replace(
+                outcome,
+                champion={"model": release.model, "version": release.version, "build": release.build},
+                deployment={"target": target.place, "version": release.version, "commit": release.commit},
+            )
+        self.outcome, *self.others = outcomes
+        self._lap("deployment")
 
     def go_on(self, view: View) -> NoReturn:
         """Show what the user makes happen, until a signal."""
@@ -185,7 +220,7 @@ class DemoLoop:
 
     def _state(self, head: str | None, *, hints: Sequence[str] = (), activity: str | None = None) -> DemoState:
         builds = self._reader.builds()
-        runs = [run for run in self._dagster.runs() if run.pipeline == PIPELINE]
+        runs = [run for run in self._dagster.runs() if run.pipeline == PIPELINE and run.partition]
         run = self._followed(runs, builds, head)
         output = self._output_of(run) if run else ()
         if run is not None and run.over and run.id not in self._concluded:
@@ -268,8 +303,20 @@ class DemoLoop:
                 + self._stack.dagster_page(f"/assets/{project.pipeline}/{TRAINED_MODEL[-1]}")
                 for project in self._stack.projects[1:]
             ),
+            *((self._serving_hint(),) if self.outcome.deployment else ()),
             f"Train past builds (Materialize, missing partitions): {self._stack.dagster_page(f'/assets/{asset}')}",
             f"Jenkins: {self._stack.jenkins.url}    MLflow: {self._stack.mlflow.url}    Ctrl-C stops everything",
+        )
+
+    def _serving_hint(self) -> str:
+        model = self._stack.in_use(self._stack.projects[0]) / CURRENT
+        programs = shlex.quote(str(Path(sys.executable).parent))  # MLflow looks for uvicorn on the PATH
+        example = shlex.quote(f"@{model / 'serving_input_example.json'}")
+        return (
+            "Serve the model that is in use, and have it predict:\n"
+            f"  PATH={programs}:$PATH mlflow models serve --env-manager local --port 5001 "
+            f"--model-uri {shlex.quote(str(model))}\n"
+            f"  curl -H 'Content-Type: application/json' -d {example} http://127.0.0.1:5001/invocations"
         )
 
 

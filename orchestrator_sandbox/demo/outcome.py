@@ -11,7 +11,7 @@ from typing import Any
 import requests
 
 from orchestrator.errors import SandboxError
-from orchestrator.names import TRAINED_MODEL, MlflowTag
+from orchestrator.names import CHAMPION_ALIAS, TRAINED_MODEL, MlflowTag
 from orchestrator.resources.jenkins.answers import BUILD_FIELDS, Build, build_of
 from orchestrator.resources.mlflow.answers import Run, runs_page
 from orchestrator.resources.mlflow.search import conditions_on, search_body
@@ -29,6 +29,8 @@ class DemoOutcome:
         trained_commit: the commit that was trained, by MLflow's tags.
         failure: why the Dagster run failed, in its own words.
         metrics: as MLflow holds them.
+        champion: the best model of all: registered model, version, build.
+        deployment: what is in use, and where.
         seconds: stage → how long it took.
         urls: system → page.
     """
@@ -47,6 +49,8 @@ class DemoOutcome:
     instance_state: str | None = None
     minutes: float | None = None
     usd: float | None = None
+    champion: Mapping[str, str] = field(default_factory=dict)
+    deployment: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     urls: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,6 +101,22 @@ class OutcomeReader:
         url = f"{self._environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/runs/search"
         runs, _ = runs_page(_answer(self._session.post(url, json=body, timeout=REQUEST_SECONDS)))
         return runs[0] if runs else None
+
+    def champion(self, model: str, *, over: str) -> str | None:
+        """The version that the alias names, once the model of this MLflow run was among those it was chosen from."""
+        url = f"{self._environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/registered-models/get"
+        response = self._session.get(url, params={"name": model}, timeout=REQUEST_SECONDS)
+        if response.status_code == 404:
+            return None
+        aliases = _answer(response)["registered_model"].get("aliases", [])
+        found = self._session.get(
+            url.replace("registered-models/get", "model-versions/search"),
+            params={"filter": f"run_id = '{over}'"},
+            timeout=REQUEST_SECONDS,
+        )
+        if not _answer(found).get("model_versions"):
+            return None
+        return next((str(alias["version"]) for alias in aliases if alias["alias"] == CHAMPION_ALIAS), None)
 
     def instance_state(self, instance_id: str) -> str:
         """The state that EC2 describes an instance in."""

@@ -25,6 +25,10 @@ def test_each_project_s_builds_become_its_own_pipeline_s_models(tmp_path: Path) 
         assert project["dagster_status"] == "SUCCESS"
         assert project["metrics"]["accuracy"] > 0.85
         assert project["instance_state"] == "terminated"
+        assert project["champion"]["build"] == project["partition"]
+        assert project["deployment"]["commit"] == project["commit"]
+    assert first["deployment"]["target"] != second["deployment"]["target"]
+    assert (tmp_path / "sandbox/in-use/digits-2/current/serving_input_example.json").exists()
     assert first["urls"]["git"] != second["urls"]["git"]
     assert first["mlflow_run_id"] != second["mlflow_run_id"]
     assert "name: training_2" in (tmp_path / "sandbox/defs/training_2/defs.yaml").read_text()
