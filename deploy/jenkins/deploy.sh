@@ -47,6 +47,7 @@ credentials() {
   mkdir -p "$work"
   host=${NEXUS_URL#*://}
   host=${host%%/*}
+  host=${host,,} # pip looks for it in small letters
   # A builtin: no program has the password among its arguments.
   printf 'machine %s login %s password %s\n' "${host%%:*}" "${NEXUS_USER:-}" "${NEXUS_PASSWORD:-}" >"$netrc"
   if [ -n "${ENV_FILE:-}" ]; then cat "$ENV_FILE" >"$env_file"; fi

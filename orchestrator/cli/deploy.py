@@ -33,10 +33,12 @@ def deploy(*, uri: str, target: str, pipeline: str | None, take_over: bool, as_j
     hand_aws_to_boto3()
     pipelines = load_defs_folder(folder_of_pipelines()).pipelines
     rules = [rule for each in pipelines if (rule := each.deployment_rule()) is not None]
-    done = deploy_by_hand(uri, target, rules, pipeline=pipeline, take_over=take_over)
+    settings_of = {each.name: each.pipeline_settings() for each in pipelines}
+    done = deploy_by_hand(uri, target, rules, pipeline=pipeline, take_over=take_over, settings_of=settings_of)
     if as_json:
         before = asdict(done.before) if done.before else None
-        click.echo(json.dumps({"target": done.place, "deployed": asdict(done.release), "before": before}))
+        answer = {"target": done.place, "deployed": asdict(done.release), "before": before}
+        click.echo(json.dumps({"dagster_run_id": None, **answer}))  # as of commands that launch a run; this is none
         return 0
     before_words = f", after {done.before.title}" if done.before else ""
     click.echo(f"Deployed {done.release.title} to {done.place} ({done.seconds:.1f} s){before_words}")

@@ -16,6 +16,7 @@ from orchestrator.errors import SettingsError
 
 if TYPE_CHECKING:
     from orchestrator.pipeline.component import TrainingPipeline
+    from orchestrator.pipeline.models.champion import Decision
     from orchestrator.pipeline.models.declared import ChampionRule
     from orchestrator.resources.mlflow import Mlflow
 
@@ -52,14 +53,13 @@ def models(*, pipeline: str | None, as_json: bool) -> int:
 @JSON
 def promote(*, pipeline: str, version: str, reason: str, as_json: bool) -> int:
     """Make VERSION of PIPELINE's registered model the champion. It stays until a version of a newer build beats it."""
-    from orchestrator.pipeline.models.champion_asset import summary
     from orchestrator.pipeline.models.promotion import promote as make_champion
 
     [found] = _pipelines(pipeline)
     rule = _rule(found)
     with closing(_mlflow(found)) as mlflow:
         decision = make_champion(mlflow, rule, version, by=_who(), reason=_reason(reason), now=datetime.now(UTC))
-    return _show(rule, decision.champion.version.version if decision.champion else "", summary(decision, rule), as_json)
+        return _show(mlflow, rule, decision, as_json=as_json)
 
 
 @click.command(short_help="Leave the present champion for the best of the others.")
@@ -68,14 +68,13 @@ def promote(*, pipeline: str, version: str, reason: str, as_json: bool) -> int:
 @JSON
 def rollback(*, pipeline: str, reason: str, as_json: bool) -> int:
     """Leave PIPELINE's present champion, which is rejected until somebody promotes it, for the best of the others."""
-    from orchestrator.pipeline.models.champion_asset import summary
     from orchestrator.pipeline.models.promotion import roll_back
 
     [found] = _pipelines(pipeline)
     rule = _rule(found)
     with closing(_mlflow(found)) as mlflow:
         decision = roll_back(mlflow, rule, by=_who(), reason=_reason(reason), now=datetime.now(UTC))
-    return _show(rule, decision.champion.version.version if decision.champion else "", summary(decision, rule), as_json)
+        return _show(mlflow, rule, decision, as_json=as_json)
 
 
 def _pipelines(name: str | None) -> Sequence[TrainingPipeline]:
@@ -136,11 +135,15 @@ def _reason(reason: str) -> str:
     return text[:500]
 
 
-def _show(rule: ChampionRule, version: str, sentence: str, as_json: bool) -> int:
+def _show(mlflow: Mlflow, rule: ChampionRule, decision: Decision, *, as_json: bool) -> int:
+    from orchestrator.pipeline.models.champion_asset import summary
+    from orchestrator.pipeline.models.promotion import overview
+
+    version = decision.champion.version.version if decision.champion else ""
     if as_json:
-        click.echo(json.dumps({"model": rule.model, "version": version, "aliases": ["champion"], "summary": sentence}))
+        click.echo(json.dumps([entry for entry in overview(mlflow, rule) if entry["version"] == version]))
     else:
-        click.echo(sentence)
+        click.echo(summary(decision, rule))
     return 0
 
 

@@ -219,6 +219,22 @@ class TrainingPipeline(dg.Component, dg.Model):
                 return theirs.path
         return None
 
+    def _rival(self, mine: ChampionRule | None) -> str | None:
+        """Another pipeline of the same project that chooses the champion of the same registered model otherwise."""
+        others = (other for loaded in _loaded if (other := loaded()) and other.name != self.name)
+        for other in others if mine else ():
+            if not (self._context and other._context and other._context.component_tree is self._context.component_tree):
+                continue
+            theirs = other.model_rules().champion
+            if (
+                mine
+                and theirs
+                and theirs.model == mine.model
+                and (theirs.metric, theirs.goal) != (mine.metric, mine.goal)
+            ):
+                return other.name
+        return None
+
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The assets, the job and the sensor of this pipeline; what all pipelines share is `definitions.shared()`.
 
@@ -230,6 +246,8 @@ class TrainingPipeline(dg.Component, dg.Model):
         settings = self.pipeline_settings()
         watched.remember(settings)
         rules = self.model_rules()
+        if rival := self._rival(rules.champion):
+            raise SettingsError(at_odds((self.name, rival)))
         model = trained_model(self.name, settings, rules=rules)
         job = dg.define_asset_job(
             names.training_job(self.name),
@@ -277,6 +295,14 @@ def doubled(name: str, folders: Sequence[Path]) -> str:
     """The sentence for pipelines of one name, each of which could be the owner of the other's machines."""
     files = " and ".join(sorted({str(folder / "defs.yaml") for folder in folders}))
     return f"{len(folders)} pipelines are named {name!r} ({files}); give each a `name` of its own under `attributes`"
+
+
+def at_odds(pipelines: Sequence[str]) -> str:
+    """The sentence for pipelines of one registered model, each of which would undo the other's choice."""
+    return (
+        f"pipelines {' and '.join(sorted(pipelines))} choose the champion of one registered model by different "
+        "metrics or goals, and each would undo what the other does; give each a `model` of its own under `champion`"
+    )
 
 
 def _filled_in(given: Mapping[str, str], context: dg.ComponentLoadContext, block: type[SettingNames]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import dagster as dg
 from orchestrator import names
 from orchestrator.errors import SettingsError
 from orchestrator.pipeline import watched
-from orchestrator.pipeline.component import TrainingPipeline, doubled
+from orchestrator.pipeline.component import TrainingPipeline, at_odds, doubled
 from orchestrator.pipeline.faults import fault_of, fault_of_text, line_of
 from orchestrator.settings.groups import InstallationSettings
 from orchestrator.settings.source import SettingsSource
@@ -122,10 +122,10 @@ def _load_all(folder: Path) -> DefsFolder:
                 units.append(result)
             else:
                 broken.append(result)
-    twins = _twins(units)
-    broken += [_broken(folder, unit.path, twins[unit.file]) for unit in units if unit.file in twins]
+    faults = _at_odds(units) | _twins(units)
+    broken += [_broken(folder, unit.path, faults[unit.file]) for unit in units if unit.file in faults]
     broken.sort(key=lambda pipeline: pipeline.path)
-    good = [unit for unit in units if unit.file not in twins]
+    good = [unit for unit in units if unit.file not in faults]
     return DefsFolder(
         definitions=dg.Definitions.merge(
             *(unit.definitions for unit in good), *map(_red_check, broken), _component_docs(good)
@@ -234,6 +234,21 @@ def _twins(units: Sequence[_Unit]) -> dict[Path, str]:
         for name, twins in owners.items()
         if len(twins) > 1
         for unit in twins
+    }
+
+
+def _at_odds(units: Sequence[_Unit]) -> dict[Path, str]:
+    """File → fault, for pipelines that choose the champion of one registered model in different ways."""
+    rivals = defaultdict(list)
+    for unit in units:
+        for pipeline in unit.pipelines:
+            if champion := pipeline.model_rules().champion:
+                rivals[champion.model].append((unit, pipeline.name, (champion.metric, champion.goal)))
+    return {
+        unit.file: f"{unit.file}:{line_of('champion', unit.file)}: {at_odds([name for _, name, _ in found])}"
+        for found in rivals.values()
+        if len({way for _, _, way in found}) > 1
+        for unit, _, _ in found
     }
 
 

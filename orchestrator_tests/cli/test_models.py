@@ -95,7 +95,8 @@ def test_models_lists_all_versions(commands: Commands) -> None:
 def test_a_promoted_version_stays_until_a_newer_build_beats_it(commands: Commands) -> None:
     status, out, err = commands("promote", "churn", "1", "--reason", "it  is\nfairer", "--json")
     assert status == 0, err
-    assert json.loads(out)["version"] == "1"
+    (shown,) = json.loads(out)
+    assert (shown["version"], shown["aliases"], shown["build"]) == ("1", ["champion"], "1")
     assert commands.decide() == "1"
     entries = commands.listed("churn")
     assert entries[2]["aliases"] == ["champion"]

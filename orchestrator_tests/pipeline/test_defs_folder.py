@@ -202,3 +202,19 @@ def test_the_check_names_every_fault_and_fails(good: Path, capsys: pytest.Captur
 
 def test_the_pipelines_of_this_repository_have_no_fault() -> None:
     assert check_defs.main([str(OWN_DEFS)]) == 0
+
+
+def test_pipelines_that_would_undo_each_other_s_champion_are_named(good: Path) -> None:
+    for name, way in (("a", "accuracy, goal: maximize"), ("b", "rmse, goal: minimize"), ("c", "rmse, goal: minimize")):
+        model = "other" if name == "c" else "churn"
+        write(good / name, f"{TYPE}attributes:\n  champion: {{metric: {way}, model: {model}}}\n")
+    loaded = load_defs_folder(good)
+    assert [pipeline.name for pipeline in loaded.pipelines] == ["c", "iris"]
+    for name, broken in zip("ab", loaded.broken, strict=True):
+        assert broken.fault.startswith(f"{good / name}/defs.yaml:3: pipelines a and b choose the champion of one")
+
+
+def test_pipelines_may_share_a_registered_model_when_they_agree_on_what_is_better(good: Path) -> None:
+    for name in ("a", "b"):
+        write(good / name, f"{TYPE}attributes:\n  champion: {{metric: rmse, goal: minimize, model: churn}}\n")
+    assert [pipeline.name for pipeline in load_defs_folder(good).pipelines] == ["a", "b", "iris"]

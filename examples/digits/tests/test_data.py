@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from digits import data
 from digits.data import TARGET
@@ -7,7 +8,8 @@ from digits.data import TARGET
 
 def test_what_cannot_be_learnt_from_is_left_out() -> None:
     raw = data.extract(50)
-    worse = raw._append([raw.iloc[0], raw.iloc[1].where(raw.columns != "pixel_3_3")], ignore_index=True)
+    incomplete = raw.iloc[[1]].assign(pixel_3_3=float("nan"))
+    worse = pd.concat([raw, raw.iloc[[0]], incomplete], ignore_index=True)
     assert len(data.transform(worse)) == len(data.transform(raw))
 
 

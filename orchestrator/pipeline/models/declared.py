@@ -124,18 +124,26 @@ class MetricCheck(BaseModel):
             raise ValueError("this check asks for nothing: write `min`, `max` or `worse_than_champion_by_at_most`")
         if self.lowest is not None and self.highest is not None and self.lowest > self.highest:
             raise ValueError(f"no value passes this check: min {self.lowest:g} is above max {self.highest:g}")
+        if self.goal is not None and self._bound_says not in (None, self.goal):
+            bound = "min" if self.lowest is not None else "max"
+            raise ValueError(f"`{bound}` says {self._bound_says}, and `goal` says {self.goal}; take one of them out")
         return self
 
     @property
     def direction(self) -> Goal | None:
         """Which value is better; None: it does not say."""
-        if self.goal is not None or (self.lowest is None) == (self.highest is None):
-            return self.goal
+        return self._bound_says or self.goal
+
+    @property
+    def _bound_says(self) -> Goal | None:
+        """The direction of the only bound."""
+        if (self.lowest is None) == (self.highest is None):
+            return None
         return Goal.MAXIMIZE if self.lowest is not None else Goal.MINIMIZE
 
 
 def _model_name(name: str) -> str:
-    if not re.match(MODEL_PATTERN, name):
+    if not re.fullmatch(MODEL_PATTERN, name):
         raise ValueError(f"{name!r} cannot be a registered model's name here: letters, digits, spaces and . _ - only")
     return name
 

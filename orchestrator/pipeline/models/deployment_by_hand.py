@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from orchestrator.errors import SettingsError
 from orchestrator.names import MlflowTag
@@ -16,7 +17,13 @@ from orchestrator.settings.source import SettingsSource
 
 
 def deploy_by_hand(
-    uri: str, target: str, rules: Iterable[DeploymentRule], *, pipeline: str | None, take_over: bool
+    uri: str,
+    target: str,
+    rules: Iterable[DeploymentRule],
+    *,
+    pipeline: str | None,
+    take_over: bool,
+    settings_of: Mapping[str, SettingsSource] = MappingProxyType({}),
 ) -> Deployment:
     """Put a model into use.
 
@@ -26,6 +33,7 @@ def deploy_by_hand(
         rules: of all pipelines that have a deployment.
         pipeline: on whose behalf; None: the pipeline that is named as target, else the one that has trained the model.
         take_over: also where another pipeline's model is in use.
+        settings_of: pipeline → its settings; one that is not there has those of the environment.
 
     Raises:
         SettingsError: there is no such pipeline, or no such target can be.
@@ -33,7 +41,7 @@ def deploy_by_hand(
         MlflowError: there is no such model.
     """
     rule = None if target.lstrip().startswith("{") else _rule(target, rules)
-    settings = rule.settings if rule else SettingsSource(pipeline=pipeline or "")
+    settings = rule.settings if rule else settings_of.get(pipeline or "", SettingsSource(pipeline=pipeline or ""))
     place: Target = rule.target() if rule else TargetBlock.parse(target).open()
     with Mlflow(settings.read(MlflowSettings)) as mlflow:
         stored = mlflow.model_files.find(uri)

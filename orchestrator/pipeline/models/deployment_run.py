@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator import names
-from orchestrator.errors import DeploymentFailed, OrchestratorError
+from orchestrator.errors import DeploymentError, DeploymentFailed, OrchestratorError
 from orchestrator.names import MlflowTag, VersionTag
 from orchestrator.resources.mlflow import Mlflow, StoredModel
 from orchestrator.resources.targets import Holder, ModelFolder, Release, Target
@@ -63,8 +63,14 @@ def deploy(
     release = release_of(stored, holder)
     _log.info(f"Deploying {release.title} to {target.place}")
     with tempfile.TemporaryDirectory(prefix="orchestrator-model-") as folder:
-        mlflow.model_files.fetch(stored.model, Path(folder))
-        model = ModelFolder.of(Path(folder))
+        try:
+            mlflow.model_files.fetch(stored.model, Path(folder))
+            model = ModelFolder.of(Path(folder))
+        except OSError as error:
+            raise DeploymentError(
+                f"the files of {release.title} cannot be kept in {folder} ({error.strerror or error}): "
+                "make room there, or set TMPDIR to a folder that has it"
+            ) from error
         try:
             before = target.deploy(release, model, take_over=take_over)
         except DeploymentFailed as error:

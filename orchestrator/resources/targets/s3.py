@@ -156,7 +156,7 @@ class S3Target:
             last[name] = max(at, last.get(name, at))
         others = sorted((at, name) for name, at in last.items() if f"{RELEASES}/{name}" not in folders)
         room = max(0, self._keep - len(folders - {""}))
-        for _, name in others[: len(others) - room]:
+        for _, name in others[: max(0, len(others) - room)]:
             self._delete(key for key, *_ in self._objects(f"{RELEASES}/{name}/"))
 
     def _delete(self, keys: Iterator[str]) -> None:

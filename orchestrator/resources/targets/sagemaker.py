@@ -20,7 +20,7 @@ from typing import Any
 
 import boto3
 import tenacity
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 
 from orchestrator.errors import DeploymentFailed, TargetHeld, TargetUnavailable
 from orchestrator.resources import retry
@@ -211,7 +211,7 @@ class SageMakerTarget:
         runtime = self._make("sagemaker-runtime")
         try:
             runtime.invoke_endpoint(EndpointName=self._spec.endpoint, ContentType="application/json", Body=example)
-        except ClientError as error:
+        except (ClientError, ReadTimeoutError) as error:
             raise DeploymentFailed(f"the new model does not predict for its own input example: {error}") from error
 
     def _go_back(self, config: str, before: _Described | None) -> None:

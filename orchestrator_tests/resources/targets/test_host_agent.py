@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import socket
 import socketserver
 import sys
@@ -22,7 +23,7 @@ from orchestrator.resources.ssh import Completed, Ssh
 from orchestrator.resources.targets import HostTarget, InferenceHost
 from orchestrator.resources.targets.host_agent import agent_source, deploying
 from orchestrator.resources.targets.host_agent.haproxy import Backend
-from orchestrator.resources.targets.host_agent.slots import Slot, search_path
+from orchestrator.resources.targets.host_agent.slots import Slot, keep_log, search_path
 from orchestrator_sandbox.processes.child import free_port
 from orchestrator_tests.support.inference_host import served_model
 from orchestrator_tests.support.releases import release
@@ -231,3 +232,22 @@ def test_the_program_is_one_text_of_python_3_8_that_imports_nothing_of_ours() ->
     imported = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
     imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names | {"__future__"}
+
+
+def test_a_server_that_had_ended_before_anybody_looked_is_not_one_that_runs(tmp_path: Path) -> None:
+    slot = Slot(str(tmp_path), "a", ("127.0.0.1", 1))
+    (tmp_path / "slots" / "a").mkdir(parents=True)
+    (tmp_path / "slots" / "a" / "server.json").write_text('{"pid": 4194305, "birth": null}')
+    assert not slot.is_kept()
+    slot.stop()
+
+
+def test_a_log_that_cannot_be_written_leaves_the_server_its_output() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb", buffering=0) as server:
+        copier = threading.Thread(target=keep_log, args=(os.fdopen(reading, "rb"), "/dev/full"))
+        copier.start()
+        for _ in range(3):
+            server.write(b"predicting\n")
+    copier.join(60)
+    assert not copier.is_alive()

@@ -72,6 +72,13 @@ def test_releases_follow_each_other_and_the_oldest_are_removed(s3: Any, target: 
     assert in_use(s3) == "4"
 
 
+def test_as_many_releases_stay_as_are_wanted(s3: Any, tmp_path: Path) -> None:
+    target = S3Target(BUCKET, "team/churn", keep=5)
+    for version in range(1, 8):
+        target.deploy(release(version), model_folder(tmp_path, version))
+        assert len(releases(s3)) == min(version, 5)
+
+
 def test_the_files_are_there_before_the_pointer(
     s3: Any, target: S3Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

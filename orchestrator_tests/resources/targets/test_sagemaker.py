@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ReadTimeoutError
 from botocore.stub import ANY, Stubber
 
 from orchestrator.errors import DeploymentFailed, TargetHeld, TargetUnavailable
@@ -172,6 +173,23 @@ def test_a_model_that_does_not_predict_is_rolled_back(aws: Aws, tmp_path: Path) 
     aws.endpoint("InService", "churn-1")
     aws.removes()
     with pytest.raises(DeploymentFailed, match="column x is missing"):
+        aws.target().deploy(release(2), model_folder(tmp_path, 2))
+
+
+def test_a_model_that_hangs_is_rolled_back(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(**_: object) -> None:
+        raise ReadTimeoutError(endpoint_url="https://runtime.sagemaker.us-east-1.amazonaws.com")
+
+    monkeypatch.setattr(aws.clients["sagemaker-runtime"], "invoke_endpoint", hang)
+    aws.holds(1)
+    aws.makes(2)
+    aws.updates("churn-2")
+    aws.endpoint("InService", "churn-2")
+    aws.endpoint("InService", "churn-2")
+    aws.updates("churn-1")
+    aws.endpoint("InService", "churn-1")
+    aws.removes()
+    with pytest.raises(DeploymentFailed, match="Read timeout"):
         aws.target().deploy(release(2), model_folder(tmp_path, 2))
 
 

@@ -72,7 +72,7 @@ class Slot:
     def processes(self) -> List[int]:
         """Those of ours that live: the keeper and the server."""
         noted = (self.read("keeper.json"), self.read("server.json"))
-        return [each["pid"] for each in noted if each and birth(each["pid"]) == each["birth"]]
+        return [each["pid"] for each in noted if each.get("birth") and birth(each["pid"]) == each["birth"]]
 
     def is_kept(self) -> bool:
         return bool(self.processes())
@@ -168,7 +168,8 @@ def keep(folder: str) -> None:
             cwd=job["model"],
         )
         servers[:] = [server.pid]
-        write_json(os.path.join(folder, "server.json"), pid=server.pid, birth=birth(server.pid))
+        with contextlib.suppress(OSError):  # a full disk: the keeper knows its server all the same
+            write_json(os.path.join(folder, "server.json"), pid=server.pid, birth=birth(server.pid))
         if ending.is_set():
             end()
         log = os.path.join(folder, "log")
@@ -176,7 +177,7 @@ def keep(folder: str) -> None:
         server.wait()
         send(signal.SIGKILL)  # whatever it has left behind
         servers.clear()
-        with open(os.path.join(folder, "exits"), "a") as file:
+        with contextlib.suppress(OSError), open(os.path.join(folder, "exits"), "a") as file:
             file.write(f"{server.returncode}\n")
         failures = 0 if time.monotonic() - started > 60 else failures + 1
         ending.wait(min(LONGEST_RESTART_PAUSE, 0.5 * 2 ** min(failures, 10)))
@@ -194,13 +195,13 @@ def keep_log(pipe: IO[bytes], path: str) -> None:
     """Write what a server says into its log, and begin a new one when that is full."""
     with pipe:
         while True:
-            with open(path, "ab") as file:
+            with open(path, "ab", buffering=0) as file:
                 while file.tell() < LOG_BYTES:
                     piece = os.read(pipe.fileno(), 65536)
                     if not piece:
                         return
-                    file.write(piece)
-                    file.flush()
+                    with contextlib.suppress(OSError):  # a full disk costs the log, not the server
+                        file.write(piece)
             os.replace(path, f"{path}.1")
 
 
