@@ -29,7 +29,7 @@ serve: $(INSTALLED) ## Dagster's UI and daemon, for the settings in the environm
 .PHONY: test
 test: $(INSTALLED) ## all tests that need Python and Git only, with line coverage
 	@$(PYTEST) -m "not services and not packaging and not matrix" --numprocesses=3 \
-	  --cov=orchestrator --cov-report=term:skip-covered --cov-fail-under=90 $(ARGS)
+	  --cov=orchestrator --cov-report=term:skip-covered --cov-fail-under=85 $(ARGS)
 
 .PHONY: test-services
 test-services: $(INSTALLED) debian-packages ## the tests that need Debian packages, or minutes; installs the packages as root

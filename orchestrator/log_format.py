@@ -87,8 +87,8 @@ def wrapped(line: bytes) -> bytes:
         try:
             if {"event", "level", "logger", "timestamp"} <= json.loads(line).keys():
                 return line.rstrip() + b"\n"
-        except ValueError:
-            pass  # text that looks like it
+        except (ValueError, RecursionError):
+            pass  # text that looks like it, perhaps nested thousands deep
     text = without_colours(printable(line.decode(errors="replace"))).strip()
     if not text:
         return b""

@@ -80,7 +80,7 @@ build() {
   [ ! -e jenkins-requirements.txt ] || set -- "$@" --build-arg REQUIREMENTS=jenkins-requirements.txt
   [ ! -e jenkins-custom-requirements.txt ] || set -- "$@" --build-arg CUSTOM_REQUIREMENTS=jenkins-custom-requirements.txt
   [ -z "${BASE_IMAGE:-}" ] || set -- "$@" --build-arg "BASE_IMAGE=$BASE_IMAGE"
-  [ -z "${EXTRAS:-}" ] || set -- "$@" --build-arg "EXTRAS=$EXTRAS"
+  set -- "$@" --build-arg "EXTRAS=${EXTRAS-postgres,celery}" # Compose's own: its serve and MLflow want PostgreSQL
   # shellcheck disable=SC2086 # the words are to be split
   DOCKER_BUILDKIT=1 docker build ${BUILD_OPTIONS:-} "$@" .
   say "built $image"

@@ -17,7 +17,9 @@ URL_SETTING = "DAGSTER_POSTGRES_URL"
 SCHEMES = ("postgres", "postgresql", "postgresql+psycopg2", "postgresql+psycopg")
 
 # The strict reading first: whoever has encoded the password may use @ in what follows.
-_HOST = r"(?P<host>\[[^\]]*\]|[\w.,-]*)(?::(?P<port>\d*))?(?:/(?P<database>[^?]*))?(?:\?(?P<query>.*))?"
+_PLACE = re.compile(r"(\[[^\]]*\]|[\w.%-]*)(?::(\d*))?", re.ASCII)
+_ONE = r"(?:\[[^\]]*\]|[\w.%-]*)(?::\d*)?"
+_HOST = rf"(?P<places>{_ONE}(?:,{_ONE})*)(?:/(?P<database>[^?]*))?(?:\?(?P<query>.*))?"
 _ENCODED = re.compile(rf"(?:(?P<user>[^:@/?]*)(?::(?P<password>[^@/?]*))?@)?{_HOST}", re.ASCII)
 _AS_IS = re.compile(rf"(?P<user>[^:]*):(?P<password>.*)@{_HOST}", re.ASCII)
 
@@ -64,18 +66,21 @@ class PostgresAddress:
                 f"{URL_SETTING} is no address of a PostgreSQL: it looks like "
                 "postgresql://user:password@host:5432/database?sslmode=require"
             )
-        match = _ENCODED.fullmatch(rest) or _AS_IS.fullmatch(rest)
+        match = _ENCODED.fullmatch(rest)
+        if match is None or "@" in (match["database"] or "") or "@" in (match["query"] or "").partition("=")[0]:
+            match = _AS_IS.fullmatch(rest) or match  # else a part of the password would be shown as the database
         if match is None:
             raise SettingsError(
                 f"{URL_SETTING} cannot be read: after {scheme}:// comes user:password@host:port/database?option=value; "
                 "write / @ : ? and # of the password as %2F %40 %3A %3F and %23"
             )
         parts = {name: unquote(value or "") for name, value in match.groupdict().items() if name != "query"}
+        places = [found.groups("") for each in match["places"].split(",") if (found := _PLACE.fullmatch(each))]
         pairs = (pair.partition("=") for pair in (match["query"] or "").split("&") if pair)
         options = {unquote(name): unquote(value) for name, _, value in pairs}
         address = cls(
-            host=parts["host"].strip("[]"),
-            port=parts["port"],
+            host=",".join(unquote(host).strip("[]") for host, _ in places),
+            port=",".join(port for _, port in places).strip(",") and ",".join(port for _, port in places),
             user=parts["user"],
             password=parts["password"],
             database=parts["database"],

@@ -46,6 +46,11 @@ class LeasePolicy:
 LEASE = LeasePolicy()
 
 
+def _now() -> float:
+    """Seconds that go on while the machine sleeps, which those of `time.monotonic` do not on Linux."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 class Lease(Protocol):
     """The right to run the daemon."""
 
@@ -129,13 +134,15 @@ class PostgresLease:
         take = (
             "INSERT INTO orchestrator_lease AS lease VALUES (:name, :holder, 1, clock_timestamp()) "
             "ON CONFLICT (name) DO UPDATE SET holder = :holder, fence = lease.fence + 1, renewed = clock_timestamp() "
-            "WHERE lease.renewed < clock_timestamp() - make_interval(secs => :expires) RETURNING fence"
+            "WHERE lease.renewed = '-infinity' OR lease.renewed < clock_timestamp() - make_interval(secs => :expires) "
+            # A database that was away gives its holder as long to come back.
+            "AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => :expires) RETURNING fence"
         )
         look = (
             "SELECT holder, extract(epoch FROM clock_timestamp() - renewed) FROM orchestrator_lease WHERE name = :name"
         )
         values = {"name": NAME, "holder": self._holder, "expires": self._policy.expires}
-        began = time.monotonic()
+        began = _now()
         try:
             with self._shared.engine.connect() as connection:
                 try:
@@ -189,14 +196,14 @@ class PostgresLease:
                 cursor.execute(text, values)
                 return int(cursor.rowcount)
 
-        if time.monotonic() - self._renewed > self._policy.trusted:
+        if _now() - self._renewed > self._policy.trusted:
             self._renew(update)
             if not driver.autocommit:
                 driver.commit()
 
     def _renew(self, update: Callable[[str, tuple[object, ...]], int]) -> None:
         """Renew it, or act as one who has lost it."""
-        began = time.monotonic()
+        began = _now()
         text = "UPDATE orchestrator_lease SET renewed = clock_timestamp() WHERE name = %s AND fence = %s"
         if update(text, (NAME, self._fence)) != 1:
             self._on_loss()

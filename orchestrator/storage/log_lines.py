@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ class LogLines:
     def __init__(self, insert: Callable[[Sequence[EventLogEntry]], None]) -> None:
         self._insert = insert
         self._forget()
-        os.register_at_fork(after_in_child=self._forget)  # the parent writes them
+        _all.add(self)
 
     def _forget(self) -> None:
         self._held: list[EventLogEntry] = []
@@ -71,3 +72,15 @@ class LogLines:
             self.write()
         except Exception:  # noqa: BLE001 - nobody awaits this thread
             _log.exception("Lost log lines: PostgreSQL was away for too long")
+
+
+_all: weakref.WeakSet[LogLines] = weakref.WeakSet()
+"""Not kept alive: a code server opens the storage anew for each tick of a sensor."""
+
+
+def _forget_all() -> None:
+    for lines in list(_all):
+        lines._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)  # the parent writes them

@@ -5,7 +5,7 @@ What they do is Dagster's, but for writing events and adding runs.
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -88,19 +88,23 @@ class PostgresRuns(_OnSharedEngine, Patient, PostgresRunStorage, of=RunStorage):
     def __init__(self, shared: SharedEngine, patience: Patience) -> None:
         self._inst_data = None
         self._index_migration_cache: dict[str, bool] = {}
+        self._has_stats: bool | None = None
+        self._has_backfill_id: bool | None = None
         self._share(shared, patience)
 
     connect = _OnSharedEngine._connection
 
-    @functools.cache  # noqa: B019 - there is one of it per process, for ever
     def has_run_stats_index_cols(self) -> bool:
         """As Dagster has it, asked once."""
-        return super().has_run_stats_index_cols()
+        if self._has_stats is None:
+            self._has_stats = super().has_run_stats_index_cols()
+        return self._has_stats
 
-    @functools.cache  # noqa: B019 - as above
     def has_backfill_id_column(self) -> bool:
         """As Dagster has it, asked once."""
-        return super().has_backfill_id_column()
+        if self._has_backfill_id is None:
+            self._has_backfill_id = super().has_backfill_id_column()
+        return self._has_backfill_id
 
     def _core_add_run(self, col_values: dict[str, Any], tags: Mapping[str, str]) -> None:
         """Add a run and its tags at once, or neither; again, when it is not known whether it was heard."""
@@ -147,6 +151,7 @@ class PostgresEvents(_OnSharedEngine, Patient, PostgresEventLogStorage, of=Event
         self._inst_data = None
         self._event_watcher = None
         self._secondary_index_cache: dict[str, bool] = {}
+        self._open = threading.local()
         self._share(shared, patience)
         self._lines = LogLines(lambda lines: patience.call(lambda: self._insert(lines)))
 
@@ -177,13 +182,27 @@ class PostgresEvents(_OnSharedEngine, Patient, PostgresEventLogStorage, of=Event
         kind = last.dagster_event_type if last.is_dagster_event else None
         concerns_asset = kind in ASSET_EVENTS and bool(last.get_dagster_event().asset_key)
         statement = self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
-        with self._transaction() if concerns_asset else self._connection() as connection:
+        concerns_check = kind in ASSET_CHECK_EVENTS
+        with self._transaction() if concerns_asset or concerns_check else self._connection() as connection:
             event_id = max(int(row[0]) for row in connection.execute(statement))
             if concerns_asset:
                 self._store_asset_event_tags(connection, [last], [event_id])
                 self._store_asset_event(connection, last, event_id)
-        if kind in ASSET_CHECK_EVENTS:
-            self.store_asset_check_event(last, event_id)
+            if concerns_check:  # both or neither: when it is repeated, the event's being there says that all is
+                self._open.connection = connection
+                try:
+                    self.store_asset_check_event(last, event_id)
+                finally:
+                    self._open.connection = None
+
+    @contextmanager
+    def index_connection(self) -> Iterator[Connection]:
+        """A connection; within a transaction of ours, that one."""
+        if opened := getattr(self._open, "connection", None):
+            yield opened
+        else:
+            with self._connection() as connection:
+                yield connection
 
     def _missing(self, events: Sequence[EventLogEntry]) -> Sequence[EventLogEntry]:
         """Those that are not there: the answer to an INSERT may have been lost, and the INSERT not."""

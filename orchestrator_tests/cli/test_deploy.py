@@ -14,6 +14,8 @@ from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.support.logged_models import finished_run, log_model
 from orchestrator_tests.support.mlflow_client import client
 
+pytestmark = pytest.mark.services  # a whole MLflow, and seconds each
+
 PIPELINE = """\
 type: orchestrator.pipeline.component.TrainingPipeline
 attributes:

@@ -20,6 +20,8 @@ from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.support.mlflow_client import client
 from orchestrator_tests.support.real_models import RealModels
 
+pytestmark = pytest.mark.services  # a whole MLflow, and seconds each
+
 TYPE = "orchestrator.pipeline.component.TrainingPipeline"
 
 

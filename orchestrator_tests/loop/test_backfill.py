@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.services
 
 LIMIT, LOWERED, RAISED = 4, 2, 5
-FLOW = 8
+FLOW = 6
 """So many trainings pass between two changes of the limit."""
 
 SAMPLE_SECONDS = 0.2
@@ -196,7 +196,7 @@ class Story:
         return list(answer.json()["runs"])
 
 
-@pytest.fixture(scope="module", params=[30, pytest.param(50, marks=pytest.mark.matrix)])
+@pytest.fixture(scope="module", params=[22, pytest.param(50, marks=pytest.mark.matrix)])
 def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     past = int(request.param)
     with CountingGate(tmp_path_factory.mktemp("gate")) as gate:
@@ -263,7 +263,7 @@ def test_a_limit_that_is_raised_is_made_use_of_at_once(story: Story) -> None:
 
 
 def test_every_build_is_trained_exactly_once_and_no_instance_is_left(story: Story) -> None:
-    assert len(story.partitions) > 30
+    assert len(story.partitions) > 22
     assert Counter((run.partition, run.status) for run in story.runs) == Counter(
         (partition, "SUCCESS") for partition in story.partitions
     )

@@ -92,6 +92,7 @@ def test_a_training_records_curves_metrics_data_plots_and_the_model_in_the_run_i
     assert {"MLmodel", "input_example.json", "serving_input_example.json"} <= {file["path"] for file in files["files"]}
 
 
+@pytest.mark.services
 def test_a_search_records_each_trial_in_a_run_of_its_own_and_the_best_as_the_model(
     project: Path, mlflow_server: MlflowServer
 ) -> None:

@@ -108,7 +108,8 @@ class HAProxyHost:
     def start_haproxy(self) -> None:
         program = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/sbin") or "haproxy"
         self._log = (self.directory / "haproxy.log").open("ab")
-        command = [program, "-W", "-db", "-f", str(self.directory / "haproxy.cfg")]
+        # pytest-xdist's workers ignore SIGTERM, and HAProxy's would do as they do.
+        command = ["env", "--default-signal", program, "-W", "-db", "-f", str(self.directory / "haproxy.cfg")]
         self._haproxy = subprocess.Popen(command, stdout=self._log, stderr=self._log)
         until(self._socket.exists)
         until(lambda: self.asked("GET", "/")[0] > 0)

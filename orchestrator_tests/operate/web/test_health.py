@@ -181,7 +181,7 @@ def test_a_served_orchestrator_becomes_ready_whoever_asks(ui: Ui) -> None:
     assert ui.send("GET", "/health/ready", ui.bearer("viewer")).status == 200
 
 
-@pytest.mark.services
+@pytest.mark.matrix
 def test_a_daemon_that_stands_still_is_named(ui: Ui) -> None:
     until(lambda: ui.send("GET", "/health/ready").status == 200, seconds=120)
     (daemon,) = [

@@ -54,7 +54,6 @@ READING = [
     "/health/livex",
     "/health/live%0a",
     "/health",
-    "/health/ready",
     "/logout/",
     "/logoutx",
     "/login/oidc/callback?code=x&state=y",

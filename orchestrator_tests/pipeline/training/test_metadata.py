@@ -272,7 +272,7 @@ class TestLearningCurves:
             max_size=2,
         )
     )
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=8, deadline=None)
     def test_any_name_can_be_drawn(self, histories: dict[str, list[MetricPoint]]) -> None:
         assert (learning_curves(histories) is None) == (not histories)
 

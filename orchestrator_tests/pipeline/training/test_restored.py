@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from orchestrator import names
 from orchestrator_tests.support.attempts import ThisRun, World, gone, provisioned
+
+pytestmark = pytest.mark.services  # a whole MLflow, and seconds each
 
 QUICK = "#!/bin/sh\nexit 0\n"
 
