@@ -166,3 +166,8 @@ def test_a_log_holds_no_token_that_opens_the_ui(tmp_path: Path) -> None:
     with running("serve", "--port", str(free_port()), cwd=tmp_path, environment=environment) as command:
         command.await_output("Nobody can log in: set UI_TOKEN")
         assert "token=" not in command.output
+
+
+@pytest.mark.parametrize("line", [b'{"a":' + b"[" * 30_000 + b"}", b'{"event": ' + b'{"a":' * 20_000, b"{" * 60_000])
+def test_a_line_that_only_begins_like_an_object_is_text_however_deep(line: bytes) -> None:
+    assert json.loads(wrapped(line + b"\n"))["logger"] == "output"

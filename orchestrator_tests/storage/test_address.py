@@ -65,6 +65,23 @@ def test_a_password_may_be_encoded_or_not(password: str) -> None:
         assert _own(f"postgres://u:{password}@db.example.com:5432/x?sslmode=require")["password"] == password
 
 
+@pytest.mark.parametrize(
+    ("text", "host", "password"),
+    [
+        ("postgresql://user:123/secret@host/db", "host", "123/secret"),
+        ("postgresql://user:p@ss/word@db.x/neondb", "db.x", "p@ss/word"),
+        ("postgresql://user:12?secret@host/db", "host", "12?secret"),
+        ("postgresql://user:pw@h1:5432,h2:5433/db", "h1,h2", "pw"),
+        ("postgresql://user:pw@%2Fvar%2Frun%2Fpostgresql/db", "/var/run/postgresql", "pw"),
+    ],
+)
+def test_no_part_of_a_password_is_taken_for_host_or_database(text: str, host: str, password: str) -> None:
+    address = PostgresAddress.parse(text)
+    assert (address.arguments()["host"], address.arguments()["password"]) == (host, password)
+    assert "secret" not in str(address)
+    assert "word" not in str(address)
+
+
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1))
 def test_whatever_was_encoded_is_what_is_sent(text: str) -> None:
     encoded = quote(text, safe="")
