@@ -36,7 +36,7 @@ test-services: $(INSTALLED) debian-packages ## the tests that need Debian packag
 	@$(PYTEST) -m "services and not matrix" --numprocesses=3 $(ARGS)
 
 .PHONY: test-matrix
-test-matrix: $(INSTALLED) debian-packages ## every fault in every phase of a run, which takes a quarter of an hour
+test-matrix: $(INSTALLED) debian-packages ## every fault in every phase of a run, which takes the better part of an hour
 	@$(PYTEST) -m matrix $(ARGS)
 
 .PHONY: image-check
