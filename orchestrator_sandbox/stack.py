@@ -86,6 +86,7 @@ class Stack:
 
     Attributes:
         projects: the ML projects.
+        deploys: whether the best model of each is put into use.
         git: the repository of the first.
         is_new: the folder was empty.
         dagster_token: opens Dagster's UI.
@@ -108,6 +109,7 @@ class Stack:
         self.is_new = not (self.directory / "git").exists()
         if not self.is_new or not self.directory.exists() or not any(self.directory.iterdir()):
             private_folder(self.directory)  # else it is a folder of the user's own, in which we make ours
+        self.deploys = deploy
         self._settings = dict(settings or {})
         self.dagster_token = secrets.token_urlsafe(32)
         self._exits = ExitStack()

@@ -176,6 +176,8 @@ class DemoLoop:
         Raises:
             SandboxError: it was not in time.
         """
+        if not self._stack.deploys:
+            return
         outcomes = [self.outcome, *self.others]
         for index, (project, outcome) in enumerate(zip(self._stack.projects, outcomes, strict=True)):
             if outcome.mlflow_run_id is None or outcome.faults():

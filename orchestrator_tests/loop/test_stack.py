@@ -32,7 +32,7 @@ pytestmark = pytest.mark.services
 
 KEYS = (
     "pipeline partition commit dagster_run_id dagster_status mlflow_run_id mlflow_status metrics instance_id "
-    "instance_state seconds urls"
+    "instance_state seconds urls champion deployment"
 )
 
 LIGHT = """name: light
