@@ -23,16 +23,17 @@ class LogLines:
     """Writes lines in order, together, before the next event or after `HOLD_SECONDS`.
 
     Args:
-        insert: writes some events.
+        insert: writes some events; is told whether some of them may be written already.
     """
 
-    def __init__(self, insert: Callable[[Sequence[EventLogEntry]], None]) -> None:
+    def __init__(self, insert: Callable[[Sequence[EventLogEntry], bool], None]) -> None:
         self._insert = insert
         self._forget()
         _all.add(self)
 
     def _forget(self) -> None:
         self._held: list[EventLogEntry] = []
+        self._in_doubt = False  # of the lines, not of a thread: another one may write those that one has failed with
         self._writing = threading.RLock()
         self._timer: threading.Timer | None = None
 
@@ -61,10 +62,12 @@ class LogLines:
             del self._held[: len(lines)]
             try:
                 if lines or events:
-                    self._insert([*lines, *events])
+                    self._insert([*lines, *events], self._in_doubt)
             except BaseException:
                 self._held[:0] = lines[-MOST_LINES:]
+                self._in_doubt = bool(lines)
                 raise
+            self._in_doubt = False
 
     def _write_late(self) -> None:
         self._timer = None

@@ -73,6 +73,7 @@ class Patient:
 NEVER_REPEATED = frozenset(
     {
         "store_event",  # repeats its INSERT by itself: the lines before it must not be lost
+        "store_event_batch",  # likewise
         *("connect", "run_connection", "index_connection", "index_transaction"),
         *(
             "register_instance",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,8 @@ import dagster as dg
 import sqlalchemy as db
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
 from dagster._core.events.log import EventLogEntry
+from dagster._core.execution.backfill import PartitionBackfill
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick, TickData
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.dagster_run import DagsterRun
 from dagster._core.storage.event_log.base import EventLogStorage
@@ -22,6 +24,7 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.runs.base import RunStorage
 from dagster._core.storage.runs.schema import RunsTable, RunTagsTable
 from dagster._core.storage.schedules.base import ScheduleStorage
+from dagster._core.storage.schedules.schema import JobTickTable
 from dagster._serdes import serialize_value
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_postgres.utils import retry_pg_creation_fn
@@ -51,9 +54,13 @@ class _OnSharedEngine:
         self._engine = shared.engine
         self.patience = patience
         self._tables: set[str] = set()
+        self._open = threading.local()
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
+        if opened := getattr(self._open, "connection", None):
+            yield opened
+            return
         connection = self.patience.call(self._engine.connect)
         try:
             yield connection
@@ -66,6 +73,16 @@ class _OnSharedEngine:
             in_transaction = connection.execution_options(isolation_level="READ COMMITTED")
             with in_transaction.begin():
                 yield in_transaction
+
+    @contextmanager
+    def _together(self) -> Iterator[Connection]:
+        """Whatever this thread writes meanwhile is there as a whole or not at all, so that it can be repeated."""
+        with self._transaction() as connection:
+            self._open.connection = connection
+            try:
+                yield connection
+            finally:
+                self._open.connection = None
 
     def _has_table(self, name: str) -> bool:
         if name not in self._tables:
@@ -121,6 +138,23 @@ class PostgresRuns(_OnSharedEngine, Patient, PostgresRunStorage, of=RunStorage):
                 return
             raise DagsterRunAlreadyExists from error
 
+    def add_run_tags(self, run_id: str, new_tags: Mapping[str, str]) -> None:
+        """As Dagster has it, at once: it writes the run, then its tags, and asks the run which of them are new."""
+        with self._together():
+            super().add_run_tags(run_id, new_tags)
+
+    def handle_run_event(self, run_id: str, event: dg.DagsterEvent, update_timestamp: datetime | None = None) -> None:
+        """As Dagster has it; of a failure, which it also writes a tag for, at once."""
+        with self._together() if event.is_failure else nullcontext():
+            super().handle_run_event(run_id, event, update_timestamp)
+
+    def add_backfill(self, partition_backfill: PartitionBackfill) -> None:
+        """As Dagster has it, at once, and once."""
+        if self.patience.is_repeating and self.get_backfill(partition_backfill.backfill_id) is not None:
+            return
+        with self._together():
+            super().add_backfill(partition_backfill)
+
     def _is_this_run(self, col_values: Mapping[str, Any]) -> bool:
         run: DagsterRun | None = self._get_run_by_id(col_values["run_id"])
         return run is not None and serialize_value(run) == col_values["run_body"]
@@ -143,6 +177,28 @@ class PostgresSchedules(_OnSharedEngine, Patient, PostgresScheduleStorage, of=Sc
         """Whether there is such a table; asked once when there is."""
         return self._has_table(table_name)
 
+    def create_tick(self, tick_data: TickData) -> InstigatorTick:
+        """As Dagster has it, once: of two ticks, one would look for ever as if it went on."""
+        table = JobTickTable.c
+        if self.patience.is_repeating:
+            query = db.select(table.id).where(
+                table.job_origin_id == tick_data.instigator_origin_id, table.tick_body == serialize_value(tick_data)
+            )
+            with self._connection() as connection:
+                tick_id = connection.execute(query).scalar()
+            if tick_id is not None:
+                return InstigatorTick(tick_id, tick_data)
+        return super().create_tick(tick_data)
+
+    def add_instigator_state(self, state: InstigatorState) -> InstigatorState:
+        """As Dagster has it, at once, and once."""
+        if self.patience.is_repeating:
+            found = self.get_instigator_state(state.instigator_origin_id, state.selector_id)
+            if found == state:
+                return state
+        with self._together():
+            return super().add_instigator_state(state)
+
 
 class PostgresEvents(_OnSharedEngine, Patient, PostgresEventLogStorage, of=EventLogStorage):
     """Dagster's events: each costs one round trip, and lines of logs one together."""
@@ -151,9 +207,10 @@ class PostgresEvents(_OnSharedEngine, Patient, PostgresEventLogStorage, of=Event
         self._inst_data = None
         self._event_watcher = None
         self._secondary_index_cache: dict[str, bool] = {}
-        self._open = threading.local()
         self._share(shared, patience)
-        self._lines = LogLines(lambda lines: patience.call(lambda: self._insert(lines)))
+        self._lines = LogLines(
+            lambda events, may_be_there: patience.call(lambda: self._insert(events, may_be_there=may_be_there))
+        )
 
     _connect = _OnSharedEngine._connection
 
@@ -172,9 +229,14 @@ class PostgresEvents(_OnSharedEngine, Patient, PostgresEventLogStorage, of=Event
             return
         self._lines.write_with(event)
 
-    def _insert(self, events: Sequence[EventLogEntry]) -> None:
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """Store events, each by itself: Dagster's own writes some twice when it is repeated."""
+        for event in events:
+            self.store_event(event)
+
+    def _insert(self, events: Sequence[EventLogEntry], *, may_be_there: bool) -> None:
         """Write some events in order, the last of which may be one that concerns an asset."""
-        if self.patience.is_repeating:
+        if may_be_there or self.patience.is_repeating:
             events = self._missing(events)
             if not events:
                 return
@@ -183,26 +245,15 @@ class PostgresEvents(_OnSharedEngine, Patient, PostgresEventLogStorage, of=Event
         concerns_asset = kind in ASSET_EVENTS and bool(last.get_dagster_event().asset_key)
         statement = self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
         concerns_check = kind in ASSET_CHECK_EVENTS
-        with self._transaction() if concerns_asset or concerns_check else self._connection() as connection:
+        with self._together() if concerns_asset or concerns_check else self._connection() as connection:
             event_id = max(int(row[0]) for row in connection.execute(statement))
             if concerns_asset:
                 self._store_asset_event_tags(connection, [last], [event_id])
                 self._store_asset_event(connection, last, event_id)
             if concerns_check:  # both or neither: when it is repeated, the event's being there says that all is
-                self._open.connection = connection
-                try:
-                    self.store_asset_check_event(last, event_id)
-                finally:
-                    self._open.connection = None
+                self.store_asset_check_event(last, event_id)
 
-    @contextmanager
-    def index_connection(self) -> Iterator[Connection]:
-        """A connection; within a transaction of ours, that one."""
-        if opened := getattr(self._open, "connection", None):
-            yield opened
-        else:
-            with self._connection() as connection:
-                yield connection
+    index_connection = _OnSharedEngine._connection
 
     def _missing(self, events: Sequence[EventLogEntry]) -> Sequence[EventLogEntry]:
         """Those that are not there: the answer to an INSERT may have been lost, and the INSERT not."""

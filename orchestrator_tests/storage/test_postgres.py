@@ -18,10 +18,18 @@ import sqlalchemy as db
 from orchestrator.errors import SettingsError
 from orchestrator.resources.retry import POSTGRES
 from orchestrator.storage.address import PostgresAddress
-from orchestrator.storage.postgres import PostgresStorage
+from orchestrator.storage.postgres import PostgresEvents, PostgresStorage
 from orchestrator_sandbox.processes.child import free_port
 from orchestrator_tests.storage.conftest import OpenInstance
-from orchestrator_tests.support.dagster_internals import DagsterRunAlreadyExists
+from orchestrator_tests.support.dagster_internals import (
+    BulkActionsFilter,
+    BulkActionStatus,
+    DagsterRunAlreadyExists,
+    InstigatorType,
+    PartitionBackfill,
+    TickData,
+    TickStatus,
+)
 from orchestrator_tests.support.postgres import HOST, PASSWORD, USER, Postgres, pgbouncer
 from orchestrator_tests.support.run_records import failed_run
 from orchestrator_tests.support.waiting import until
@@ -225,7 +233,7 @@ def test_a_forked_child_has_a_connection_of_its_own(instance: dg.DagsterInstance
 FIFTY = """
 import os, sys
 from orchestrator.storage.address import PostgresAddress
-from orchestrator.storage.postgres import PostgresStorage
+from orchestrator.storage.postgres import PostgresEvents, PostgresStorage
 address = PostgresAddress.parse(sys.stdin.readline())
 PostgresStorage(address)
 ready_read, ready_write = os.pipe()
@@ -290,12 +298,27 @@ def _answer_lost(instance: dg.DagsterInstance, postgres: Postgres, beginning: st
         if statement.startswith(beginning):
             db.event.remove(engine, "after_cursor_execute", break_off)
             cursor.connection.commit()
-            postgres.query(f"SELECT pg_terminate_backend({cursor.connection.info.backend_pid})")
+            postgres.terminate(cursor.connection.info.backend_pid)
             cursor.execute("SELECT 1")  # raises, as the statement itself would
 
     db.event.listen(engine, "after_cursor_execute", break_off)
     yield
     assert not db.event.contains(engine, "after_cursor_execute", break_off)
+
+
+@contextmanager
+def _broken_before(instance: dg.DagsterInstance, postgres: Postgres, beginning: str) -> Iterator[None]:
+    """The connection breaks when the next statement of this kind is about to be sent."""
+    engine = _engine(instance)
+
+    def break_off(connection: db.Connection, cursor: Any, statement: str, *_rest: object) -> None:
+        if statement.startswith(beginning):
+            db.event.remove(engine, "before_cursor_execute", break_off)
+            postgres.terminate(cursor.connection.info.backend_pid)
+
+    db.event.listen(engine, "before_cursor_execute", break_off)
+    yield
+    assert not db.event.contains(engine, "before_cursor_execute", break_off)
 
 
 def test_what_was_written_although_no_answer_came_is_written_once(
@@ -312,6 +335,60 @@ def test_what_was_written_although_no_answer_came_is_written_once(
         instance.store_event(line._replace(user_message="once", run_id="other"))
         assert [record.user_message for record in instance.all_logs("other")] == ["once"]
     event = next(record for record in instance.all_logs(run_id) if record.is_dagster_event)
+    for store in (instance.store_event, lambda event: instance.event_log_storage.store_event_batch([event])):
+        with _answer_lost(instance, postgres, "INSERT INTO event_logs"):
+            store(event._replace(run_id=store.__name__))
+        assert len(instance.all_logs(store.__name__)) == 1
+
+
+def test_lines_that_were_written_although_nobody_heard_of_it_are_not_written_again_by_another_thread(
+    postgres: Postgres, instance: dg.DagsterInstance
+) -> None:
+    run_id = _run(instance)
+    line = next(record for record in instance.all_logs(run_id) if record.user_message == "line 1")
+    storage = instance.event_log_storage
+    assert isinstance(storage, PostgresEvents)
+    storage.patience.policy = POSTGRES.with_total(0)
     with _answer_lost(instance, postgres, "INSERT INTO event_logs"):
-        instance.store_event(event._replace(run_id="third"))
-    assert len(instance.all_logs("third")) == 1
+        instance.store_event(line._replace(user_message="once", run_id="other"))
+        with pytest.raises(db.exc.OperationalError):
+            instance.all_logs("other")
+    instance.store_event(line._replace(user_message="later", run_id="other"))
+    query = db.text("SELECT count(*) FROM event_logs WHERE run_id = 'other'")
+
+    def count() -> int:
+        with _engine(instance).connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    until(lambda: count() > 1)
+    assert [record.user_message for record in instance.all_logs("other")] == ["once", "later"]
+
+
+def test_ticks_states_tags_and_backfills_are_written_once_and_as_a_whole(
+    postgres: Postgres, instance: dg.DagsterInstance
+) -> None:
+    _run(instance)
+    schedules, runs = instance.schedule_storage, instance.run_storage
+    assert schedules is not None
+    tick = TickData("origin", "sensor", InstigatorType.SENSOR, TickStatus.STARTED, 1.5, selector_id="selector")
+    with _answer_lost(instance, postgres, "INSERT INTO job_ticks"):
+        written = schedules.create_tick(tick)
+    (found,) = schedules.get_ticks("origin", "selector")
+    assert (found.tick_id, found.tick_data) == (written.tick_id, tick)
+
+    run = failed_run("all", partition="1")
+    runs.add_run(run)
+    with _broken_before(instance, postgres, "INSERT INTO run_tags"):
+        instance.add_run_tags(run.run_id, {"colour": "red"})
+    assert [found.run_id for found in instance.get_runs(dg.RunsFilter(tags={"colour": "red"}))] == [run.run_id]
+
+    whole, heard = (
+        PartitionBackfill(name, BulkActionStatus.REQUESTED, from_failure=False, tags=tags, backfill_timestamp=1.0)
+        for name, tags in (("whole", {"colour": "red"}), ("heard", {}))
+    )
+    with _broken_before(instance, postgres, "INSERT INTO backfill_tags"):
+        runs.add_backfill(whole)
+    with _answer_lost(instance, postgres, "INSERT INTO bulk_actions"):
+        runs.add_backfill(heard)
+    assert {found.backfill_id for found in runs.get_backfills()} == {"whole", "heard"}
+    assert runs.get_backfills(filters=BulkActionsFilter(tags={"colour": "red"})) == [whole]

@@ -11,7 +11,7 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
-from dagster._core.scheduler.instigation import TickStatus
+from dagster._core.scheduler.instigation import TickData, TickStatus
 from dagster._core.storage import tags as dagster_tags
 from dagster._core.storage.dagster_run import DagsterRun
 from dagster._core.storage.event_log.base import EventLogStorage
@@ -46,6 +46,7 @@ __all__ = [
     "SensorExecutionData",
     "SqlRunStorage",
     "StepMaterializationData",
+    "TickData",
     "TickStatus",
     "WorkerStatus",
     "WorkspaceProcessContext",

@@ -117,6 +117,10 @@ class Postgres:
         ((count,),) = self.query(query)
         return int(count)
 
+    def terminate(self, backend: int) -> None:
+        """End a connection, and wait until it has ended."""
+        self.query(f"SELECT pg_terminate_backend({backend}, 10000)")
+
 
 @contextmanager
 def pgbouncer(server: Postgres) -> Iterator[int]:
