@@ -9,7 +9,7 @@ from uuid import uuid4
 from orchestrator.names import MlflowTag
 from orchestrator.pipeline.models.declared import ChampionRule, Goal
 from orchestrator_sandbox.mlflow import MlflowServer
-from orchestrator_tests.support.logged_models import finished_run, log_model
+from orchestrator_tests.support.logged_models import FILES, finished_run, log_model
 
 
 @dataclass
@@ -25,8 +25,16 @@ class RealModels:
         name = f"churn-{uuid4().hex[:8]}"
         return cls(server, ChampionRule(pipeline="churn", metric="accuracy", goal=Goal.MAXIMIZE, model=name))
 
-    def train(self, accuracy: float, *, build: int, model: bool = True, tags: Mapping[str, str] | None = None) -> str:
-        """A run that ended well, with a model; its ID."""
+    def train(
+        self,
+        accuracy: float,
+        *,
+        build: int,
+        model: bool = True,
+        tags: Mapping[str, str] | None = None,
+        files: Mapping[str, str] = FILES,
+    ) -> str:
+        """A run that ended well, with a model of these files; its ID."""
         experiment = self.server.experiment("champion tests")
         run_tags = {
             MlflowTag.PIPELINE: self.rule.pipeline,
@@ -40,5 +48,5 @@ class RealModels:
         }
         run_id = finished_run(self.server.url, experiment, metrics={"accuracy": accuracy}, tags=run_tags)
         if model:
-            log_model(self.server.url, run_id)
+            log_model(self.server.url, run_id, files=files)
         return run_id
