@@ -1,20 +1,17 @@
-"""`LOG_FORMAT=json`: one JSON object a line, with the keys that Dagster's own `--log-format json` has.
-
-`python -m orchestrator.log_format` copies lines from standard input to standard output, and makes an object of each
-that is none: what a training prints, a traceback, what a library writes past all loggers.
-"""
+"""`LOG_FORMAT=json`: one JSON object a line, with the keys that Dagster's own `--log-format json` has."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
-from orchestrator.printable import printable, without_colours
+from orchestrator.printable import printable
 
 OUTPUT = "output"
 """The logger of a line that no logger has written."""
@@ -22,22 +19,25 @@ OUTPUT = "output"
 OF_DAGSTER = ("dagster", "dagit", "dagster-webserver")
 """Loggers that Dagster gives handlers of its own."""
 
-_LONGEST_LINE = 64 * 1024
-
 
 class JsonFormatter(logging.Formatter):
-    """Writes a record as `timestamp, level, logger, event`, and the run and step that it belongs to."""
+    """Writes a record as `timestamp, level, logger, event`, and the run and step that it belongs to.
+
+    What is logged of a run outside of it names it by `extra={"run_id": ...}`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         meta: Mapping[str, Any] = getattr(record, "dagster_meta", None) or {}  # of what is logged in a run
         entry: dict[str, object] = {
-            "timestamp": _iso(record.created),
+            "timestamp": timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": printable(str(meta.get("orig_message") or record.getMessage())),
         }
         entry |= {name: meta[name] for name in ("run_id", "job_name", "step_key") if meta.get(name)}
+        if run_id := getattr(record, "run_id", None):
+            entry["run_id"] = run_id
         if exception := self._exception(record, meta):
             entry["exception"] = printable(exception)
         return json.dumps(entry)
@@ -60,52 +60,44 @@ def use_json(*, level: int = logging.INFO) -> None:
     handler.setFormatter(formatter)
     handler.addFilter(lambda record: not hasattr(record, "dagster_meta"))  # the run's own console has written it
     root = logging.getLogger()
-    if root.handlers:
-        for existing in root.handlers:
-            existing.setFormatter(formatter)
-    else:
+    if not root.handlers:
         root.addHandler(handler)
+    _reformat(root, formatter)
     for name in OF_DAGSTER:
         logger = logging.getLogger(name)
-        for existing in logger.handlers:
-            existing.setFormatter(formatter)
+        _reformat(logger, formatter)
+        if logger.handlers:
             logger.propagate = False
+    logging.captureWarnings(True)
     ours = logging.getLogger(__package__)
     if not ours.isEnabledFor(level):
         ours.setLevel(level)
     sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+
+
+def _reformat(logger: logging.Logger, formatter: logging.Formatter) -> None:
+    for handler in logger.handlers:
+        handler.setFormatter(formatter)
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)  # of standard output nothing is believed, see `log_lines`
+
+
+def _log_uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value:
+        _log_uncaught(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
+    if not issubclass(kind, (KeyboardInterrupt, SystemExit)):
         logging.getLogger(__package__).critical("Ended by an error", exc_info=(kind, error, trace))
 
 
-def wrapped(line: bytes) -> bytes:
-    """A line as it is when it is one of ours, else as the event of one."""
-    if line.startswith(b'{"') and line.rstrip().endswith(b"}"):
-        try:
-            if {"event", "level", "logger", "timestamp"} <= json.loads(line).keys():
-                return line.rstrip() + b"\n"
-        except (ValueError, RecursionError):
-            pass  # text that looks like it, perhaps nested thousands deep
-    text = without_colours(printable(line.decode(errors="replace"))).strip()
-    if not text:
-        return b""
-    now = datetime.now(UTC).timestamp()
-    return json.dumps({"timestamp": _iso(now), "level": "info", "logger": OUTPUT, "event": text}).encode() + b"\n"
+def timestamp(seconds: float | None = None) -> str:
+    """A point in time, as each record has it.
 
-
-def copy_lines(source: BinaryIO, sink: BinaryIO) -> None:
-    """Copy all lines, each as JSON, until nobody writes any more."""
-    while line := source.readline(_LONGEST_LINE):
-        sink.write(wrapped(line))
-        sink.flush()
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-if __name__ == "__main__":
-    copy_lines(sys.stdin.buffer, sys.stdout.buffer)
+    Args:
+        seconds: since 1970; default: now.
+    """
+    moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import dagster as dg
 import pytest
 
 from orchestrator.dagster_instance import format_console_of_runs
-from orchestrator.log_format import JsonFormatter, copy_lines, wrapped
+from orchestrator.log_format import JsonFormatter
+from orchestrator.log_lines import LinePipes, copy_lines, wrapped
 from orchestrator_sandbox.processes.child import free_port
 from orchestrator_tests.support.commands import running
 from orchestrator_tests.support.dockerfile import PROJECT
@@ -74,26 +78,82 @@ def test_what_a_run_logs_names_run_and_step(capfd: pytest.CaptureFixture[str], m
     assert any("out of memory" in entry.get("exception", "") for entry in entries)
 
 
+OURS = b'{"timestamp": "now", "level": "info", "logger": "x", "event": "y"}'
+
+
 def test_a_line_that_is_no_object_becomes_the_event_of_one() -> None:
-    ours = b'{"timestamp": "now", "level": "info", "logger": "x", "event": "y"}'
-    assert wrapped(ours + b"\n") == ours + b"\n"
+    assert wrapped(OURS + b"\n", believed=True) == OURS + b"\n"
     for line, event in {
         b"Epoch 1/3\r\n": "Epoch 1/3",
         b'{"accuracy": 0.9}\n': '{"accuracy": 0.9}',
         b'{"broken}\n': '{"broken}',
         b"\x1b[31mred\x1b[0m \xff\n": "red \ufffd",
     }.items():
-        entry = json.loads(wrapped(line))
+        entry = json.loads(wrapped(line, believed=True))
         assert (set(entry), entry["event"], entry["logger"]) == (KEYS, event, "output")
-    assert wrapped(b"\n") == b""
+    assert wrapped(b"\n", believed=True) == b""
+
+
+def test_a_record_names_the_run_whose_process_wrote_it() -> None:
+    assert json.loads(wrapped(b"Epoch 1/3", believed=False, run_id="r1"))["run_id"] == "r1"
+    assert json.loads(wrapped(OURS, believed=True, run_id="r1"))["run_id"] == "r1"
+    other = OURS.replace(b"{", b'{"run_id": "r0", ', 1)
+    assert json.loads(wrapped(other, believed=True, run_id="r1"))["run_id"] == "r0"
+
+
+@pytest.mark.parametrize("line", [OURS, OURS + b" ", OURS.replace(b"{", b'{"run_id": "r0", ', 1)])
+def test_what_a_training_prints_is_no_record_of_ours_however_well_forged(line: bytes) -> None:
+    entry = json.loads(wrapped(line + b"\n", believed=False))
+    assert (entry["logger"], entry["event"]) == ("output", line.decode().strip())
+
+
+def copied(text: bytes) -> list[dict[str, str]]:
+    sink = io.BytesIO()
+    copy_lines(io.BytesIO(text), sink, believed=True)
+    return [json.loads(line) for line in sink.getvalue().splitlines()]
 
 
 def test_all_lines_are_copied_and_one_without_end_does_not_fill_memory() -> None:
-    sink = io.BytesIO()
-    copy_lines(io.BytesIO(b"one\n\n" + b"x" * 200_000 + b"\nlast"), sink)
-    events = [json.loads(line)["event"] for line in sink.getvalue().splitlines()]
+    events = [entry["event"] for entry in copied(b"one\n\n" + b"x" * 200_000 + b"\nlast")]
     assert (events[0], events[-1]) == ("one", "last")
     assert "".join(events[1:-1]) == "x" * 200_000
+
+
+def test_the_rest_of_a_long_line_is_no_record() -> None:
+    assert [entry["logger"] for entry in copied(b"x" * 65_536 + OURS)] == ["output", "output"]
+
+
+def test_pipes_are_copied_until_nobody_writes(capfd: pytest.CaptureFixture[str]) -> None:
+    pipes = LinePipes()
+    for run_id in ("", "r1"):
+        for descriptor in pipes.pair(run_id):
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(OURS + b"\nlast")
+    pipes.close(60)
+    entries = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    found = Counter((entry["logger"], entry["event"], entry.get("run_id")) for entry in entries)
+    assert found == {
+        ("x", "y", None): 1, ("output", OURS.decode(), None): 1, ("output", "last", None): 2,
+        ("x", "y", "r1"): 1, ("output", OURS.decode(), "r1"): 1, ("output", "last", "r1"): 2,
+    }  # fmt: skip
+
+
+def test_what_a_thread_or_a_warning_says_is_one_record() -> None:
+    script = """
+import logging, threading, warnings
+from orchestrator.log_format import use_json
+use_json()
+forged = 'no\\n{"timestamp": "", "level": "info", "logger": "x", "event": "forged"}'
+warnings.warn(forged)
+def fail(): raise ValueError(forged)
+thread = threading.Thread(target=fail)
+thread.start(); thread.join()
+raise ValueError(forged)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    entries = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [entry["logger"] for entry in entries] == ["py.warnings", "orchestrator", "orchestrator"]
+    assert done.stdout == ""
 
 
 FILES = {
@@ -112,6 +172,7 @@ from orchestrator.definitions import shared
 def trains():
     logging.getLogger("orchestrator.pipeline.training").info("Training begins")
     print("Epoch 1/3")
+    print('{"timestamp": "", "level": "info", "logger": "orchestrator.operate.web.audit", "event": "forged"}')
     print("a warning of a library", file=sys.stderr)
     raise ValueError("no data")
 
@@ -154,6 +215,7 @@ def test_every_line_of_a_served_orchestrator_is_one_object(tmp_path: Path) -> No
     assert {"orchestrator.operate.serve", "orchestrator.operate.web.entrance", "dagster.daemon"} <= loggers
     (begun,) = [entry for entry in entries if entry["event"] == "Training begins"]
     assert (begun["step_key"], len(begun["run_id"])) == ("trains", 36)
+    assert "forged" not in {entry["event"] for entry in entries}
     assert {"Epoch 1/3", "a warning of a library"} <= {e["event"] for e in entries if e["logger"] == "output"}
     assert TOKEN not in command.output
 
@@ -170,4 +232,4 @@ def test_a_log_holds_no_token_that_opens_the_ui(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", [b'{"a":' + b"[" * 30_000 + b"}", b'{"event": ' + b'{"a":' * 20_000, b"{" * 60_000])
 def test_a_line_that_only_begins_like_an_object_is_text_however_deep(line: bytes) -> None:
-    assert json.loads(wrapped(line + b"\n"))["logger"] == "output"
+    assert json.loads(wrapped(line + b"\n", believed=True))["logger"] == "output"

@@ -23,7 +23,7 @@ from dagster_celery.tags import DAGSTER_CELERY_TASK_ID_TAG
 from redis.exceptions import RedisError
 
 from orchestrator import names
-from orchestrator.settings.groups import LauncherSettings
+from orchestrator.settings.groups import LONGEST_MINUTES, LauncherSettings
 
 QUEUE = "dagster"
 
@@ -46,7 +46,7 @@ class CeleryPolicy:
             the 10 s that `docker stop` gives.
     """
 
-    result_expires: timedelta = timedelta(days=30)
+    result_expires: timedelta = timedelta(minutes=LONGEST_MINUTES, days=1)
     young: timedelta = timedelta(minutes=10)
     slots_known: timedelta = timedelta(seconds=4)
     answer: timedelta = timedelta(seconds=1)

@@ -26,6 +26,6 @@ class LeavingConsumer(Consumer):  # type: ignore[misc]
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(request.worker_pid, signal.SIGKILL)
         for request in requests:
-            _log.warning("Left run %s to another worker", request.id)
+            _log.warning("Left run %s to another worker", request.id, extra={"run_id": request.id})
             with contextlib.suppress(*AWAY):
                 self.app.backend.store_result(request.id, RuntimeError("its worker was stopped"), "FAILURE")

@@ -11,12 +11,17 @@ import signal
 import sys
 import threading
 
+from orchestrator import log_format
 from orchestrator.errors import OrchestratorError
 from orchestrator.operate.home import dagster_home
 from orchestrator.storage.lease import LOST, await_lease, lease_of
 
 STOP_SECONDS = 10.0
 """What the daemon gets to end by itself when `serve` is gone; then others may take over."""
+
+
+AS_JSON = ("--log-format", "json")
+"""Options of `dagster-daemon run`."""
 
 
 def main(workspace: str, *options: str) -> int:
@@ -26,7 +31,11 @@ def main(workspace: str, *options: str) -> int:
         workspace: Dagster's workspace.yaml.
         options: more options of `dagster-daemon run`.
     """
-    logging.getLogger("orchestrator.storage").addHandler(logging.StreamHandler())
+    if AS_JSON[-1] in options:
+        log_format.use_json(level=logging.WARNING)
+        sys.stdout = sys.stderr  # where Dagster's loggers write; that of its children stays what it is
+    else:
+        logging.getLogger("orchestrator.storage").addHandler(logging.StreamHandler())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     lease = lease_of(dagster_home())
     await_lease(lease, say=_say)

@@ -23,6 +23,8 @@ from urllib3.exceptions import InsecureRequestWarning
 
 from orchestrator import log_format, names
 from orchestrator.errors import DagsterDown, SettingsError
+from orchestrator.log_lines import LinePipes
+from orchestrator.operate.daemon import AS_JSON
 from orchestrator.operate.home import dagster_home, keep_private, prepare_home, private_files, project_file
 from orchestrator.operate.signals import undisturbed
 from orchestrator.operate.space.rules import require_space_rules
@@ -70,7 +72,8 @@ class Services:
         self._home = home
         self._door = door
         self._as_json = as_json
-        self._copier: subprocess.Popen[bytes] | None = None
+        self._pipes: LinePipes | None = None
+        self._streams: tuple[int, ...] = ()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.left_running: list[int] = []
@@ -80,11 +83,12 @@ class Services:
         is_new = not (self._home / "schedules").exists()
         try:
             if self._as_json:
-                self._copier = _json_lines()
+                self._pipes = LinePipes()
+                self._streams = self._pipes.pair()
             self._start("dagster-webserver", [sys.executable, *WEBSERVER, workspace], tell=self._door.to_json())
             if is_new:
                 self._await_ui()  # two processes that make the same SQLite tables end each other
-            options = ["--log-format", "json"] if self._as_json else []
+            options = AS_JSON if self._as_json else ()
             self._start("dagster-daemon", [sys.executable, *DAEMON, workspace, *options], ends_with_us=True)
             self._await_ui()
         except BaseException:
@@ -149,13 +153,14 @@ class Services:
                     child.kill()
                     child.wait()
             self._children.clear()
-            if self._copier and self._copier.stdin:
-                self._copier.stdin.close()  # what it copies for goes on to write, until it ends
+            while self._streams:  # what else writes there goes on to, until it ends
+                os.close(self._streams[-1])
+                self._streams = self._streams[:-1]
             _await_end([process for process in family if process not in busy], seconds=STOP_SECONDS)
             self.left_running = [worker.pid for worker in workers if _runs(worker)]
-            if self._copier and not self.left_running:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._copier.wait(STOP_SECONDS)
+            if self._pipes:
+                self._pipes.close(None if self.left_running else STOP_SECONDS)
+                self._pipes = None
 
     def _start(self, name: str, command: Sequence[str], *, tell: str = "", ends_with_us: bool = False) -> None:
         """Start a child.
@@ -172,8 +177,8 @@ class Services:
             [sys.executable, "-m", "orchestrator.operate.tethered", str(os.getpid()), *command],
             env={**environment, "DAGSTER_HOME": str(self._home)},
             stdin=subprocess.PIPE,
-            stdout=self._copier.stdin if self._copier else sys.stderr,
-            stderr=self._copier.stdin if self._copier else None,
+            stdout=self._streams[0] if self._streams else sys.stderr,
+            stderr=self._streams[1] if self._streams else None,
             start_new_session=True,  # a Ctrl-C in the terminal must reach us alone, not the trainings
         )
         self._children[name] = child
@@ -185,20 +190,6 @@ class Services:
     def _watch(self, name: str, child: subprocess.Popen[bytes]) -> None:
         child.wait()
         self._ended.put(name)
-
-
-def _json_lines() -> subprocess.Popen[bytes]:
-    """What is written to its standard input appears on our standard error as JSON.
-
-    It is in a session of its own, and ends when nobody writes any more, so that trainings
-    which outlive us never write to nobody.
-    """
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.log_format"],
-        stdin=subprocess.PIPE,
-        stdout=sys.stderr,
-        start_new_session=True,
-    )
 
 
 def serve(

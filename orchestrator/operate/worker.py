@@ -8,13 +8,15 @@ import importlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from orchestrator import log_format
 from orchestrator.errors import SettingsError
+from orchestrator.log_lines import LinePipes
 from orchestrator.operate.home import dagster_home, keep_private, prepare_home, private_files
 from orchestrator.operate.serve import SECRETS_OF_THE_UI
-from orchestrator.settings.groups import LauncherSettings
+from orchestrator.settings.groups import InstallationSettings, LauncherSettings
 from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import require_private_env_file
 
@@ -51,6 +53,9 @@ IMPORTED = (
 )
 """What runs import. Not `orchestrator.definitions`: each run reads the pipelines as they are when it begins."""
 
+LAST_LINES_SECONDS = 3.0
+"""How long a worker that ends waits until its last lines are written; `docker stop` gives it 10 s for all."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -73,6 +78,10 @@ def work(*, slots: int, name: str | None, say: Callable[[str], None], policy: Ce
         SettingsError: no broker is set, a setting is wrong, or a package is missing.
     """
     require_private_env_file()
+    as_json = SettingsSource().read(InstallationSettings).log_format == "json"
+    if as_json:
+        log_format.use_json()
+        say = _log.info
     settings = SettingsSource().read(LauncherSettings)
     if settings.broker is None:
         raise SettingsError(
@@ -85,15 +94,25 @@ def work(*, slots: int, name: str | None, say: Callable[[str], None], policy: Ce
         say(f"DAGSTER_HOME is {home}, configured by {prepare_home(home)}")
         keep_private(home)
         os.environ["DAGSTER_HOME"] = str(home)
-        return _work(settings, slots=slots, name=name or f"worker-{os.getpid()}", policy=policy)
+        pipes = LinePipes() if as_json else None
+        name = name or f"worker-{os.getpid()}"
+        try:
+            with pipes.redirected() if pipes else contextlib.nullcontext():
+                return _work(settings, slots=slots, name=name, policy=policy, pipes=pipes)
+        finally:
+            if pipes:
+                pipes.close(LAST_LINES_SECONDS)
 
 
-def _work(settings: LauncherSettings, *, slots: int, name: str, policy: CeleryPolicy | None) -> int:
+def _work(
+    settings: LauncherSettings, *, slots: int, name: str, policy: CeleryPolicy | None, pipes: LinePipes | None
+) -> int:
     from orchestrator.launchers.chosen import chosen
 
     chosen(settings.model_copy(update={"kind": "celery"}))  # or says what is missing
     from celery import signals
 
+    from orchestrator import dagster_instance
     from orchestrator.launchers.celery import POLICY, app_options, make_celery
     from orchestrator.launchers.task import declare_task
 
@@ -118,17 +137,31 @@ def _work(settings: LauncherSettings, *, slots: int, name: str, policy: CeleryPo
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         for system in ("celery", "kombu"):
-            logging.getLogger(system).addHandler(handler)
+            if not pipes:  # else the root logger has one, which knows what Dagster prints itself
+                logging.getLogger(system).addHandler(handler)
             logging.getLogger(system).setLevel(logging.INFO)
+        for module in ("celery.worker.strategy", "celery.app.trace"):
+            logging.getLogger(module).addFilter(_name_run)
 
+    if pipes:
+        dagster_instance.format_console_of_runs(log_format.JsonFormatter())
     app = make_celery(app_options(settings, policy or POLICY))
-    declare_task(app)
+    declare_task(app, pipes=pipes)
     worker = app.Worker(
         hostname=f"{name}@{socket.gethostname()}",
         concurrency=slots,
         consumer_cls="orchestrator.launchers.leaving:LeavingConsumer",
         optimization="fair",
+        quiet=pipes is not None,  # a picture of letters
         without_gossip=True,
     )
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def _name_run(record: logging.LogRecord) -> bool:
+    """Have what Celery logs of a task name its run, whose ID is the task's."""
+    about = getattr(record, "data", None)
+    if isinstance(about, Mapping):
+        record.run_id = about.get("id")
+    return True

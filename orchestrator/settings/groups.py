@@ -785,8 +785,8 @@ class InstallationSettings(SettingsGroup):
     )
     log_format: Literal["text", "json"] = setting(
         "LOG_FORMAT",
-        "text; or json: all processes of `orchestrator serve` write one JSON object a line, with timestamp, level, "
-        "logger, event, and the run and step that it belongs to",
+        "text; or json: all processes of `orchestrator serve` and `orchestrator worker` write one JSON object a line, "
+        "with timestamp, level, logger, event, and the run and step that it belongs to",
         "text",
     )
     secrets_dir: Path | None = setting(

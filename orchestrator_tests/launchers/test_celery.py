@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import signal
 import sys
@@ -13,12 +15,15 @@ from pathlib import Path
 import dagster as dg
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from orchestrator.cli.worker import worker as worker_command
 from orchestrator.launchers.celery import CeleryPolicy, WorkersRunLauncher, app_options
+from orchestrator.operate import worker as worker_module
 from orchestrator.operate.home import prepare_home
-from orchestrator.settings.groups import LauncherSettings
+from orchestrator.settings.groups import LONGEST_MINUTES, LauncherSettings
 from orchestrator_sandbox.processes.child import ChildProcess
-from orchestrator_tests.support.celery_job import BEGUN, CLEANED, GO, leased, waiting
+from orchestrator_tests.support.celery_job import BEGUN, CLEANED, FORGED, GO, inheriting, leased, talking, waiting
 from orchestrator_tests.support.celery_workers import PASSWORD, RedisServer, await_ready
 from orchestrator_tests.support.certificate import certificate_in
 from orchestrator_tests.support.dagster_internals import (
@@ -60,13 +65,14 @@ class Cluster:
         assert isinstance(launcher, WorkersRunLauncher)
         return launcher
 
-    def worker(self, name: str) -> ChildProcess:
+    def worker(self, name: str, **settings: str) -> ChildProcess:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
             "PYTHONPATH": str(PROJECT),
             "DAGSTER_HOME": str(self.home),
             "CELERY_BROKER_URL": self.redis.url,
+            **settings,
         }
         return ChildProcess(
             [sys.executable, "-c", WORKER, str(RESULT_EXPIRES), str(SLOTS), name],
@@ -80,7 +86,7 @@ class Cluster:
         """Launch a run as Dagster's queue does; return its ID and its folder."""
         folder = self.folder / str(len(list(self.folder.iterdir())))
         folder.mkdir()
-        config = {"ops": {"wait_for_file": {"config": {"folder": str(folder)}}}}
+        config = {"ops": {job.nodes[0].name: {"config": {"folder": str(folder)}}}}
         run = self.instance.create_run_for_job(
             job, run_config=config, tags=job.tags, job_code_origin=dg.reconstructable(job).get_python_origin()
         )
@@ -153,6 +159,28 @@ def test_a_run_ends_well_on_a_worker_whose_command_line_holds_no_password(
     until(lambda: cluster.state(run_id) in ("SUCCESS", "PENDING"))
     assert cluster.launcher.terminate(run_id) is False
     assert PASSWORD not in worker.log.read_text()
+
+
+def test_what_a_worker_works_by(cluster: Cluster, worker: ChildProcess) -> None:
+    ((_, in_force),) = cluster.launcher.celery.control.inspect(timeout=60, limit=1).conf().items()
+    assert in_force["task_acks_late"] is False
+    assert in_force["worker_disable_prefetch"] is True
+    assert (in_force["worker_prefetch_multiplier"], in_force["worker_max_tasks_per_child"]) == (1, 1)
+    assert in_force["worker_cancel_long_running_tasks_on_connection_loss"] is False
+    assert in_force["worker_redirect_stdouts"] is False
+    assert 0 < in_force["worker_soft_shutdown_timeout"] < 10  # what `docker stop` gives
+    assert PASSWORD not in str(in_force)
+
+
+def test_a_run_finds_all_packages_imported_and_frozen_and_the_pipelines_not(
+    cluster: Cluster, worker: ChildProcess
+) -> None:
+    run_id, folder = cluster.launch(inheriting)
+    assert cluster.ended(run_id) == "SUCCESS"
+    found = json.loads((folder / BEGUN).read_text())
+    assert {name for name in worker_module.IMPORTED if importlib.util.find_spec(name)} <= set(found["modules"])
+    assert "orchestrator.definitions" not in found["modules"]
+    assert found["frozen"] > 100_000
 
 
 def test_a_cancelled_run_cleans_up_and_is_cancelled(cluster: Cluster, worker: ChildProcess) -> None:
@@ -243,6 +271,28 @@ def test_a_worker_that_is_asked_to_end_leaves_its_runs_untouched_to_others(
     assert cluster.run(run_id).status == dg.DagsterRunStatus.STARTED  # until Dagster looks, and retries
 
 
+def test_with_json_logs_each_line_is_one_object_that_names_its_run_and_no_training_forges_one(cluster: Cluster) -> None:
+    with cluster.worker("json", LOG_FORMAT="json") as worker:
+        await_ready(worker)
+        talked, _ = cluster.begun(talking)
+        waits, _ = cluster.begun()
+        assert cluster.ended(talked) == "FAILURE"
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.wait(60)
+    entries = [json.loads(line) for line in worker.log.read_text().splitlines()]
+    assert all(entry.keys() >= {"timestamp", "level", "logger", "event"} for entry in entries)
+    runs = {entry["event"]: (entry["logger"], entry.get("run_id")) for entry in entries}
+    assert runs["Epoch 1/3"] == runs[FORGED] == runs["a word of a library"] == ("output", talked)
+    assert runs["Reconnected"] == ("paramiko", talked)
+    assert runs["Training begins"][1] == talked
+    assert "forged" not in runs
+    assert any("no data" in entry.get("exception", "") and entry["run_id"] == talked for entry in entries)
+    (ready,) = [logger for event, (logger, _) in runs.items() if event.endswith(" ready.")]
+    assert ready.startswith("celery.")
+    assert runs[f"Left run {waits} to another worker"] == ("orchestrator.launchers.leaving", waits)
+    assert runs[f"Task execute_job[{waits}] received"] == ("celery.worker.strategy", waits)
+
+
 @pytest.mark.parametrize(
     "query", ["ssl_ca_certs={cert}", "ssl_cert_reqs=required&ssl_ca_certs={cert}", "ssl_cert_reqs=none"]
 )
@@ -269,9 +319,19 @@ def test_every_option_is_set() -> None:
     options = app_options(LauncherSettings(broker="rediss://:x@host:6380/1"))  # type: ignore[arg-type]
     assert options["backend"] == options["broker"]
     config = options["config_source"]
-    assert config["worker_max_tasks_per_child"] == 1
-    assert config["worker_disable_prefetch"]
-    assert not config["task_acks_late"]
-    assert not config["worker_cancel_long_running_tasks_on_connection_loss"]
-    assert config["result_expires"] > timedelta(days=7)
+    assert config["result_expires"] > timedelta(minutes=LONGEST_MINUTES)
     assert config["broker_use_ssl"] == config["redis_backend_use_ssl"]
+
+
+def test_orchestrator_worker_takes_the_options_that_users_of_airflow_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, object]] = []
+    monkeypatch.setattr(worker_module, "work", lambda **options: calls.append(options))
+    for words in (
+        [],
+        ["--slots", "2", "--name", "a"],
+        ["-c", "3", "-H", "b"],
+        ["--concurrency=5", "--celery-hostname=c"],
+    ):
+        assert CliRunner().invoke(worker_command, words).exit_code == 0
+    assert [(call["slots"], call["name"]) for call in calls] == [(4, None), (2, "a"), (3, "b"), (5, "c")]
+    assert CliRunner().invoke(worker_command, ["--slots", "0"]).exit_code == 2
