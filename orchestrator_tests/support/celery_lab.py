@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,19 +22,25 @@ from orchestrator_sandbox.chaos.plan import FaultKind, PlannedFault
 from orchestrator_sandbox.processes.child import ChildProcess
 from orchestrator_sandbox.stack import JOB
 from orchestrator_tests.support.celery_workers import RedisServer, kill_all_of
+from orchestrator_tests.support.postgres import Postgres
 from orchestrator_tests.support.waiting import until
 
+WORKERS = 2
 SLOTS = 2
 PHASE_SECONDS = 300
 SETTLED_SECONDS = 600
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass
 class CeleryLab:
-    """The sandbox, whose runs live on two workers of two slots each."""
+    """The sandbox on a PostgreSQL, whose runs live on two workers of two slots each."""
 
     lab: FaultLab
     redis: RedisServer
+    postgres: Postgres
+    database: str
     dagster: AttemptsApi
     workers: list[ChildProcess] = field(default_factory=list)
     names: Iterator[int] = field(default_factory=itertools.count)
@@ -73,6 +81,14 @@ class CeleryLab:
         self.workers.remove(worker)
         return attempt.partition
 
+    def steps_written_twice(self) -> list[Any]:
+        """Steps of which a run's log says more than once that they began, or that they succeeded."""
+        return self.postgres.query(
+            "SELECT run_id, step_key, dagster_event_type FROM event_logs WHERE dagster_event_type LIKE 'STEP_S%' "
+            "GROUP BY 1, 2, 3 HAVING count(*) > 1",
+            database=self.database,
+        )
+
     def settled(self, partition: str, kind: FaultKind | None) -> BuildFacts:
         """What there is of a build, when nothing of it is under way and nothing is left."""
 
@@ -89,6 +105,7 @@ class CeleryLab:
                 return False
 
         until(over, seconds=SETTLED_SECONDS, every=1)
+        _log.info("Build %s has come to rest", partition)
         facts = self.lab.facts(self.dagster, partition)
         # Processes of other builds' machines are theirs.
         return dataclasses.replace(facts, kind=kind, settled=True, left_processes=())
@@ -104,11 +121,12 @@ class CeleryLab:
 @contextmanager
 def celery_lab(directory: Path) -> Iterator[CeleryLab]:
     """Start everything, and train the first commit."""
-    with RedisServer(directory / "redis") as redis:
-        settings = {"CELERY_BROKER_URL": redis.url}
+    with RedisServer(directory / "redis") as redis, Postgres() as postgres:
+        database = postgres.new_database()
+        settings = {"CELERY_BROKER_URL": redis.url, "DAGSTER_POSTGRES_URL": postgres.url(database)}
         with FaultLab(directory / "lab", settings=settings) as lab, lab.dagster() as dagster:
-            cluster = CeleryLab(lab, redis, dagster)
-            for _ in range(2):
+            cluster = CeleryLab(lab, redis, postgres, database, dagster)
+            for _ in range(WORKERS):
                 cluster.start_worker()
             until(lab.stack.jenkins.idle, seconds=120)
             first = str(lab.stack.jenkins.builds(JOB)[0].number)
