@@ -76,6 +76,11 @@ def use_json(*, level: int = logging.INFO) -> None:
     threading.excepthook = _log_uncaught_in_thread
 
 
+def in_use() -> bool:
+    """Whether this process writes its log as JSON."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
 def _reformat(logger: logging.Logger, formatter: logging.Formatter) -> None:
     for handler in logger.handlers:
         handler.setFormatter(formatter)

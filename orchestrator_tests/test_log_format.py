@@ -156,6 +156,16 @@ raise ValueError(forged)
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("command", ["worker", "serve --host 192.0.2.1"])
+def test_what_keeps_a_command_from_starting_is_one_record(command: str, tmp_path: Path) -> None:
+    (tmp_path / "workspace.yaml").write_text("load_from: []\n")
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "LOG_FORMAT": "json"}
+    argv = [sys.executable, "-m", "orchestrator.cli", *command.split()]
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    (entry,) = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (done.returncode, done.stdout, entry["level"], entry.keys()) == (1, "", "critical", KEYS)
+
+
 FILES = {
     "workspace.yaml": "load_from:\n- python_file: {relative_path: definitions.py, location_name: orchestrator}\n",
     "dagster.yaml": "telemetry: {enabled: false}\npython_logs: {managed_python_loggers: [orchestrator]}\n",

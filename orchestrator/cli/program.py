@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
 import click
 
+from orchestrator import log_format
 from orchestrator.errors import OrchestratorError
 from orchestrator.operate.signals import unwind_on_signals
+
+_log = logging.getLogger(__name__)
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, *, name: str = "orchestrator") -> int:
@@ -39,5 +43,8 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, *, name:
 
 
 def _failed(sentence: str, *, status: int) -> int:
-    sys.stderr.write(f"orchestrator: {sentence}\n")
+    if log_format.in_use():
+        _log.critical("%s", sentence)
+    else:
+        sys.stderr.write(f"orchestrator: {sentence}\n")
     return status
