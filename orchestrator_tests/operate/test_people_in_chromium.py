@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
 
 from orchestrator import names
 from orchestrator_tests.support.hostile_page import Browser
-from orchestrator_tests.support.ui import PASSWORD, USERS, Ui, served
+from orchestrator_tests.support.ui import USERS, Ui, served
+from orchestrator_tests.support.ui_in_chromium import button, buttons, log_in
 from orchestrator_tests.support.waiting import until
 
 pytestmark = pytest.mark.services
@@ -33,27 +32,6 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
         yield browser
     finally:
         browser.driver.quit()
-
-
-def buttons(browser: Browser, text: str) -> list[WebElement]:
-    try:
-        return [button for button in browser.driver.find_elements(By.TAG_NAME, "button") if text in button.text]
-    except StaleElementReferenceException:  # the page was drawing
-        return []
-
-
-def button(browser: Browser, text: str) -> WebElement:
-    until(lambda: buttons(browser, text), seconds=60)
-    return buttons(browser, text)[-1]
-
-
-def log_in(browser: Browser, ui: Ui, name: str, path: str) -> None:
-    browser.open_ui(f"{ui.origin}{path}")
-    assert browser.driver.title == "Log in to orchestrator"
-    browser.driver.find_element(By.NAME, "username").send_keys(name)
-    browser.driver.find_element(By.NAME, "password").send_keys(PASSWORD)
-    button(browser, "Log in").click()
-    until(lambda: browser.driver.find_elements(By.ID, "log-out"), seconds=60)
 
 
 def log_out(browser: Browser, ui: Ui, name: str) -> None:

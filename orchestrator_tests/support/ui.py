@@ -185,18 +185,24 @@ class Ui:
 
 @contextmanager
 def served(
-    directory: Path, *words: str, roles: Sequence[str] = (), users: Mapping[str, Role] | None = None, **settings: str
+    directory: Path,
+    *words: str,
+    roles: Sequence[str] = (),
+    users: Mapping[str, Role] | None = None,
+    files: Mapping[str, str] = FILES,
+    **settings: str,
 ) -> Iterator[Ui]:
     """Serve a small project.
 
     Args:
-        directory: an empty folder for it.
+        directory: a folder for it.
         words: more options of `serve`.
         roles: machine tokens to make.
         users: users to add, with the password of the tests.
+        files: the project; none: what `orchestrator serve` serves by itself.
         settings: variables of its environment.
     """
-    for name, text in FILES.items():
+    for name, text in files.items():
         (directory / name).write_text(text)
     home = directory / ".dagster"
     tokens = {role: MachineTokens(home).add(f"of-{role}", Role(role)) for role in roles}
