@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 from orchestrator.errors import SandboxError
@@ -27,6 +28,13 @@ def write_secret(path: Path, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
+
+
+def kept_secret(file: Path) -> str:
+    """A random secret, the same at each start."""
+    if not file.exists():
+        write_secret(file, secrets.token_hex(17))
+    return file.read_text()
 
 
 def append_only(path: str, flags: int) -> int:

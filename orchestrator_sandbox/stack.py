@@ -1,4 +1,4 @@
-"""The whole sandbox in one folder: Git remote, Jenkins, EC2, MLflow, and Dagster pointed at them by settings alone."""
+"""The whole sandbox in one folder: Git, Jenkins, packages, EC2, MLflow, and Dagster led to them by settings alone."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.jenkins.home import JobConfig
 from orchestrator_sandbox.jenkins.server import JenkinsServer
 from orchestrator_sandbox.mlflow import MlflowServer
+from orchestrator_sandbox.package_index import PackageIndexServer
 from orchestrator_sandbox.processes.child import ChildProcess, kept_port
 
 COMPONENT = "orchestrator.pipeline.component.TrainingPipeline"
 PIPELINE = "training"
 TRAINED_MODEL = (PIPELINE, names.TRAINED_MODEL)
 JOB = "digits"
+PUBLISH = ("sh", "publish.sh")
 SENSOR = names.jenkins_sensor(PIPELINE)
 
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PYTHONPATH")
@@ -83,10 +85,13 @@ class Stack:
         settings: settings of Dagster on top of those that the parts give, or instead of them.
         projects: how many ML projects there are; all that tells the second from the first is its `defs.yaml`.
         deploy: choose the best model of each project, and put it into use in a directory.
+        publish: have a private package index, to which Jenkins publishes the wheel of each commit that has passed its
+            tests, and from which its training installs it; else a training uses what the commit holds.
 
     Attributes:
         projects: the ML projects.
         deploys: whether the best model of each is put into use.
+        packages: the private package index, if there is one.
         git: the repository of the first.
         is_new: the folder was empty.
         dagster_token: opens Dagster's UI.
@@ -104,11 +109,14 @@ class Stack:
         settings: Mapping[str, str] | None = None,
         projects: int = 1,
         deploy: bool = False,
+        publish: bool = False,
     ) -> None:
         self.directory = directory.absolute()
         self.is_new = not (self.directory / "git").exists()
         if not self.is_new or not self.directory.exists() or not any(self.directory.iterdir()):
             private_folder(self.directory)  # else it is a folder of the user's own, in which we make ours
+        # A folder of before there was one has a project whose trainings do not ask for it.
+        publish = publish and (self.is_new or (self.directory / "packages").exists())
         self.deploys = deploy
         self._settings = dict(settings or {})
         self.dagster_token = secrets.token_urlsafe(32)
@@ -120,15 +128,23 @@ class Stack:
             mlflow = self._folder("mlflow")
             server = MlflowServer(mlflow, port=kept_port(mlflow / "port"))
             self._exits.callback(server.close)
-            start = self._exits.enter_context(ThreadPoolExecutor(2, thread_name_prefix="sandbox")).submit
+            start = self._exits.enter_context(ThreadPoolExecutor(3, thread_name_prefix="sandbox")).submit
             self._exits.callback(server.close)  # before the pool's end, which waits for its start
             self._mlflow = start(server.__enter__)
             self._ec2 = start(self._start_ec2)
+            packages = start(self._start_packages) if publish else None
             self.projects = tuple(self._project(number) for number in range(1, projects + 1))
             self.git = self.projects[0].git
-            self.jenkins = self._exits.enter_context(JenkinsServer(self._folder("jenkins"), anonymous_read=True))
+            self.packages = packages.result() if packages else None
+            variables = self.packages.publishing() if self.packages else {}
+            self.jenkins = self._exits.enter_context(
+                JenkinsServer(self._folder("jenkins"), anonymous_read=True, variables=variables)
+            )
             for project in self.projects:
-                self.jenkins.create_job(project.job, JobConfig(kind="pipeline", repository=project.git.url))
+                self.jenkins.create_job(
+                    project.job,
+                    JobConfig(kind="pipeline", repository=project.git.url, publish=PUBLISH if publish else ()),
+                )
                 project.git.notify(self.jenkins.notify_url(project.git.url))
             self._defs = self._write_defs(deploy=deploy) if projects > 1 or deploy else {}
         except BaseException:
@@ -174,6 +190,7 @@ class Stack:
             "JENKINS_JOB_NAME": JOB,
             **self.mlflow.env(),
             **self.ec2.env(),
+            **(self.packages.env() if self.packages else {}),
             **self._settings,
         }
 
@@ -248,6 +265,9 @@ class Stack:
     def _start_ec2(self) -> Ec2Server:
         folder = self._folder("ec2")
         return self._exits.enter_context(Ec2Server(folder, port=kept_port(folder / "port")))
+
+    def _start_packages(self) -> PackageIndexServer:
+        return self._exits.enter_context(PackageIndexServer(self._folder("packages")))
 
     def _lock(self) -> None:
         """Keep the folder to ourselves for as long as this process lives."""

@@ -1,17 +1,16 @@
 #!/bin/sh
-# Builds the wheel of this commit and publishes it, once per version: what a training installs is what was tested.
-#   INDEX_URL     where pip installs from, such as https://nexus.example.com/repository/pypi-all/simple
-#   UPLOAD_URL    where twine uploads to, such as https://nexus.example.com/repository/pypi-internal/
-#   NETRC         a file with the login for both, or TWINE_USERNAME and TWINE_PASSWORD for the upload
-# A version that is there already must hold the same: a change without a new version would be trained as the old one.
+# Builds the wheel of this commit and publishes it: what a training installs is what was tested.
+#   UPLOAD_URL    where it goes, such as https://nexus.example.com/repository/pypi-internal/
+#   INDEX_URL     where pip finds it, such as https://nexus.example.com/repository/pypi-all/simple
+#   NETRC         a file with the login for that host
+# It needs hatchling and uv. A version is published once: another build of the same commit finds it there, and must be the same.
 set -eu
-rm -rf dist published
-python -m build --wheel --no-isolation --outdir dist .
-wheel=$(basename dist/*.whl)
-version=$(echo "$wheel" | cut -d- -f2)
-python -m twine upload --non-interactive --skip-existing --repository-url "$UPLOAD_URL" "dist/$wheel"
-python -m pip download --quiet --no-deps --no-cache-dir --index-url "$INDEX_URL" --dest published "digits==$version"
-cmp "dist/$wheel" "published/$wheel" || {
-  echo "digits $version is published with other contents: raise __version__ in src/digits/__init__.py" >&2
-  exit 1
-}
+version=$(python version.py)
+case $version in
+  *.changed) echo "Files differ from the commit: $version is not published" >&2; exit 1 ;;
+esac
+rm -rf dist
+python -m hatchling build -t wheel -d dist
+publish() { uv --no-cache publish --publish-url "$UPLOAD_URL" --check-url "$INDEX_URL" dist/*.whl; }
+publish || publish # two builds of one commit at the same time: who comes second finds the other's wheel now
+echo "Published digits $version"

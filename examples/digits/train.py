@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-# Where nothing is installed for the project (`--env-manager local`), the package is the one of this very commit.
-sys.path.append(str(Path(__file__).with_name("src")))
+# The package is the wheel that install.sh has put there, else the checkout's own.
+sys.path.insert(0, str(Path(__file__).with_name("src")))
+sys.path.insert(0, str(Path(__file__).with_name(".wheel")))
 
 import mlflow
 from digits import recording

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 # As in train.py.
-sys.path.append(str(Path(__file__).with_name("src")))
+sys.path.insert(0, str(Path(__file__).with_name("src")))
+sys.path.insert(0, str(Path(__file__).with_name(".wheel")))
 
 import mlflow
 import optuna

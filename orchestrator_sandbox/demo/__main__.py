@@ -11,7 +11,7 @@ import click
 from orchestrator.cli.demo import demo_options
 from orchestrator.cli.program import run
 
-NEEDED = ("asyncssh", "flask", "mlflow", "moto", "pytest")
+NEEDED = ("asyncssh", "flask", "hatchling", "mlflow", "moto", "pypiserver", "pytest", "uv")
 """What the extra `sandbox` brings."""
 
 

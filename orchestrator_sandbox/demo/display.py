@@ -32,6 +32,8 @@ STYLES = {
 VISIBLE_BUILDS = 5
 BORDERS = 5
 LINK_WIDTH = 15
+SYSTEM_METRICS = "system/"
+"""MLflow measures the machine, too."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class LineView:
         """Write what is new in it."""
         self._write(state.activity)
         for build in reversed(state.builds):
-            self._write(f"Jenkins: build {build.number} of {_short(build.commit)} is {_result(build)}")
+            of_commit = f" of {_short(build.commit)}" if build.commit else ""
+            self._write(f"Jenkins: build {build.number}{of_commit} is {_result(build)}")
         if state.run is not None:
             for step in state.run.steps:
                 took = f" in {step.seconds:.1f} s" if step.seconds is not None else ""
@@ -158,13 +161,18 @@ def _facts(outcome: DemoOutcome) -> list[tuple[str, str]]:
     """What a user wants to know of a trained model: name → value."""
     cost = f", {outcome.usd:.4f} USD" if outcome.usd is not None else ""
     minutes = f", {outcome.minutes:.1f} minutes{cost}" if outcome.minutes is not None else ""
-    metrics = "  ".join(f"{name} {value:.4f}" for name, value in sorted(outcome.metrics.items()))
+    own = {name: value for name, value in sorted(outcome.metrics.items()) if not name.startswith(SYSTEM_METRICS)}
+    metrics = "  ".join(f"{name} {value:.4f}" for name, value in own.items())
+    champion = "version {version} of the registered model {model}, of build {build}"
     return [
         ("build", f"{outcome.partition} of commit {outcome.commit}"),
         ("Dagster run", f"{outcome.dagster_run_id} {outcome.dagster_status}"),
         ("MLflow run", f"{outcome.mlflow_run_id} {outcome.mlflow_status}"),
         ("metrics", metrics or "none"),
+        *([("package", f"digits {outcome.package}, installed from the private index")] if outcome.package else []),
         ("instance", f"{outcome.instance_id} {outcome.instance_state}{minutes}"),
+        *([("best model", champion.format_map(outcome.champion))] if outcome.champion else []),
+        *([("in use", "version {version} in {target}".format_map(outcome.deployment))] if outcome.deployment else []),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
@@ -50,10 +51,10 @@ def demo(*, directory: Path, port: int, once: bool, as_json: bool, projects: int
     """
     started = time.monotonic()
     console = Console(stderr=as_json, highlight=False)
-    console.print(f"Starting Git, Jenkins, EC2 and MLflow in {directory.absolute()}", soft_wrap=True)
+    console.print(f"Starting Git, Jenkins, a package index, EC2 and MLflow in {directory.absolute()}", soft_wrap=True)
     if os.geteuid() == 0:
         console.print("Warning: as root: what is pushed, built and trained here runs as root, too", soft_wrap=True)
-    with Stack(directory, port=port, projects=projects, deploy=True) as stack:
+    with Stack(directory, port=port, projects=projects, deploy=True, publish=True) as stack:
         loop = DemoLoop(stack, started=started)
         return present(loop, console, commits=loop.commits(past=not once), once=once, as_json=as_json)
 
@@ -65,7 +66,9 @@ def present(loop: DemoLoop, console: Console, *, commits: Sequence[Commit], once
             loop.first_model(view, commits=commits)
             loop.other_models(view)
             loop.models_in_use(view)
-            if not once:
+            if once:
+                loop.conclude(view)
+            else:
                 loop.go_on(view)
     finally:
         console.print("Stopping everything")
@@ -193,7 +196,9 @@ class DemoLoop:
                     raise SandboxError(
                         f"{project.pipeline} has no model in use; the logs are in {self._stack.directory}"
                     )
-                view.show(self._state(None, activity=f"{project.pipeline}: the best model gets into use"))
+                view.show(
+                    self._state(None, activity=f"{project.pipeline}: choosing the best model and putting it into use")
+                )
                 time.sleep(POLL_SECONDS)
             outcomes[index] = dataclasses.replace(
                 outcome,
@@ -202,6 +207,11 @@ class DemoLoop:
             )
         self.outcome, *self.others = outcomes
         self._lap("deployment")
+
+    def conclude(self, view: View) -> None:
+        """Show what has become of the first models, and what can be done with them when everything else has stopped."""
+        if self.outcome.deployment:
+            view.show(self._state(None, activity="the best model is in use", hints=self._models_hints()))
 
     def go_on(self, view: View) -> NoReturn:
         """Show what the user makes happen, until a signal."""
@@ -258,8 +268,8 @@ class DemoLoop:
             return "Dagster waits for the next build"
         if any(build.commit == head and build.finished for build in builds):
             if error := self._dagster.failed_tick(SENSOR):
-                return f"the sensor's tick failed, it tries again: {error}"
-            return "the build is green; waiting for the sensor's next tick"
+                return f"Dagster could not ask Jenkins for builds, and tries again: {error}"
+            return "the build is green; Dagster asks Jenkins for new builds every few seconds"
         return "Jenkins runs the project's tests"
 
     def _conclude(self, run: RunSummary, builds: Sequence[Build]) -> None:
@@ -305,17 +315,28 @@ class DemoLoop:
                 + self._stack.dagster_page(f"/assets/{project.pipeline}/{TRAINED_MODEL[-1]}")
                 for project in self._stack.projects[1:]
             ),
-            *((self._serving_hint(),) if self.outcome.deployment else ()),
+            *self._models_hints(),
             f"Train past builds (Materialize, missing partitions): {self._stack.dagster_page(f'/assets/{asset}')}",
             f"Jenkins: {self._stack.jenkins.url}    MLflow: {self._stack.mlflow.url}    Ctrl-C stops everything",
         )
+
+    def _models_hints(self) -> tuple[str, ...]:
+        """What holds of the models in use, also when everything has stopped."""
+        others = (
+            f"{other.pipeline}: build {other.partition} of commit {other.commit}, accuracy "
+            f"{other.metrics.get('accuracy', math.nan):.4f}; version {other.deployment['version']} is in use in "
+            f"{other.deployment['target']}"
+            for other in self.others
+            if other.deployment
+        )
+        return (*others, *((self._serving_hint(),) if self.outcome.deployment else ()))
 
     def _serving_hint(self) -> str:
         model = self._stack.in_use(self._stack.projects[0]) / CURRENT
         programs = shlex.quote(str(Path(sys.executable).parent))  # MLflow looks for uvicorn on the PATH
         example = shlex.quote(f"@{model / 'serving_input_example.json'}")
         return (
-            "Serve the model that is in use, and have it predict:\n"
+            "Serve the model that is in use, and in another terminal ask it for a prediction:\n"
             f"  PATH={programs}:$PATH mlflow models serve --env-manager local --port 5001 "
             f"--model-uri {shlex.quote(str(model))}\n"
             f"  curl -H 'Content-Type: application/json' -d {example} http://127.0.0.1:5001/invocations"

@@ -18,6 +18,8 @@ from orchestrator.resources.mlflow.search import conditions_on, search_body
 from orchestrator_sandbox.dagster_runs import RunSummary
 
 REQUEST_SECONDS = 30
+PACKAGE_TAG = "digits.version"
+"""The sample project's own, of its MLflow runs."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class DemoOutcome:
         trained_commit: the commit that was trained, by MLflow's tags.
         failure: why the Dagster run failed, in its own words.
         metrics: as MLflow holds them.
+        package: the version of the project's own package that was trained with, which names its commit.
         champion: the best model of all: registered model, version, build.
         deployment: what is in use, and where.
         seconds: stage → how long it took.
@@ -45,6 +48,7 @@ class DemoOutcome:
     mlflow_run_id: str | None = None
     mlflow_status: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    package: str | None = None
     instance_id: str | None = None
     instance_state: str | None = None
     minutes: float | None = None
@@ -65,6 +69,9 @@ class DemoOutcome:
             "MLflow holds no metrics": not self.metrics,
             f"the instance {self.instance_id} is {self.instance_state}": self.instance_state != "terminated",
             f"Jenkins built {self.commit}, but {self.trained_commit} was trained": self.commit != self.trained_commit,
+            f"commit {self.commit} was trained with the package of another: {self.package}": bool(
+                self.package and f"+g{(self.commit or '')[:12]}" not in self.package
+            ),
         }
         return [fault for fault, is_so in problems.items() if is_so]
 
@@ -160,6 +167,7 @@ class OutcomeReader:
             mlflow_run_id=training.id if training else None,
             mlflow_status=training.status if training else None,
             metrics=training.metrics if training else {},
+            package=installed if "+g" in (installed := tags.get(PACKAGE_TAG, "")) else None,
             instance_id=instance,
             instance_state=self.instance_state(instance) if instance else None,
             minutes=_number(tags.get(MlflowTag.MINUTES)),

@@ -40,13 +40,15 @@ class Builder:
         directory: where the workspaces are made.
         root: Jenkins' own URL.
         executors: how many builds may run at once.
+        variables: what every build finds in its environment.
     """
 
-    def __init__(self, home: Home, directory: Path, *, root: str, executors: int) -> None:
+    def __init__(self, home: Home, directory: Path, *, root: str, executors: int, variables: Mapping[str, str]) -> None:
         self.home = home
         self.executors = executors
         self._directory = directory
         self._root = root
+        self._variables = variables
         self._changed = threading.Condition()
         self._pending: list[QueueItem] = []
         self._items: dict[int, QueueItem] = {}
@@ -144,7 +146,7 @@ class Builder:
                 self._items[item.id] = replace(item, number=build.number)
                 running = self._running[item.job, build.number] = _Running()
             try:
-                _Build(job, build, running, self._directory, self._root).run()
+                _Build(job, build, running, self._directory, self._root, self._variables).run()
             finally:
                 with self._changed:
                     del self._running[item.job, build.number]
@@ -153,11 +155,20 @@ class Builder:
 
 
 class _Build:
-    def __init__(self, job: JobStore, build: BuildRecord, running: _Running, directory: Path, root: str) -> None:
+    def __init__(
+        self,
+        job: JobStore,
+        build: BuildRecord,
+        running: _Running,
+        directory: Path,
+        root: str,
+        variables: Mapping[str, str],
+    ) -> None:
         self.job = job
         self.build = build
         self.running = running
         self.root = root
+        self.variables = variables
         self.log = job.log(build.number)
         self.workspace = directory / f"{quote(job.full_name, safe='')}@{build.number}"
 
@@ -197,6 +208,9 @@ class _Build:
             f"[{self.job.name}] $ python {' '.join(config.command)}",
         )
         code = self._step([sys.executable, *config.command], cwd=self.workspace)
+        if code == 0 and config.publish:
+            self._say(f"[{self.job.name}] $ {' '.join(config.publish)}")
+            return "SUCCESS" if self._step(config.publish, cwd=self.workspace) == 0 else "FAILURE"
         if code == 0:
             return "SUCCESS"
         return "UNSTABLE" if config.unstable and code == TESTS_FAILED else "FAILURE"
@@ -220,6 +234,8 @@ class _Build:
         url = f"{self.root}{job_path(self.job.full_name)}{self.build.number}/"
         return {
             **{name: os.environ[name] for name in INHERITED if name in os.environ},
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # what is installed beside our Python
+            **self.variables,
             **{name: text for name, text in git_environment().items() if name.startswith("GIT_")},
             **self.build.parameters,
             "CI": "true",

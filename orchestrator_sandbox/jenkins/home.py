@@ -22,6 +22,7 @@ class JobConfig:
         repository: Git URL; None: the job cannot build, it only has builds that were added.
         branch: the branch that it builds.
         command: what a build runs in the checkout, after "python"; exit status 0 is a success.
+        publish: a program of the checkout, with its arguments, that publishes what the tests have passed; empty: none.
         unstable: exit status 1 (pytest: some tests failed) is UNSTABLE instead of FAILURE.
         keep: log rotation: only this many of the newest builds are kept; None: all.
         library: Git URL of a shared library, which leaves a BuildData of its own in each build.
@@ -37,6 +38,7 @@ class JobConfig:
     repository: str | None = None
     branch: str = "main"
     command: tuple[str, ...] = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    publish: tuple[str, ...] = ()
     unstable: bool = False
     keep: int | None = None
     library: str | None = None
@@ -164,7 +166,7 @@ class Home:
         for file in sorted(directory.glob("jobs/*/config.json")):
             config = json.loads(file.read_text())
             name = config.pop("name")
-            config["command"] = tuple(config["command"])
+            config |= {key: tuple(config.get(key, ())) for key in ("command", "publish")}
             self.jobs[name] = JobStore(name, JobConfig(**config), file.parent)
 
     def create(self, full_name: str, config: JobConfig) -> JobStore:

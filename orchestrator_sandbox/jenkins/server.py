@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Self
 from urllib.parse import urlencode
 
 from orchestrator_sandbox.door import SandboxDoor
-from orchestrator_sandbox.folders import private_folder
+from orchestrator_sandbox.folders import kept_secret, private_folder
 from orchestrator_sandbox.jenkins.access import Access
 from orchestrator_sandbox.jenkins.api import JenkinsApi
 from orchestrator_sandbox.jenkins.beans import Exporter
@@ -40,6 +39,7 @@ class JenkinsServer:
         anonymous_read: everybody may look, which lets a browser follow links without a login.
         executors: how many builds may run at once.
         poll_seconds: how often Git remotes are asked for commits that no push announced.
+        variables: what every build finds in its environment, such as where it publishes.
     """
 
     def __init__(
@@ -51,19 +51,20 @@ class JenkinsServer:
         anonymous_read: bool = False,
         executors: int = 2,
         poll_seconds: float = 10,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         private_folder(directory)
         self.port = port or kept_port(directory / "port")
         self.url = f"http://127.0.0.1:{self.port}/"
         self.access = Access(
-            user, _kept_secret(directory / "token"), _kept_secret(directory / "password"), anonymous_read
+            user, kept_secret(directory / "token"), kept_secret(directory / "password"), anonymous_read
         )
         self.faults = JenkinsFaults()
         self._home = Home(directory)
         workspaces = directory / "workspaces"
         shutil.rmtree(workspaces, ignore_errors=True)  # of builds that the last server was killed in
         workspaces.mkdir()
-        self._builder = Builder(self._home, workspaces, root=self.url, executors=executors)
+        self._builder = Builder(self._home, workspaces, root=self.url, executors=executors, variables=variables or {})
         self._poller = Poller(self._home, self._builder, seconds=poll_seconds)
         try:
             api = JenkinsApi(
@@ -201,11 +202,3 @@ class JenkinsServer:
     def idle(self) -> bool:
         """Whether nothing is being built, and nothing waits."""
         return self._builder.idle()
-
-
-def _kept_secret(file: Path) -> str:
-    """A random secret, the same at each start."""
-    if not file.exists():
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_hex(17))
-    return file.read_text()

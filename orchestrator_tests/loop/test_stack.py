@@ -31,7 +31,7 @@ from orchestrator_tests.support.waiting import until
 pytestmark = pytest.mark.services
 
 KEYS = (
-    "pipeline partition commit dagster_run_id dagster_status mlflow_run_id mlflow_status metrics instance_id "
+    "pipeline partition commit dagster_run_id dagster_status mlflow_run_id mlflow_status metrics package instance_id "
     "instance_state seconds urls champion deployment"
 )
 

@@ -15,8 +15,9 @@ import pytest
 import requests
 import yaml
 
-from orchestrator_sandbox.git import EXAMPLE
+from orchestrator_sandbox.git import EXAMPLE, git
 from orchestrator_sandbox.mlflow import MlflowServer
+from orchestrator_sandbox.package_index import PackageIndexServer
 
 ENVIRONMENT = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
@@ -24,6 +25,14 @@ ENVIRONMENT = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     return shutil.copytree(EXAMPLE, tmp_path / "digits")
+
+
+@pytest.fixture
+def checkout(project: Path) -> Path:
+    """The project with a commit, which its package has its version of."""
+    for words in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message", "Add the project")):
+        git(*words, cwd=project)
+    return project
 
 
 def run(project: Path, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +91,7 @@ def test_a_training_records_curves_metrics_data_plots_and_the_model_in_the_run_i
     assert metrics["accuracy"]["value"] > 0.85
     params = {param["key"]: param["value"] for param in recorded["data"]["params"]}
     assert params == {"epochs": "2", "learning_rate": "0.02", "alpha": "0.0001", "seed": "0"}
+    assert {tag["key"]: tag["value"] for tag in recorded["data"]["tags"]}["digits.version"] == "not installed"
     assert recorded["inputs"]["dataset_inputs"][0]["dataset"]["digest"]
     (model,) = recorded["outputs"]["model_outputs"]
     files = requests.get(f"{api(mlflow_server)}/artifacts/list", params={"run_id": run_id}, timeout=30).json()
@@ -113,21 +123,70 @@ def test_a_search_records_each_trial_in_a_run_of_its_own_and_the_best_as_the_mod
     assert parent["outputs"]["model_outputs"]
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(project: Path) -> None:
-    done = run(project, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist")
+def test_the_wheel_holds_the_package_and_nothing_else_and_names_the_commit(checkout: Path) -> None:
+    done = run(checkout, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist")
     assert done.returncode == 0, done.stderr
-    (wheel,) = (project / "dist").iterdir()
-    with zipfile.ZipFile(wheel) as archive:
+    version = f"1.0.0+g{git('rev-parse', 'HEAD', cwd=checkout)[:12]}"
+    with zipfile.ZipFile(checkout / "dist" / f"digits-{version}-py3-none-any.whl") as archive:
         folders = {name.partition("/")[0] for name in archive.namelist()}
-    version = wheel.name.split("-")[1]
     assert folders == {"digits", f"digits-{version}.dist-info"}
+
+
+def script(project: Path, name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    given = {**ENVIRONMENT, "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull, "PATH": path, **environment}
+    return subprocess.run(
+        ["sh", name], cwd=project, env=given, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_what_is_not_committed_is_neither_published_nor_passed_over_for_a_wheel(checkout: Path) -> None:
+    nowhere = "http://127.0.0.1:1/"
+    (checkout / "src/digits/model.py").write_text("# better\n")
+    published = script(checkout, "publish.sh", UPLOAD_URL=nowhere, INDEX_URL=nowhere)
+    assert published.returncode == 1
+    assert ".changed is not published" in published.stderr
+    installed = script(checkout, "install.sh", PIP_INDEX_URL=nowhere)
+    assert (installed.returncode, installed.stdout) == (
+        0,
+        "Files differ from the commit: training with src/ as it is\n",
+    )
+
+
+def test_without_a_private_index_the_checkout_s_own_package_is_used(project: Path) -> None:
+    environment = {name: text for name, text in ENVIRONMENT.items() if not name.startswith("PIP_")}
+    done = subprocess.run(
+        ["sh", "install.sh"], cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "No private index (PIP_INDEX_URL): training with src/ as it is\n")
+
+
+@pytest.mark.services
+def test_a_version_is_published_once_and_another_build_of_the_commit_must_be_the_same(
+    checkout: Path, tmp_path: Path
+) -> None:
+    with PackageIndexServer(tmp_path / "index") as index:
+        for _ in range(2):
+            done = script(checkout, "publish.sh", **index.publishing())
+            assert done.returncode == 0, done.stderr
+        (wheel,) = index.packages.iterdir()
+        wheel.write_bytes(wheel.read_bytes() + b"\0")
+        done = script(checkout, "publish.sh", **index.publishing())
+        assert done.returncode != 0
+        assert "Local file and index file do not match" in done.stderr
+        wheel.unlink()
+        done = script(checkout, "install.sh", PIP_INDEX_URL=index.url, NETRC=index.publishing()["NETRC"])
+        assert done.returncode == 1
+        assert "cannot be installed from the private index: has Jenkins' build of this commit" in done.stderr
 
 
 def test_every_entry_point_runs_a_script_with_the_parameters_that_are_declared() -> None:
     project = yaml.safe_load((EXAMPLE / "MLproject").read_text())
     for entry in project["entry_points"].values():
         assert set(re.findall(r"{(\w+)}", entry["command"])) == set(entry["parameters"])
-        assert (EXAMPLE / entry["command"].split()[1]).exists()
+        programs = re.findall(r"\w+\.(?:py|sh)\b", entry["command"])
+        assert len(programs) == 2
+        assert all((EXAMPLE / name).exists() for name in programs)
         assert (EXAMPLE / entry["parameters"]["config"]["default"]).exists()
     assert set(project["entry_points"]) == {"main", "tune"}
     assert (EXAMPLE / project["python_env"]).exists()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import sys
 import zipfile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from orchestrator_sandbox.processes.child import ChildProcess, free_port
+from orchestrator_sandbox.folders import private_folder
+from orchestrator_sandbox.package_index import PackageIndexServer
 
 USER = "reader"
 PASSWORD = "pw-#1:$horse'battery%40"  # what a file of netrc can hold, and a shell, an address or a format might not
@@ -18,54 +14,13 @@ PASSWORD = "pw-#1:$horse'battery%40"  # what a file of netrc can hold, and a she
 PACKAGE = "greeting-of-acme"
 MODULE = "greeting_of_acme"
 
-# passlib, which reads the file of passwords, and the bcrypt of today do not get along.
-_SERVE = "import sys; sys.modules['bcrypt'] = None; from pypiserver.__main__ import main; main(sys.argv[1:])"
 
-
-class PackageIndex:
-    """A pypiserver that wants a login for everything, and knows no other index.
-
-    Attributes:
-        url: its address for pip and uv. It names the host unlike the sandbox's MLflow does: see `index_variables`.
-        log: of its requests.
-    """
+class PackageIndex(PackageIndexServer):
+    """The sandbox's index, with the package in it."""
 
     def __init__(self, directory: Path) -> None:
-        packages = directory / "packages"
-        packages.mkdir(parents=True)
-        wheel(packages)
-        passwords = directory / "htpasswd"
-        digest = base64.b64encode(hashlib.sha1(PASSWORD.encode()).digest()).decode()
-        passwords.write_text(f"{USER}:{{SHA}}{digest}\n")
-        self.packages = packages
-        self.port = free_port()
-        self.url = f"http://localhost:{self.port}/simple"
-        self.log = directory / "pypiserver.log"
-        self._server = ChildProcess(
-            [
-                *(sys.executable, "-c", _SERVE, "run", "-v", "-i", "127.0.0.1", "-p", str(self.port)),
-                *("--server", "wsgiref", "--disable-fallback", "-P", str(passwords), "-a", "list,download,update"),
-                str(packages),
-            ],
-            name="the package index",
-            log=self.log,
-        )
-        try:
-            self._server.await_http(f"http://127.0.0.1:{self.port}/health")
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._server.close()
+        wheel(private_folder(directory / "packages"))
+        super().__init__(directory, user=USER, password=PASSWORD)
 
     def handed_out(self) -> int:
         """How often it has handed the package out so far."""

@@ -38,11 +38,14 @@ OUTCOME = DemoOutcome(
     dagster_status="SUCCESS",
     mlflow_run_id="feed",
     mlflow_status="FINISHED",
-    metrics={"accuracy": 0.9667},
+    metrics={"accuracy": 0.9667, "system/cpu_utilization_percentage": 3.0},
+    package="1.0.0+g0123456789ab",
     instance_id="i-1",
     instance_state="terminated",
     minutes=1.5,
     usd=0.00104,
+    champion={"model": "digits", "version": "3", "build": "7"},
+    deployment={"target": "directory /d/in-use/digits", "version": "3", "commit": COMMIT},
     urls={"mlflow_run": "http://127.0.0.1:5000/#/experiments/1/runs/feed"},
 )
 
@@ -126,7 +129,7 @@ def test_without_a_terminal_each_piece_of_news_is_one_line() -> None:
         "training",
         "Jenkins: build 6 of 01234567 is FAILURE",
         "Jenkins: build 7 of 01234567 is SUCCESS",
-        "Jenkins: build 8 of ........ is building",
+        "Jenkins: build 8 is building",
         "Dagster: run 5f6d0f7e, step resolve: SUCCESS in 0.2 s",
         "Dagster: run 5f6d0f7e, step provision: SUCCESS in 2.5 s",
         "Dagster: run 5f6d0f7e, step train: IN_PROGRESS",
@@ -138,7 +141,10 @@ def test_without_a_terminal_each_piece_of_news_is_one_line() -> None:
         f"Dagster run: {TRAINING.id} SUCCESS",
         "MLflow run: feed FINISHED",
         "metrics: accuracy 0.9667",
+        "package: digits 1.0.0+g0123456789ab, installed from the private index",
         "instance: i-1 terminated, 1.5 minutes, 0.0010 USD",
+        "best model: version 3 of the registered model digits, of build 7",
+        "in use: version 3 in directory /d/in-use/digits",
         "mlflow run: http://127.0.0.1:5000/#/experiments/1/runs/feed",
     ]
 
@@ -155,6 +161,7 @@ def test_a_trained_model_has_no_fault() -> None:
         ({"metrics": {}}, "MLflow holds no metrics"),
         ({"instance_state": "running"}, "the instance i-1 is running"),
         ({"trained_commit": "beef"}, f"Jenkins built {COMMIT}, but beef was trained"),
+        ({"package": "1.0.0+gbeef"}, f"commit {COMMIT} was trained with the package of another: 1.0.0+gbeef"),
         ({"dagster_run_id": None}, "no Dagster run was launched"),
     ],
 )

@@ -1,3 +1,8 @@
 """Reads handwritten digits: 8x8 pictures, a linear classifier."""
 
-__version__ = "1.0.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version(__name__)
+except PackageNotFoundError:  # used as it is in a checkout
+    __version__ = "not installed"

@@ -15,15 +15,19 @@ from mlflow.models import infer_signature
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.pipeline import Pipeline
 
+import digits
 from digits import data, model
 from digits.config import TrainingConfig
 from digits.data import TARGET, Data, Samples
 
 REFERENCE_ROWS = 10_000
+VERSION_TAG = "digits.version"
+"""Which wheel was trained with."""
 
 
 def train(config: TrainingConfig, sets: Data) -> Pipeline:
-    """Train, and record parameters and learning curves."""
+    """Train, and record the package's version, parameters and learning curves."""
+    mlflow.set_tag(VERSION_TAG, digits.__version__)
     mlflow.log_params(dataclasses.asdict(config))
     print(f"{len(sets.train.digits)} pictures to learn from", flush=True)
     classifier = model.build(config)
@@ -44,7 +48,8 @@ def evaluate(classifier: Pipeline, test: Samples) -> dict[str, float]:
     """Judge the model on pictures that it has never seen, and record metrics, data and plots."""
     metrics = model.evaluate(classifier, test)
     mlflow.log_metrics(metrics)
-    rows = test.pictures.assign(**{TARGET: test.digits})
+    # As numbers that may be missing, or MLflow warns that whole ones may not.
+    rows = test.pictures.assign(**{TARGET: test.digits.astype(float)})
     mlflow.log_input(mlflow.data.from_pandas(rows, targets=TARGET, name="digits-test"), context="evaluation")
     mlflow.log_figure(_confusion(classifier, test), "plots/confusion.png")
     print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
