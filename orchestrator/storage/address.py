@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 from urllib.parse import unquote
 
@@ -33,6 +35,15 @@ DEFAULTS = {
     "tcp_user_timeout": "30000",
 }
 """What libpq is told unless the address says otherwise: https://www.postgresql.org/docs/current/libpq-connect.html."""
+
+
+SYSTEM = "system"
+ROOTS = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Red Hat, Amazon
+    "/etc/ssl/cert.pem",  # macOS
+)
+"""Where systems keep the certificates that they trust."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +136,16 @@ class PostgresAddress:
             "password": self.password,
             "dbname": self.database,
         }
-        return {**DEFAULTS, **{name: value for name, value in own.items() if value}, **self.options}
+        return {**DEFAULTS, **{name: value for name, value in own.items() if value}, **self.options, **self._roots()}
+
+    def _roots(self) -> dict[str, str]:
+        """What stands for `sslrootcert=system`: psycopg2's wheel looks for the system's roots where none are."""
+        if self.options.get("sslrootcert") != SYSTEM:
+            return {}
+        found = next(
+            (file for file in (ssl.get_default_verify_paths().cafile, *ROOTS) if file and Path(file).exists()), None
+        )
+        return {"sslmode": "verify-full", "sslrootcert": found or SYSTEM}
 
     def service(self) -> str:
         """A service file that holds all of it: programs take its place from PGSERVICEFILE, and no argument is seen."""

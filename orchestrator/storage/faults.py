@@ -22,7 +22,24 @@ _WORDS: tuple[tuple[str, str], ...] = (
     (r'database ".*" does not exist|no such database', "there is no such database: correct its name, or create it"),
     (r"no encryption|SSL off|SSL required|connection is insecure", "it wants TLS: add sslmode=require to the address"),
     (r"does not support SSL", "it has no TLS: take sslmode out of the address, if the network is yours"),
-    (r"certificate verify failed|root certificate|does not match host name", "its certificate is not trusted"),
+    (
+        r"root certificate file .* does not exist",
+        "sslmode verifies its certificate, and no root certificate is there: put your provider's in a file of this "
+        "machine, and add sslrootcert=/its/path to the address (sslrootcert=system: those that this machine trusts)",
+    ),
+    (
+        r"could not read root certificate",
+        "sslrootcert is no file of certificates (PEM): fetch your provider's root certificate anew",
+    ),
+    (
+        r"does not match host name",
+        "its certificate is for another name: write the host as the certificate has it, or sslmode=verify-ca",
+    ),
+    (
+        r"certificate verify failed|SSL error: .*signature",
+        "its certificate is not signed by the authority in sslrootcert, or has expired: name the file of your "
+        "provider's root certificate, sslrootcert=/its/path (sslrootcert=system: those that this machine trusts)",
+    ),
     (r"no pg_hba.conf entry", "it lets this user in from here for no database: see its pg_hba.conf or firewall"),
     (r"invalid (connection|URI query) (option|parameter)", "libpq does not know an option of the address: take it out"),
     (r"permission denied", "the user may not make tables there: GRANT CREATE ON SCHEMA to it"),

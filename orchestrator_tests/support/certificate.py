@@ -33,6 +33,34 @@ def certificate_in(folder: Path, *, passphrase: str = "") -> tuple[Path, Path]:
     return cert_file, key_file
 
 
+def signed_in(folder: Path, *, name: str = "localhost", by: str = "The tests' authority") -> tuple[Path, Path, Path]:
+    """Write ca.pem, of a new authority, and server.pem and server.key, which it has signed; return all three."""
+    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, by)])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    until = now + timedelta(days=2)
+    root = (
+        x509.CertificateBuilder(
+            authority, authority, authority_key.public_key(), x509.random_serial_number(), now, until
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(authority_key, hashes.SHA256())
+    )
+    certificate = (
+        x509.CertificateBuilder(authority, subject, key.public_key(), x509.random_serial_number(), now, until)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+    files = folder / "ca.pem", folder / "server.pem", folder / "server.key"
+    files[0].write_bytes(root.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    files[2].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return files
+
+
 PEM = """\
 -----BEGIN CERTIFICATE-----
 MIIBcDCCARegAwIBAgIUQ6VhRz/P1uljruNllys5wVNCR6owCgYIKoZIzj0EAwIw

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL, run
@@ -55,6 +55,7 @@ class Postgres:
 
     def __init__(self) -> None:
         self.port = free_port(HOST)
+        self._tls: Mapping[str, object] = {}
         self._child: ChildProcess | None = None
 
     def __enter__(self) -> Self:
@@ -79,6 +80,7 @@ class Postgres:
     def start(self) -> None:
         """Start it, on the same port as before, and wait until it answers."""
         settings = {"port": self.port, "listen_addresses": HOST, "unix_socket_directories": self.folder, "fsync": "off"}
+        settings |= self._tls
         flags = [flag for name, value in settings.items() for flag in ("-c", f"{name}={value}")]
         argv = _as_server([_program("postgres"), "-D", str(self.folder / "data"), *flags])
         self._child = ChildProcess(argv, name="PostgreSQL", log=self.folder / "log", cwd=self.folder)
@@ -90,6 +92,20 @@ class Postgres:
             os.kill(self._child.pid, signal.SIGINT)  # by SIGTERM it waits for its clients
             self._child.close()
             self._child = None
+
+    def use_tls(self, certificate: Path, key: Path) -> None:
+        """Start again, with this certificate; without TLS nobody gets in any more."""
+        self.stop()
+        mine = self.folder / "server.pem", self.folder / "server.key"
+        for source, target in zip((certificate, key), mine, strict=True):
+            target.write_bytes(source.read_bytes())
+            target.chmod(0o600)
+            if os.geteuid() == 0:
+                shutil.chown(target, ACCOUNT, ACCOUNT)
+        rules = self.folder / "data" / "pg_hba.conf"
+        rules.write_text("hostssl all all all scram-sha-256\n")
+        self._tls = {"ssl": "on", "ssl_cert_file": mine[0], "ssl_key_file": mine[1]}
+        self.start()
 
     def url(self, database: str, *, port: int | None = None, scheme: str = "postgresql") -> str:
         return f"{scheme}://{USER}:{quote(PASSWORD, safe='')}@{HOST}:{port or self.port}/{database}"
