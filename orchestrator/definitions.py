@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import dagster as dg
 
@@ -16,9 +18,12 @@ from orchestrator.resources.ec2.client import Ec2Resource
 from orchestrator.resources.jenkins.client import JenkinsResource
 from orchestrator.resources.mlflow.client import MlflowResource
 from orchestrator.resources.ssh.connection import SshResource
+from orchestrator.settings.dagster_yaml import without_effect
 from orchestrator.settings.groups import InstallationSettings
 from orchestrator.settings.source import SettingsSource
-from orchestrator.settings.variables import hand_aws_to_boto3
+from orchestrator.settings.variables import hand_aws_to_boto3, lookup
+
+_log = logging.getLogger(__name__)
 
 
 def shared(pipelines: Callable[[], WatchedPipelines] = pipelines_of_this_process) -> dg.Definitions:
@@ -35,6 +40,7 @@ def shared(pipelines: Callable[[], WatchedPipelines] = pipelines_of_this_process
     """
     hand_aws_to_boto3()
     _use_log_format()
+    _warn_of_settings_without_effect()
     return dg.Definitions(
         assets=[janitor_spec],
         sensors=[janitor_sensor(pipelines)],
@@ -53,6 +59,13 @@ def _use_log_format() -> None:
     if SettingsSource().read(InstallationSettings).log_format == "json":
         log_format.use_json()
         format_console_of_runs(log_format.JsonFormatter())
+
+
+def _warn_of_settings_without_effect() -> None:
+    """Only that: a code location must load. `orchestrator serve` refuses to start."""
+    if home := lookup("DAGSTER_HOME"):
+        for fault in without_effect(Path(home).expanduser()):
+            _log.warning("Setting without effect: %s", fault)
 
 
 _pipelines = load_defs_folder(folder_of_pipelines())

@@ -30,6 +30,7 @@ from orchestrator.operate.signals import undisturbed
 from orchestrator.operate.space.rules import require_space_rules
 from orchestrator.operate.systemd import notify
 from orchestrator.operate.web.door import Door
+from orchestrator.settings.dagster_yaml import require_effect
 from orchestrator.settings.groups import InstallationSettings, LauncherSettings, QueueSettings, UiSettings, env_name
 from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import require_private_env_file
@@ -223,6 +224,7 @@ def serve(
         config = prepare_home(home)
         keep_private(home)
         say(f"DAGSTER_HOME is {home}, configured by {config}")
+        require_effect(home)
         require_current(home)
         if limit:
             limit_instances(home, limit)

@@ -16,6 +16,7 @@ from orchestrator.errors import SettingsError
 from orchestrator.log_lines import LinePipes
 from orchestrator.operate.home import dagster_home, keep_private, prepare_home, private_files
 from orchestrator.operate.serve import SECRETS_OF_THE_UI
+from orchestrator.settings.dagster_yaml import require_effect
 from orchestrator.settings.groups import InstallationSettings, LauncherSettings
 from orchestrator.settings.source import SettingsSource
 from orchestrator.settings.variables import require_private_env_file
@@ -92,6 +93,7 @@ def work(*, slots: int, name: str | None, say: Callable[[str], None], policy: Ce
         os.environ.pop(variable, None)  # what trains has no use for them
     with private_files():
         say(f"DAGSTER_HOME is {home}, configured by {prepare_home(home)}")
+        require_effect(home)
         keep_private(home)
         os.environ["DAGSTER_HOME"] = str(home)
         pipes = LinePipes() if as_json else None
