@@ -52,7 +52,7 @@ class FlowerProxy:
         if caller.role is not Role.ADMIN:
             return PlainTextResponse("Refused: Flower is for admins.\n", 403)
         path = request.scope["raw_path"].decode("latin-1").partition("?")[0]
-        if ".." in unquote(path).split("/"):
+        if not path.startswith("/") or ".." in unquote(path).split("/"):  # "@elsewhere" would become a host's name
             return PlainTextResponse("Refused: the path leads out of Flower.\n", 400)
         if int(request.headers.get("content-length") or 0) > LONGEST_BODY:
             return PlainTextResponse("Refused: no request to Flower is that long.\n", 413)

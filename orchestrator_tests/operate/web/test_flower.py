@@ -25,7 +25,12 @@ services = pytest.mark.services
 
 
 def asked(
-    proxy: FlowerProxy, path: str, *headers: tuple[str, str], role: Role = Role.ADMIN, method: str = "GET"
+    proxy: FlowerProxy,
+    path: str,
+    *headers: tuple[str, str],
+    role: Role = Role.ADMIN,
+    method: str = "GET",
+    raw: str | None = None,
 ) -> tuple[int, str, dict[str, str]]:
     """Status, body and headers of the answer to a request that the gate has let through."""
     messages: list[Message] = []
@@ -42,7 +47,7 @@ def asked(
         "method": method,
         "scheme": "http",
         "path": before,
-        "raw_path": before.encode(),
+        "raw_path": (before if raw is None else raw).encode(),
         "query_string": query.encode(),
         "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
         CALLER: Caller(name="ada", role=role, way=LoginWay.PASSWORD),
@@ -112,3 +117,5 @@ def test_a_path_that_leads_out_is_refused(tmp_path: Path) -> None:
     proxy = FlowerProxy("http://127.0.0.1:1", audit=AuditLog(tmp_path))
     for path in ("/flower/../graphql", "/flower/%2e%2e/graphql"):
         assert asked(proxy, path)[0] == 400
+    for raw in ("@127.0.0.1:2/flower/", "http://127.0.0.1:2/flower/", ":2/flower/", ""):
+        assert asked(proxy, "/flower/", raw=raw)[0] == 400

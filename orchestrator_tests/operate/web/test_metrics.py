@@ -8,6 +8,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -42,6 +44,35 @@ def samples_in(text: str) -> Sampled:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+OFFERS = st.tuples(
+    st.sampled_from(["application/openmetrics-text", "text/plain", "*/*", ""]),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["version", " version", "version ", "escaping", "q", "charset"]),
+            st.sampled_from(["abc", "", "1.0.0", "0.0.1", "0.0.4", "2.0.0", "1.0", "9.9.9", "1.x", "\u00b2.0.0", "="])
+            | st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=8),
+        ).map("=".join),
+        max_size=3,
+    ),
+).map(lambda offer: ";".join([offer[0], *offer[1]]))  # fmt: skip
+
+
+@given(accept=st.lists(OFFERS, max_size=3).map(",".join))
+@example(accept="application/openmetrics-text; version=abc")
+@example(accept="text/plain; version=abc, application/openmetrics-text; version=1.0.0")
+def test_whatever_a_scraper_accepts_it_is_answered(accept: str) -> None:
+    answer = asyncio.run(MetricsPage({}, families.Accumulated()).answer(accept))
+    media, *options = answer.headers["content-type"].replace(" ", "").split(";")
+    version = next(option for option in options if option.startswith("version="))
+    assert (media, version) in [
+        ("text/plain", "version=0.0.4"),
+        ("text/plain", "version=1.0.0"),
+        ("application/openmetrics-text", "version=1.0.0"),
+    ]
+    assert answer.status_code == 200
+    assert (b"# EOF" in bytes(answer.body)) == (media == "application/openmetrics-text")
 
 
 @dg.op

@@ -15,6 +15,9 @@ from orchestrator.operate.web.metrics import families
 from orchestrator.operate.web.metrics.families import MetricSource
 from orchestrator.operate.web.refreshed import CachePolicy, Refreshed
 
+VERSIONS = frozenset({"0.0.4", "1.0.0"})
+"""Of the formats that are written here, all of which Prometheus reads."""
+
 Look = Callable[[], Sequence[GaugeMetricFamily]]
 
 POLICIES: Mapping[MetricSource, CachePolicy] = {
@@ -77,9 +80,27 @@ class MetricsPage:
                 up[(source.value,)] = float(found is not None)
             gauges += found or ()
         gauges.append(families.SOURCE_UP.family(up))
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = choose_encoder(_understood(accept))
         text = await run_in_threadpool(encode, _Exposition([*gauges, *self._counted.registry.collect()]))
         return Response(text, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
+
+def _understood(accept: str) -> str:
+    """The offers of an `Accept` that prometheus-client can answer.
+
+    It compares versions without a look whether they are numbers, and answers with whichever it is asked for.
+    """
+    offers = [offer.split(";") for offer in accept.split(",")]
+    known = [
+        [kind, *options]
+        for kind, *options in offers
+        if all(
+            value.strip() in VERSIONS
+            for name, _, value in (option.partition("=") for option in options)
+            if name.strip() == "version"
+        )
+    ]
+    return ",".join(";".join(part.strip() for part in offer) for offer in known)
 
 
 class _Exposition(Collector):
