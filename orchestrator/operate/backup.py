@@ -108,7 +108,10 @@ def _pack(home: Path, file: Path) -> None:
                 contextlib.closing(sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True)) as original,
                 contextlib.closing(sqlite3.connect(copy)) as target,
             ):
-                original.backup(target)
+                try:
+                    original.backup(target)
+                except sqlite3.Error as error:
+                    raise SettingsError(f"cannot read {source}: {error}") from error
             archive.add(copy, arcname=str(source.relative_to(home)))
             copy.unlink()
 
