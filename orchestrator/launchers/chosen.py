@@ -14,7 +14,7 @@ from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from orchestrator.errors import SettingsError
 from orchestrator.settings.groups import GROUPS, LauncherSettings, UiSettings
 from orchestrator.settings.source import SettingsSource
-from orchestrator.settings.variables import AWS, lookup_all
+from orchestrator.settings.variables import AWS, SECRETS_DIR, lookup_all
 
 EXTRAS = {
     "celery": ("celery", "dagster_celery"),
@@ -84,14 +84,28 @@ def _celery(settings: LauncherSettings, inst_data: ConfigurableClassData | None)
 def _docker(settings: LauncherSettings, inst_data: ConfigurableClassData | None) -> RunLauncher[Any]:
     from dagster_docker import DockerRunLauncher
 
-    # A run's container needs our settings, wherever they come from, and the time to terminate its instance.
-    own = {"env_vars": _settings_of_runs(), "container_kwargs": {"stop_timeout": CLEAN_UP_SECONDS}}
-    return _configured(DockerRunLauncher, settings.model_copy(update={"config": {**own, **settings.config}}), inst_data)
+    # A run's container needs our settings, wherever they come from, and the time to terminate its instance. What it
+    # leaves would hold those settings, secrets included, for whoever may inspect it.
+    kwargs = {"stop_timeout": CLEAN_UP_SECONDS, "auto_remove": True}
+    config = {**settings.config}
+    given = config.get("env_vars", [])
+    if isinstance(given, list):  # what is something else is refused below
+        has_files = any(str(entry).partition("=")[0] == SECRETS_DIR for entry in given)
+        config["env_vars"] = [*_settings_of_runs(secrets_too=not has_files), *given]
+    if isinstance(given := config.get("container_kwargs", {}), dict):
+        config["container_kwargs"] = {**kwargs, **given}
+    return _configured(DockerRunLauncher, settings.model_copy(update={"config": config}), inst_data)
 
 
-def _settings_of_runs() -> list[str]:
+def _settings_of_runs(*, secrets_too: bool) -> list[str]:
+    """The settings of runs, as variables.
+
+    Args:
+        secrets_too: also what stands in files of the secrets directory.
+    """
     groups = [group for group in GROUPS if group not in (UiSettings, LauncherSettings)]
-    found = lookup_all([*AWS, *(name for group in groups for name in group.names())])
+    names = [*AWS, *(name for group in groups for name in group.names())]
+    found = lookup_all(names, secrets_too=secrets_too)
     return [f"{name}={text}" for name, text in found.items() if text]
 
 

@@ -51,15 +51,19 @@ def lookup(name: str) -> str | None:
     return lookup_all([name])[name]
 
 
-def lookup_all(names: Iterable[str]) -> Mapping[str, str | None]:
+def lookup_all(names: Iterable[str], *, secrets_too: bool = True) -> Mapping[str, str | None]:
     """Several variables, with one look at `.env`. An empty variable hides none in a weaker source.
+
+    Args:
+        names: which.
+        secrets_too: also those of the secrets directory.
 
     Raises:
         SettingsError: `.env` or a file of the secrets directory cannot be read.
     """
     sources: list[Callable[[str], str | None]] = [EnvSettingsSource(_Variables).env_vars.get, _env_file().get]
     directory = next((text for source in sources if (text := source(SECRETS_DIR))), None)
-    if directory:
+    if directory and secrets_too:
         sources.append(_secrets(Path(directory)))
     return {name: _strongest(name, sources) for name in names}
 

@@ -96,6 +96,10 @@ def test_without_a_broker_that_answers_nothing_leaves_the_queue(home: Path, monk
             'RUN_LAUNCHER_CONFIG is wrong for DockerRunLauncher: Received unexpected config entry "imag"',
         ),
         (
+            {"RUN_LAUNCHER": "docker", "RUN_LAUNCHER_CONFIG": '{"env_vars": "A", "container_kwargs": 7}'},
+            "RUN_LAUNCHER_CONFIG is wrong for DockerRunLauncher: ",
+        ),
+        (
             {"RUN_LAUNCHER": "kubernetes", "RUN_LAUNCHER_CONFIG": '{"job_namespace": 7}'},
             "RUN_LAUNCHER_CONFIG is wrong for K8sRunLauncher: ",
         ),
@@ -168,7 +172,44 @@ def test_a_container_gets_the_settings_of_runs_and_none_of_the_uis(home: Path, m
     assert isinstance(launcher, DockerRunLauncher)
     assert {"JENKINS_TOKEN=11aa", "MLFLOW_EXPERIMENT_ID=7", "AWS_DEFAULT_REGION=eu-central-1"} <= set(launcher.env_vars)
     assert not any(entry.startswith(("UI_", "RUN_LAUNCHER")) for entry in launcher.env_vars)
-    assert launcher.container_kwargs == {"stop_timeout": 120}
+    assert launcher.container_kwargs == {"stop_timeout": 120, "auto_remove": True}
+
+
+def test_what_the_configuration_of_containers_says_comes_on_top_of_our_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    config = {
+        "image": "orchestrator:1",
+        "env_vars": ["HTTPS_PROXY=http://proxy:3128", "MLFLOW_EXPERIMENT_ID=8"],
+        "container_kwargs": {"mem_limit": "1g", "auto_remove": False},
+    }
+    monkeypatch.setenv("RUN_LAUNCHER", "docker")
+    monkeypatch.setenv("RUN_LAUNCHER_CONFIG", json.dumps(config))
+    launcher = launcher_of(home)
+    assert isinstance(launcher, DockerRunLauncher)
+    variables = dict(entry.split("=", 1) for entry in launcher.env_vars)
+    assert (variables["HTTPS_PROXY"], variables["MLFLOW_EXPERIMENT_ID"]) == ("http://proxy:3128", "8")
+    assert launcher.container_kwargs == {"stop_timeout": 120, "auto_remove": False, "mem_limit": "1g"}
+
+
+def test_a_container_that_has_the_files_of_secrets_gets_none_of_them_as_a_variable(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = home.parent / "secrets"
+    secrets.mkdir()
+    (secrets / "JENKINS_TOKEN").write_text("11aa")
+    monkeypatch.delenv("JENKINS_TOKEN", raising=False)
+    monkeypatch.setenv("ORCHESTRATOR_SECRETS_DIR", str(secrets))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    monkeypatch.setenv("RUN_LAUNCHER", "docker")
+    config: dict[str, object] = {"image": "orchestrator:1"}
+    for files in ([], ["ORCHESTRATOR_SECRETS_DIR=/run/secrets"], ["ORCHESTRATOR_SECRETS_DIR"]):
+        monkeypatch.setenv("RUN_LAUNCHER_CONFIG", json.dumps({**config, "env_vars": files}))
+        launcher = launcher_of(home)
+        assert isinstance(launcher, DockerRunLauncher)
+        assert "MLFLOW_EXPERIMENT_ID=7" in launcher.env_vars
+        assert ("JENKINS_TOKEN=11aa" in launcher.env_vars) is not bool(files)
 
 
 KUBECONFIG = """
