@@ -31,6 +31,8 @@ _FILES = (
     "hooks/preflight.py",
     "hooks/checkout.py",
     "hooks/system_metrics.py",
+    "hooks/model_check.py",
+    "hooks/load_model.py",
     "hooks/sitecustomize.py",
     "hooks/pipes.bash",
     "supervisor.sh",

@@ -572,6 +572,15 @@ class ProjectSettings(SettingsGroup):
         le=LONGEST_MINUTES,
         allow_inf_nan=False,
     )
+    model_check_minutes: float = setting(
+        "MODEL_CHECK_MINUTES",
+        "how long loading the model may take, in the training's environment on the instance, where defs.yaml has "
+        "`checks` or a `champion`; 0: its files are looked at only",
+        10,
+        ge=0,
+        le=LONGEST_MINUTES,
+        allow_inf_nan=False,
+    )
     instance_losses: int = setting(
         "INSTANCE_LOSSES", "how often a training begins anew when AWS takes its instance away", 2, ge=0
     )

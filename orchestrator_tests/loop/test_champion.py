@@ -37,12 +37,12 @@ entry_points:
 TRAINING = f"""\
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from orchestrator_tests.support.logged_models import log_model, read_dataset
+from orchestrator_tests.support.logged_models import TINY, log_model, read_dataset
 from orchestrator_tests.support.mlflow_client import post
 uri, run_id = os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_RUN_ID"]
 post(uri, "runs/log-metric", run_id=run_id, key="accuracy", value=ACCURACY, timestamp=1, step=0)
 read_dataset(uri, run_id, digest="a")
-log_model(uri, run_id)
+log_model(uri, run_id, files=TINY)
 """
 
 

@@ -68,7 +68,8 @@ def test_the_training_is_its_own_user_and_gets_all_that_it_needs(follower: Follo
     )
     outcome = follower.follow()
     assert (outcome.kind, outcome.status) == ("exited", 7)
-    hooks = "checkout.py\npipes.bash\npreflight.py\nsitecustomize.py\nsystem_metrics.py\n"
+    modules = ("checkout.py", "load_model.py", "model_check.py", "pipes.bash", "preflight.py")
+    hooks = "".join(f"{name}\n" for name in (*modules, "sitecustomize.py", "system_metrics.py"))
     assert follower.text == f"{UID}\n{trainer}\nEND_\n$(touch pwned)'|{hooks}"
     assert not list(trainer.rglob("job*")), "no file with its secrets is left"
     assert not list(follower.directory.glob("job*"))

@@ -20,6 +20,26 @@ signature: {inputs: '[{"type": "double", "name": "x"}]', outputs: '[{"type": "do
 """
 FILES = {"MLmodel": MLMODEL, "model.skops": "PK", "requirements.txt": "scikit-learn==1.9.1"}
 
+TINY = {
+    "MLmodel": """\
+flavors:
+  python_function: {loader_module: tiny_model, code: code, python_version: 3.11.7}
+mlflow_version: 3.17.2
+saved_input_example_info: {artifact_path: input_example.json, type: dataframe, pandas_orient: split}
+""",
+    "input_example.json": '{"columns": ["x"], "data": [[1.0], [2.0]]}',
+    "code/tiny_model.py": """\
+class Doubler:
+    def predict(self, given):
+        return given["x"] * 2
+
+
+def _load_pyfunc(path):
+    return Doubler()
+""",
+}
+"""A model that MLflow loads without any library besides its own."""
+
 
 def finished_run(
     uri: str, experiment: str, *, metrics: Mapping[str, float | str], tags: Mapping[str, str] | None = None

@@ -17,6 +17,7 @@ from orchestrator import names
 from orchestrator.errors import MlflowError
 from orchestrator.pipeline.models import loadable
 from orchestrator.pipeline.models.declared import MetricRule, ModelRules
+from orchestrator.pipeline.models.loadable import LoadState
 from orchestrator.printable import printable
 from orchestrator.resources.mlflow import Mlflow, Run
 from orchestrator.resources.mlflow.history import INFINITE
@@ -77,7 +78,10 @@ def check_specs(rules: ModelRules, asset: dg.AssetKey) -> list[dg.AssetCheckSpec
         dg.AssetCheckSpec(rule.name, asset=asset, description=_meaning(rule), blocking=True) for rule in rules.metrics
     ]
     if rules.any:
-        meaning = "The model's MLflow run has a model whose files are all there. (No model is loaded here.)"
+        meaning = (
+            "The model's MLflow run has a model whose files are all there, and which could be loaded in the training's "
+            "own environment, before its instance was given back. (No model is loaded here.)"
+        )
         must = rules.champion is not None
         specs.append(dg.AssetCheckSpec(names.LOADABLE_MODEL, asset=asset, description=meaning, blocking=must))
     return specs
@@ -247,9 +251,25 @@ def _judge_loadable(mlflow: Mlflow, run: Run, *, must_pass: bool) -> Judgement:
         return Judgement(name=names.LOADABLE_MODEL, passed=False, sentence=sentence, facts=facts, must_pass=must_pass)
     facts["flavors"] = dg.MetadataValue.text(printable(", ".join(found.flavors))[:500])
     facts["signature"] = dg.MetadataValue.bool(found.has_signature)
-    sentence = "all files of the model are there"
+    trial = found.trial
+    if trial.state is LoadState.FAILED:
+        # The last line of a traceback is what went wrong; the lines before it say where.
+        lines = [line for line in trial.reason.splitlines() if line.strip()] or ["it does not say why"]
+        facts["last lines"] = dg.MetadataValue.md("\n".join(f"    {printable(line)}" for line in lines))
+        sentence = f"the model could not be loaded in the training's environment: {lines[-1].strip()}"
+        sentence = printable(sentence)[:2000]
+        return Judgement(name=names.LOADABLE_MODEL, passed=False, sentence=sentence, facts=facts, must_pass=must_pass)
+    facts["loaded"] = dg.MetadataValue.bool(trial.state is LoadState.LOADED)
+    if trial.state is LoadState.LOADED:
+        facts["predicted"] = dg.MetadataValue.bool(trial.predicted)
+        answered = "and answered its input example" if trial.predicted else "and has no input example to answer"
+        environment = f"environment (Python {trial.python})" if trial.python else "environment"
+        sentence = f"the model was loaded in the training's {environment} in {trial.seconds:.3g} s {answered}"
+    else:
+        sentence = f"all files of the model are there; it was not loaded, because {trial.reason}"
     if not found.has_signature:
         sentence += "; it has no signature: log it with an input_example, and it says what it takes"
+    sentence = printable(sentence)[:2000]
     return Judgement(name=names.LOADABLE_MODEL, passed=True, sentence=sentence, facts=facts, must_pass=must_pass)
 
 

@@ -1,13 +1,20 @@
-"""Whether a run has logged a model that can be loaded, as far as its files say; no model is ever unpickled here."""
+"""Whether a run has logged a model that can be loaded; no model is ever unpickled here.
+
+Its files are looked at here. It was loaded on the instance, in the training's own environment, before that was given
+back (`remote/hooks/model_check.py`), which left a tag on the run.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import yaml
 
 from orchestrator.errors import MlflowNotFound
+from orchestrator.names import MlflowTag
 from orchestrator.resources.mlflow import LoggedModel, ModelRegistry, Run
 
 DESCRIPTION = "MLmodel"
@@ -25,6 +32,60 @@ _PATHS = ("model_path", "data", "pickled_model", "model_data", "code")
 """Fields of a flavor that name a file or a folder of the model."""
 
 
+class LoadState(StrEnum):
+    """How loading a model in its training's environment went."""
+
+    LOADED = "loaded"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class LoadTrial:
+    """What the instance says of loading the model there.
+
+    Attributes:
+        predicted: it has answered its own input example.
+        reason: of a failure, the last lines of the error; else why nothing is known.
+        seconds: how long it took.
+        python: the version of the environment's Python.
+    """
+
+    state: LoadState = LoadState.UNKNOWN
+    predicted: bool = False
+    reason: str = "nobody did so where it was trained"
+    seconds: float = 0
+    python: str = ""
+
+    @classmethod
+    def of(cls, run: Run, model: LoggedModel) -> LoadTrial:
+        """Read the tag of a run; whoever may log to it may have written it.
+
+        Args:
+            run: the run.
+            model: the one that the question is about.
+        """
+        text = run.tags.get(MlflowTag.MODEL_LOADED)
+        if text is None:
+            return cls()
+        try:
+            data = json.loads(text)
+            state = LoadState(data["state"])
+            tried = str(data.get("model", ""))
+            trial = cls(
+                state=state,
+                predicted=data.get("predicted") is True,
+                reason=str(data.get("reason", "")),
+                seconds=float(data.get("seconds", 0)),
+                python=str(data.get("python", ""))[:50],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+            return cls(reason=f"the tag {MlflowTag.MODEL_LOADED} of its MLflow run cannot be read")
+        if tried and tried != (model.id or model.name):
+            return cls(reason=f"{tried[:200]} was the newest model when the training ended")
+        return trial
+
+
 @dataclass(frozen=True)
 class Loadable:
     """What the files of a run's model say.
@@ -33,12 +94,14 @@ class Loadable:
         fault: why it cannot be loaded, in one sentence; empty: nothing speaks against it.
         flavors: what it can be loaded with.
         has_signature: whether it says what it takes and gives.
+        trial: how loading it went.
     """
 
     fault: str = ""
     model: LoggedModel | None = None
     flavors: tuple[str, ...] = ()
     has_signature: bool = False
+    trial: LoadTrial = LoadTrial()
 
 
 def look(registry: ModelRegistry, run: Run) -> Loadable:
@@ -59,7 +122,8 @@ def look(registry: ModelRegistry, run: Run) -> Loadable:
     files = registry.files_of(model)
     if DESCRIPTION not in files:
         return Loadable(f"model {model.name} of MLflow run {run.id} has no file {DESCRIPTION}", model)
-    return read(registry.file_of(model, DESCRIPTION), files, model)
+    found = read(registry.file_of(model, DESCRIPTION), files, model)
+    return replace(found, trial=LoadTrial.of(run, model))
 
 
 def read(content: bytes, files: Sequence[str], model: LoggedModel) -> Loadable:

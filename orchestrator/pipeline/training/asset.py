@@ -100,6 +100,7 @@ def trained_model(
                 connect=connect,
                 run=RunHistory(context),
                 write=_write_to_run_log,
+                loads_model=asked.any,
             )
 
         return attempts.of(name, make)

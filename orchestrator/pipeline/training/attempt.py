@@ -17,7 +17,12 @@ from orchestrator.pipeline.training import lease
 from orchestrator.pipeline.training.budget import Budget, Grant
 from orchestrator.pipeline.training.capacity import CapacityWait
 from orchestrator.pipeline.training.deadline import GRACE, Deadline
-from orchestrator.pipeline.training.environment import job_files, training_environment, with_run_tags
+from orchestrator.pipeline.training.environment import (
+    job_files,
+    training_environment,
+    with_model_check,
+    with_run_tags,
+)
 from orchestrator.pipeline.training.failure import timed_out
 from orchestrator.pipeline.training.finished import FinishedTraining, Usage
 from orchestrator.pipeline.training.launch_record import LaunchRecord
@@ -79,6 +84,7 @@ class Attempt:
         connect: makes the SSH client of an instance.
         run: the Dagster run that this attempt is.
         write: takes the training's output as it comes, masked.
+        loads_model: the model is loaded on the instance, before that is given back.
         grace: how long after its deadline a training may be ended by its own machine, before we end that.
 
     Attributes:
@@ -95,6 +101,7 @@ class Attempt:
         connect: Callable[[Instance], Ssh],
         run: DagsterRun,
         write: Callable[[str], None],
+        loads_model: bool = False,
         grace: timedelta = GRACE,
     ) -> None:
         self.plan = plan
@@ -106,6 +113,7 @@ class Attempt:
         self._connect = connect
         self._run = run
         self._write = write
+        self._loads_model = loads_model and settings.project.model_check_minutes > 0
         self._grace = grace
         self._environment = training_environment(settings)
         self._tracked = TrackedRun(
@@ -415,13 +423,17 @@ class Attempt:
         mlflow_run = self._tracked.open()
         if self._deadline is None:
             raise RuntimeError("an instance without a deadline is neither launched nor taken over")
+        environment = with_run_tags(self._environment, self._tracked.marks(instance))
+        if self._loads_model:
+            left = (self._deadline.at - datetime.now(UTC)).total_seconds()
+            environment = with_model_check(environment, self._settings, left=left)
         training = OnInstance(
             instance=instance,
             plan=self.plan,
             read=self._settings,
             mlflow_run=mlflow_run,
             deadline=self._deadline,
-            environment=with_run_tags(self._environment, self._tracked.marks(instance)),
+            environment=environment,
             ec2=self._ec2_once,
             write=self._write,
             keep=lambda file: self._mlflow.log_artifact(mlflow_run, names.OUTPUT_ARTIFACT, file),

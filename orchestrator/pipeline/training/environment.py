@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestrator.errors import SettingsError
+from orchestrator.names import MlflowTag
 from orchestrator.pipeline.training.private_index import index_file, index_secrets, index_variables
 from orchestrator.pipeline.training.secrecy import login_parts, secret_parts
 from orchestrator.remote.job import UNUSABLE, JobFile, can_be_given, is_variable
@@ -26,6 +27,9 @@ RUN_CONTEXT = "MLFLOW_RUN_CONTEXT"
 
 MLFLOW_CA = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 MLFLOW_CLIENT_CERTIFICATE = "MLFLOW_TRACKING_CLIENT_CERT_PATH"
+
+MODEL_CHECK = "ORCHESTRATOR_MODEL_CHECK"
+"""As `hooks/model_check.py` knows it; the project's own processes do not get it."""
 
 DOCKER_ENV = "docker.env"
 """The file that names the variables for a container."""
@@ -210,6 +214,26 @@ def with_run_tags(environment: Mapping[str, str], tags: Mapping[str, str]) -> di
         _log.warning(f"Replaced {RUN_CONTEXT}, which is no JSON object and would be of no use to MLflow")
         own = {}
     return {**environment, RUN_CONTEXT: json.dumps({**own, **tags})}
+
+
+def with_model_check(environment: Mapping[str, str], settings: PipelineSettings, *, left: float) -> dict[str, str]:
+    """The environment in which the training's model is loaded once, right after its command exited 0.
+
+    Args:
+        environment: of the training.
+        settings: those that it was made of.
+        left: seconds until the training's deadline.
+    """
+    project = settings.project
+    asked = {
+        "seconds": project.model_check_minutes * 60,
+        "left": round(left),
+        "choice": str(project.model_choice or ""),
+        "secret": [*project.secret_env, *(name for name, source in project.training_sources.items() if name != source)],
+        "tag": MlflowTag.TRAINING,
+        "result": MlflowTag.MODEL_LOADED,
+    }
+    return {**environment, MODEL_CHECK: json.dumps(asked)}
 
 
 def job_files(environment: Mapping[str, str], settings: PipelineSettings) -> list[JobFile]:

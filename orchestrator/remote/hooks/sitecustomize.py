@@ -2,7 +2,8 @@
 
 FINISHED is not written over FAILED or KILLED, and the run gets what `mlflow run` does not record of a run that it is
 handed: the entry point's default parameters, and the user. What it needs is looked at first (`preflight.py`), and the
-project is fetched by us (`checkout.py`), so that a commit comes from any Git server, and whole.
+project is fetched by us (`checkout.py`), so that a commit comes from any Git server, and whole. Models are loaded once
+where they were made (`model_check.py`).
 
 `mlflow run` means to look before it writes, and compares text with numbers, so it never sees that a run has ended
 (`_maybe_set_run_terminated`, the same in 2.x):
@@ -75,12 +76,18 @@ def _guard(projects: Any) -> None:
 
     preflight = _sibling("preflight")
     given = _Given(projects, preflight)
+    check = None
+    with _never_failing("the model will not be loaded"):
+        check = _sibling("model_check").of(projects)
 
     def look_and_write(active_run: Any, status: str) -> None:
         given.log_parameters(active_run)
         found = active_run and projects.tracking.MlflowClient().get_run(active_run.info.run_id).info.status
         if found not in ("FAILED", "KILLED"):
             write(active_run, status)
+            if check and active_run and status == "FINISHED":
+                with _never_failing("the model was not loaded"):
+                    check.look(active_run.info.run_id)
         elif status == "FINISHED":
             raise projects.ExecutionException(
                 f"the command exited 0, but the script had ended its MLflow run as {found}"
@@ -88,6 +95,9 @@ def _guard(projects: Any) -> None:
 
     projects._maybe_set_run_terminated = look_and_write
     given.learn()
+    if check:
+        with _never_failing("the model will not be loaded"):
+            check.learn(sys.modules["mlflow.projects.backend.local"])
     _fetch_ourselves(projects)
     _look_first(projects, preflight, given)
     sign = os.environ.get("ORCHESTRATOR_TRAINING")

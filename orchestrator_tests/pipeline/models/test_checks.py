@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import cast
 from uuid import uuid4
 
 import pytest
@@ -11,7 +15,14 @@ import pytest
 from orchestrator import names
 from orchestrator.errors import MlflowUnavailable
 from orchestrator.pipeline.models import loadable
-from orchestrator.pipeline.models.checks import Comparison, evaluation_data, failure, judge, judge_metric
+from orchestrator.pipeline.models.checks import (
+    Comparison,
+    _judge_loadable,
+    evaluation_data,
+    failure,
+    judge,
+    judge_metric,
+)
 from orchestrator.pipeline.models.declared import ChampionBlock, Goal, MetricCheck, ModelRules, model_rules
 from orchestrator.resources.mlflow import Dataset, LoggedModel, MetricPoint, Mlflow, Run
 from orchestrator.resources.mlflow.answers import FinalStatus
@@ -219,6 +230,47 @@ def test_a_run_whose_model_is_broken_does_not_pass(registered: Registered, mlflo
     without = finished_run(registered.url, registered.experiment, metrics={"accuracy": 0.99})
     *_, judgement = judge(mlflow, mlflow.run(without), registered.rules(min=0))
     assert f"MLflow run {without} has no model" in judgement.sentence
+
+
+@pytest.mark.parametrize(
+    ("tag", "passed", "words"),
+    [
+        (None, True, "all files of the model are there; it was not loaded, because nobody did so where it was trained"),
+        (
+            {"state": "loaded", "predicted": True, "seconds": 3.14159, "python": "3.11.2"},
+            True,
+            "loaded in the training's environment (Python 3.11.2) in 3.14 s and answered its input example",
+        ),
+        ({"state": "loaded", "model": "m-1"}, True, "and has no input example to answer"),
+        (
+            {"state": "failed", "reason": "Traceback\nModuleNotFoundError: No module named 'churn'"},
+            False,
+            "named 'churn'",
+        ),
+        ({"state": "failed", "reason": ""}, False, "it does not say why"),
+        ({"state": "unknown", "reason": "no Python has MLflow"}, True, "was not loaded, because no Python has MLflow"),
+        ({"state": "failed", "model": "m-2"}, True, "because m-2 was the newest model when the training ended"),
+        ({"state": "perfect"}, True, "cannot be read"),
+        ({"state": "loaded", "seconds": "long"}, True, "cannot be read"),
+        ("[" * 3000, True, "cannot be read"),
+        ("[]", True, "cannot be read"),
+        ("null", True, "cannot be read"),
+    ],
+)
+def test_what_the_instance_says_of_loading_it_is_part_of_the_check(
+    tag: object, passed: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may log to the run may have written it."""
+    text = tag if isinstance(tag, str) else json.dumps(tag)
+    tags = {} if tag is None else {names.MlflowTag.MODEL_LOADED: text}
+    read = loadable.read(MLMODEL.encode(), list(FILES), MODEL)
+    of_run = dataclasses.replace(run(), tags=tags)
+    found = dataclasses.replace(read, trial=loadable.LoadTrial.of(of_run, MODEL))
+    monkeypatch.setattr(loadable, "look", lambda registry, run: found)
+    judgement = _judge_loadable(cast("Mlflow", SimpleNamespace(registry=None)), of_run, must_pass=True)
+    assert judgement.passed is passed
+    assert words in judgement.sentence
+    assert ("last lines" in judgement.facts) is not passed
 
 
 def test_without_a_champion_to_find_a_missing_model_is_a_warning(registered: Registered, mlflow: Mlflow) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import dagster as dg
@@ -10,14 +11,19 @@ import pytest
 from orchestrator import names
 from orchestrator.definitions import shared
 from orchestrator.pipeline.component import TrainingPipeline
-from orchestrator.pipeline.models.declared import MetricCheck
+from orchestrator.pipeline.models.declared import ChampionBlock, Goal, MetricCheck
+from orchestrator_sandbox.git import GitRemote
 from orchestrator_tests.support.asset_runs import JOB, MODEL, NODE, train
 from orchestrator_tests.support.attempts import World
+from orchestrator_tests.support.logged_models import TINY
 from orchestrator_tests.support.mlflow_client import post
 from orchestrator_tests.support.model_scripts import ModelScript
 from orchestrator_tests.support.recorded_builds import record_build
 
 pytestmark = pytest.mark.services
+
+REPOSITORY = Path(__file__).parents[3]
+LOADER = "code/tiny_model.py"
 
 
 def checked(minimum: float) -> TrainingPipeline:
@@ -99,3 +105,41 @@ def test_a_red_run_is_executed_again_without_another_training(
     assert record.asset_materialization.metadata["MLflow run ID"].value == trained
     assert world.mlflow.run(trained).tags[names.MlflowTag.CHECKS] == "passed"
     assert script.trainings == 1
+
+
+def test_a_model_that_nothing_but_its_own_folder_can_load_is_red_and_says_what_is_missing(
+    world: World, dagster: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Loaded on the instance, by a real `mlflow run`, before that is given back."""
+    files = {**TINY, LOADER: f"import beside\n{TINY[LOADER]}"}
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+import beside
+from orchestrator_tests.support.logged_models import log_model
+from orchestrator_tests.support.mlflow_client import post
+uri, run_id = os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_RUN_ID"]
+post(uri, "runs/log-metric", run_id=run_id, key="accuracy", value=0.9, timestamp=1, step=0)
+log_model(uri, run_id, files={files!r})
+"""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, text in {"beside.py": "", "train.py": script}.items():
+        (source / name).write_text(text)
+    (source / "MLproject").write_text(f"name: p\nentry_points:\n  main: {{command: '{sys.executable} train.py'}}\n")
+    pipeline = TrainingPipeline(
+        name="churn", champion=ChampionBlock(metric="accuracy", goal=Goal.MAXIMIZE, model="churn-loaded")
+    )
+    with GitRemote(tmp_path / "git", source) as git:
+        settings, config = {"MLPROJECT_URI": git.url}, {"version": git.head()}
+        result = train(world, dagster, monkeypatch, settings=settings, config=dict(config), pipeline=pipeline)
+    failure = result.failure_data_for_node(f"{NODE}.record")
+    assert failure is not None
+    assert failure.user_failure_data is not None
+    described = str(failure.user_failure_data.description)
+    assert described.endswith(
+        "the model could not be loaded in the training's environment: ModuleNotFoundError: No module named 'beside'"
+    ), described
+    [check] = [each for each in result.get_asset_check_evaluations() if each.check_name == names.LOADABLE_MODEL]
+    assert not check.passed
+    assert "tiny_model.py" in str(check.metadata["last lines"].value)
