@@ -58,7 +58,7 @@ def promote(*, pipeline: str, version: str, reason: str, as_json: bool) -> int:
     [found] = _pipelines(pipeline)
     rule = _rule(found)
     with closing(_mlflow(found)) as mlflow:
-        decision = make_champion(mlflow, rule, version, by=_who(), reason=_reason(reason), now=datetime.now(UTC))
+        decision = make_champion(mlflow, rule, version, by=who(), reason=_reason(reason), now=datetime.now(UTC))
         return _show(mlflow, rule, decision, as_json=as_json)
 
 
@@ -73,7 +73,7 @@ def rollback(*, pipeline: str, reason: str, as_json: bool) -> int:
     [found] = _pipelines(pipeline)
     rule = _rule(found)
     with closing(_mlflow(found)) as mlflow:
-        decision = roll_back(mlflow, rule, by=_who(), reason=_reason(reason), now=datetime.now(UTC))
+        decision = roll_back(mlflow, rule, by=who(), reason=_reason(reason), now=datetime.now(UTC))
         return _show(mlflow, rule, decision, as_json=as_json)
 
 
@@ -121,7 +121,8 @@ def _mlflow(pipeline: TrainingPipeline) -> Mlflow:
     return Mlflow(pipeline.pipeline_settings().read(MlflowSettings), policy=MLFLOW_CLOSING)
 
 
-def _who() -> str:
+def who() -> str:
+    """Who gives a command: user and machine."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (OSError, KeyError):  # a container's user without a name

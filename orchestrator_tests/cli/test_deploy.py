@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from uuid import uuid4
 
+import dagster as dg
 import pytest
 
 from orchestrator.cli.main import main
@@ -87,3 +88,68 @@ def test_what_cannot_be_is_said_in_one_sentence(
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.splitlines()) == 1
+
+
+DEPLOYED = dg.AssetKey(["churn", "deployed_model"])
+
+
+@pytest.fixture
+def home(run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Dagster of its own."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    return home
+
+
+def test_it_stands_in_the_history_of_the_asset_with_who_and_why(run_id: str, home: Path) -> None:
+    address = f"runs:/{run_id}/model"
+    assert main(["deploy", address, "--target", "churn", "--reason", "the  shop is closed"]) == 0
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        [record] = instance.fetch_materializations(DEPLOYED, limit=5).records
+        event = record.asset_materialization
+        assert event is not None
+        assert event.metadata["reason"].value == "the shop is closed"
+        assert "@" in str(event.metadata["deployed by"].value)
+        assert event.metadata["build"].value == "7"
+        assert event.tags is not None
+        model = event.metadata["version"].value
+        assert event.tags["dagster/data_version"] == model
+
+    # The next one has it in its own history.
+    assert main(["deploy", address, "--target", "churn"]) == 0
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        newest = instance.fetch_materializations(DEPLOYED, limit=5).records[0].asset_materialization
+        assert newest is not None
+        history = newest.metadata["history"].value
+        assert [row.data["version"] for row in history.records] == [model, model]  # type: ignore[union-attr]
+
+
+def test_what_failed_and_what_went_elsewhere_is_told_and_leaves_the_asset_as_it_is(
+    run_id: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address, elsewhere = f"runs:/{run_id}/model", json.dumps({"directory": str(tmp_path / "elsewhere")})
+    assert main(["deploy", address, "--target", elsewhere]) == 0
+    (tmp_path / "srv").write_text("no directory")
+    assert main(["deploy", address, "--target", "churn", "--reason", "Friday"]) == 1
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert not instance.fetch_materializations(DEPLOYED, limit=5).records
+        failed, other = [
+            record.event_log_entry.asset_observation
+            for record in instance.fetch_observations(DEPLOYED, limit=5).records
+        ]
+    assert failed is not None
+    assert other is not None
+    assert str(failed.description).endswith(" failed")
+    assert failed.metadata["reason"].value == "Friday"
+    assert str(tmp_path / "srv") in str(failed.metadata["error"].value)
+    assert "to another target than the pipeline's" in str(other.description)
+
+
+def test_without_a_dagster_it_is_done_and_says_that_no_history_has_it(
+    run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "nowhere"))
+    assert main(["deploy", f"runs:/{run_id}/model", "--target", "churn"]) == 0
+    assert "stands in no history" in caplog.text

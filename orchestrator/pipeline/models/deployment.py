@@ -198,7 +198,7 @@ def _text(text: str) -> dg.MetadataValue | None:
 def _history(
     instance: dg.DagsterInstance, key: dg.AssetKey, present: Mapping[str, dg.MetadataValue]
 ) -> dg.MetadataValue:
-    columns = ("version", "build", "commit", "before", "target")
+    columns = ("version", "build", "commit", "before", "target", "deployed by")
 
     def record(at: datetime, metadata: Mapping[str, dg.MetadataValue], run_id: str) -> dg.TableRecord:
         values = {name: str(metadata[name].value) if name in metadata else "" for name in columns}
