@@ -12,9 +12,11 @@ from orchestrator.errors import SettingsError
 from orchestrator.names import Ec2Tag
 from orchestrator.operate.iam_mlflow import mlflow_access
 from orchestrator.operate.iam_permission import ACCOUNT, Permission, Place, literal
-from orchestrator.pipeline.defs_folder import folder_of_pipelines, load_defs_folder
+from orchestrator.operate.iam_targets import target_access
+from orchestrator.pipeline.defs_folder import DefsFolder, folder_of_pipelines, load_defs_folder
 from orchestrator.resources.ec2.launch import disks
 from orchestrator.resources.ec2.tags import Owner, deployment_tag, launch_tags
+from orchestrator.resources.targets import TargetBlock
 from orchestrator.settings.groups import MachineSettings, ProjectSettings
 from orchestrator.settings.source import SettingsSource
 
@@ -90,8 +92,8 @@ class IamPolicy:
         )
 
 
-def present_pipelines() -> Sequence[SettingsSource]:
-    """The settings of all pipelines that this installation serves.
+def _present_folder() -> DefsFolder:
+    """All pipelines that this installation serves.
 
     Raises:
         SettingsError: those of a pipeline cannot be used; the policy would not fit it.
@@ -99,16 +101,29 @@ def present_pipelines() -> Sequence[SettingsSource]:
     folder = load_defs_folder(folder_of_pipelines())
     if folder.broken:
         raise SettingsError(f"a policy must fit every pipeline, and one cannot be read: {folder.broken[0].fault}")
-    return folder.watched.settings or (SettingsSource(),)
+    return folder
 
 
-def present_policy(*, account: str | None = None, roles: Sequence[str] = (), volume_gb: int | None = None) -> IamPolicy:
+def present_policy(
+    *,
+    account: str | None = None,
+    roles: Sequence[str] = (),
+    volume_gb: int | None = None,
+    targets: Sequence[TargetBlock] = (),
+) -> IamPolicy:
     """The policy for the present settings; see `iam_policy`.
+
+    Args:
+        account: number of the AWS account; default: that of an instance profile's ARN, else `ACCOUNT`.
+        roles: of the instance profiles; see `iam_policy`.
+        volume_gb: the largest volume of an instance; see `iam_policy`.
+        targets: of `orchestrator deploy`, besides those of the pipelines.
 
     Raises:
         SettingsError: there is no region, or a pipeline's settings cannot be used.
     """
-    pipelines = present_pipelines()
+    folder = _present_folder()
+    pipelines = folder.watched.settings or (SettingsSource(),)
     machines = [pipeline.read(MachineSettings) for pipeline in pipelines]
     profiles = [machine.instance_profile or "" for machine in machines]
     named = (found[1] for profile in profiles if (found := re.match(r"arn:[^:]*:iam::(\d{12}):", profile)))
@@ -121,7 +136,10 @@ def present_policy(*, account: str | None = None, roles: Sequence[str] = (), vol
         compares_types=any(pipeline.read(ProjectSettings).retry_oom_on_larger for pipeline in pipelines),
     )
     mlflow = mlflow_access(pipelines, place)
-    return replace(policy, permissions=(*policy.permissions, *mlflow.permissions), notes=(*policy.notes, *mlflow.notes))
+    rules = [rule for pipeline in folder.pipelines if (rule := pipeline.deployment_rule()) is not None]
+    deployments = target_access([*(rule.block.target for rule in rules), *targets], place)
+    permissions = (*policy.permissions, *mlflow.permissions, *deployments)
+    return replace(policy, permissions=permissions, notes=(*policy.notes, *mlflow.notes))
 
 
 def iam_policy(

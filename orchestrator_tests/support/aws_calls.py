@@ -58,7 +58,9 @@ def recorded_calls(tags_of: Callable[[str], Tags]) -> Iterator[list[AwsCall]]:
         ids = [*params.get("InstanceIds", []), *params.get("Resources", [])]
         tagged = {} if model.name.startswith("Describe") else {name: tags_of(name) for name in ids}
         service = model.service_model.service_name
-        calls.append(AwsCall(model.name, copy.deepcopy(dict(params)), service=service, tags=tagged))
+        # A body may be an open file.
+        asked = {name: copy.deepcopy(value) for name, value in params.items() if name != "Body"}
+        calls.append(AwsCall(model.name, asked, service=service, tags=tagged))
 
     make = boto3.session.Session.client
 

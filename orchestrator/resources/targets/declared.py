@@ -37,7 +37,8 @@ def _s3_address(text: str) -> str:
     return text.rstrip("/")
 
 
-def _parts(address: str) -> tuple[str, str]:
+def s3_parts(address: str) -> tuple[str, str]:
+    """Bucket and prefix of an address in S3, the prefix without a slash at either end."""
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     return bucket, prefix.strip("/")
 
@@ -115,7 +116,7 @@ class SageMakerBlock(_Block):
 
     def spec(self) -> SageMakerEndpoint:
         """The same, with its address in S3 taken apart."""
-        bucket, prefix = _parts(self.s3)
+        bucket, prefix = s3_parts(self.s3)
         return SageMakerEndpoint(bucket=bucket, prefix=prefix, **self.model_dump(exclude={"s3"}))
 
 
@@ -159,7 +160,7 @@ class TargetBlock(_Block):
         if self.directory is not None:
             return DirectoryTarget(self.directory, keep=self.keep)
         if self.s3 is not None:
-            bucket, prefix = _parts(self.s3)
+            bucket, prefix = s3_parts(self.s3)
             return S3Target(bucket, prefix, keep=self.keep)
         if self.sagemaker is not None:
             return SageMakerTarget(self.sagemaker.spec())

@@ -60,6 +60,11 @@ class SageMakerEndpoint:
     instance_count: int = 1
 
 
+def name_prefix(endpoint: str) -> str:
+    """What the names of an endpoint's models and configurations begin with."""
+    return endpoint[:25].rstrip("-")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Described:
     status: str
@@ -148,7 +153,7 @@ class SageMakerTarget:
     def _new_name(self, release: Release) -> str:
         """Of model and configuration: letters, digits and hyphens, 63 at most."""
         version = re.sub(r"[^A-Za-z0-9]+", "-", release.version)[:20].strip("-")
-        return f"{self._spec.endpoint[:25].rstrip('-')}-{version}-{datetime.now(UTC):%Y%m%d%H%M%S}"
+        return f"{name_prefix(self._spec.endpoint)}-{version}-{datetime.now(UTC):%Y%m%d%H%M%S}"
 
     def _upload(self, name: str, model: ModelFolder) -> str:
         key = "/".join(filter(None, (self._spec.prefix, name, "model.tar.gz")))
