@@ -16,7 +16,7 @@ import sqlalchemy as db
 
 from orchestrator.errors import SettingsError
 from orchestrator.storage.address import PostgresAddress
-from orchestrator.storage.lease import HomeLock, LeasePolicy, PostgresLease, await_lease, require_free
+from orchestrator.storage.lease import LEASE, HomeLock, LeasePolicy, PostgresLease, await_lease, require_free
 from orchestrator_sandbox.proxy import TcpRelay
 from orchestrator_tests.support.postgres import Postgres
 from orchestrator_tests.support.waiting import until
@@ -36,6 +36,11 @@ def _lose() -> None:
 def _no_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DAGSTER_POSTGRES_URL", raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+def test_who_stands_by_takes_over_within_thirty_seconds() -> None:
+    assert LEASE.expires + LEASE.poll < 30
+    assert LEASE.renew < LEASE.trusted < LEASE.expires  # who was not heard of for so long does nothing any more
 
 
 def test_a_home_has_one_holder_until_that_one_lets_go(tmp_path: Path) -> None:
