@@ -189,6 +189,9 @@ class VersionTag:
     """JSON: who rolled back from it, why and when; empty: it is not rejected any more."""
     EVALUATION_DATA = "orchestrator.evaluation_data"
     """Names and digests of the data that its metrics come from, as far as the training has said."""
+    DEPLOYED_TO = "orchestrator.deployed_to."
+    """Beginning of the tags that say where it was put into use; a digest of the target follows. Empty: it is not there
+    any more. Such a version is not removed; which one is in use, only the target itself knows."""
     DEPLOYMENT_FAILED = "orchestrator.deployment_failed"
     """JSON: where and why it could not be put into use, and when; it is rejected, too. Empty: it could, since."""
 

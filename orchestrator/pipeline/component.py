@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -21,6 +21,7 @@ from orchestrator.pipeline.models.declared import ChampionBlock, ChampionRule, M
 from orchestrator.pipeline.models.deployment import DeploymentBlock, DeploymentRule
 from orchestrator.pipeline.models.deployment_sensor import deployment_definitions
 from orchestrator.pipeline.training.asset import trained_model
+from orchestrator.resources.targets import Target
 from orchestrator.settings.attributes import SettingNames, SettingsBlock, VariablesBlock, text_of
 from orchestrator.settings.source import SettingsSource
 
@@ -263,15 +264,19 @@ class TrainingPipeline(dg.Component, dg.Model):
             jobs=[job],
             sensors=[jenkins_sensor(self.name, settings, job)],
         )
-        further = [champion_definitions(rules.champion, settings)] if rules.champion else []
-        if rule := self.deployment_rule():
+        rule = self.deployment_rule()
+        target = rule.target if rule else None
+        further = [champion_definitions(rules.champion, settings, target=target)] if rules.champion else []
+        if rule:
             further.append(deployment_definitions(rule))
         return dg.Definitions.merge(training, *further) if further else training
 
 
-def champion_definitions(rule: ChampionRule, settings: SettingsSource) -> dg.Definitions:
+def champion_definitions(
+    rule: ChampionRule, settings: SettingsSource, *, target: Callable[[], Target] | None
+) -> dg.Definitions:
     """What a pipeline has in addition that has a champion: the asset, its job and the sensor."""
-    champion = champion_model(rule, settings)
+    champion = champion_model(rule, settings, target=target)
     job = dg.define_asset_job(
         names.champion_job(rule.pipeline),
         selection=[champion],

@@ -3,12 +3,12 @@
 # No `from __future__ import annotations` here: Dagster reads the annotations of assets as objects.
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
 from orchestrator import names
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import DeploymentError, OrchestratorError
 from orchestrator.names import MlflowTag
 from orchestrator.pipeline.models.champion import Candidate, Decision, settle
 from orchestrator.pipeline.models.checks import other_data
@@ -17,6 +17,7 @@ from orchestrator.pipeline.models.registration import Registration, register_all
 from orchestrator.printable import printable
 from orchestrator.resources.jenkins import commit_url
 from orchestrator.resources.mlflow import Mlflow, MlflowResource
+from orchestrator.resources.targets import Target
 from orchestrator.settings.groups import MlflowSettings
 from orchestrator.settings.source import SettingsSource
 
@@ -85,12 +86,15 @@ def mlflow_runs(instance: dg.DagsterInstance, pipeline: str, *, after: int) -> l
     return list(reversed(found))
 
 
-def champion_model(rule: ChampionRule, settings: SettingsSource) -> dg.AssetsDefinition:
+def champion_model(
+    rule: ChampionRule, settings: SettingsSource, *, target: Callable[[], Target] | None = None
+) -> dg.AssetsDefinition:
     """Make the asset `P/champion_model`, which has no partitions: it is about all builds.
 
     Args:
         rule: how the champion is found.
         settings: of the pipeline; read when a run needs them.
+        target: what the champion is put into use in; the version that is in use there is not removed.
     """
     pipeline = rule.pipeline
 
@@ -113,7 +117,7 @@ def champion_model(rule: ChampionRule, settings: SettingsSource) -> dg.AssetsDef
                 policy = connected.policy
                 seconds = max(policy.total_seconds, read.patience_minutes * 60)
                 mlflow = connected.with_policy(policy.with_total(seconds))
-                return _choose(context.instance, mlflow, rule, keep=read.keep_versions)
+                return _choose(context.instance, mlflow, rule, keep=read.keep_versions, target=target)
         except OrchestratorError as error:
             raise dg.Failure(
                 description=str(error), metadata={"kind": type(error).__name__}, allow_retries=False
@@ -123,14 +127,14 @@ def champion_model(rule: ChampionRule, settings: SettingsSource) -> dg.AssetsDef
 
 
 def _choose(
-    instance: dg.DagsterInstance, mlflow: Mlflow, rule: ChampionRule, *, keep: int
+    instance: dg.DagsterInstance, mlflow: Mlflow, rule: ChampionRule, *, keep: int, target: Callable[[], Target] | None
 ) -> dg.MaterializeResult[None]:
     newest = newest_model(instance, rule.pipeline)  # before anything else: what comes later is decided on later
     runs = mlflow_runs(instance, rule.pipeline, after=decided_up_to(instance, rule.pipeline))
     registration = register_all(mlflow, rule, runs)
     decision = settle(mlflow.registry, mlflow, rule)
     needed = {each.version.version for each in (decision.champion, decision.runner_up) if each}
-    removed = remove_old(mlflow, rule, keep=keep, needed=needed)
+    removed = _remove_old(mlflow, rule, keep=keep, needed=needed, target=target)
     _log.info(summary(decision, rule))
     champion = decision.champion
     return dg.MaterializeResult(
@@ -141,6 +145,22 @@ def _choose(
         },
         data_version=dg.DataVersion(champion.version.version) if champion else None,
     )
+
+
+def _remove_old(
+    mlflow: Mlflow, rule: ChampionRule, *, keep: int, needed: set[str], target: Callable[[], Target] | None
+) -> list[str]:
+    """Remove old versions, but never the one in use: under `approval` it may be older than any that would stay."""
+    if keep and target is not None:
+        place = target()
+        try:
+            release = place.state() or place.lost()
+        except DeploymentError as error:
+            _log.warning(f"Not removed old versions of {rule.model} (KEEP_VERSIONS): which one is in use? {error}")
+            return []
+        if release is not None and release.model == rule.model:
+            needed = {*needed, release.version}
+    return remove_old(mlflow, rule, keep=keep, needed=needed)
 
 
 def summary(decision: Decision, rule: ChampionRule) -> str:

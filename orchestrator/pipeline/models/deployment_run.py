@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import tempfile
@@ -11,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator import names
-from orchestrator.errors import DeploymentError, DeploymentFailed, OrchestratorError
+from orchestrator.errors import DeploymentError, DeploymentFailed, MlflowError, MlflowNotFound, OrchestratorError
 from orchestrator.names import MlflowTag, VersionTag
-from orchestrator.resources.mlflow import Mlflow, StoredModel
+from orchestrator.resources.mlflow import Mlflow, ModelVersion, StoredModel
 from orchestrator.resources.targets import Holder, ModelFolder, Release, Target
 
 _log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ def deploy(
             raise
     if stored.version is not None and stored.version.tags.get(VersionTag.DEPLOYMENT_FAILED):
         mlflow.registry.set_tags(stored.version, {VersionTag.DEPLOYMENT_FAILED: ""})
+    _note_place(mlflow, stored, before, target)
     return Deployment(
         release=release,
         before=before,
@@ -101,6 +104,21 @@ def release_of(stored: StoredModel, holder: Holder) -> Release:
         pipeline=holder.pipeline,
         deployment=holder.deployment,
     )
+
+
+def _note_place(mlflow: Mlflow, stored: StoredModel, before: Release | None, target: Target) -> None:
+    """Let nobody remove a version that is in use, wherever that is; see KEEP_VERSIONS."""
+    tag = f"{VersionTag.DEPLOYED_TO}{hashlib.sha256(target.place.encode()).hexdigest()[:12]}"
+    version = stored.version
+    former = ModelVersion(before.model, before.version) if before is not None and before.model else None
+    try:
+        if version is not None:
+            mlflow.registry.set_tags(version, {tag: target.place[:500]})
+        if former and (version is None or (former.model, former.version) != (version.model, version.version)):
+            with contextlib.suppress(MlflowNotFound):  # somebody has deleted it
+                mlflow.registry.set_tags(former, {tag: ""})
+    except MlflowError as error:
+        _log.warning(f"Could not note at the versions of {target.place} which one is in use there: {error}")
 
 
 def _note_failure(mlflow: Mlflow, stored: StoredModel, target: Target, reason: str) -> None:

@@ -99,11 +99,13 @@ class TargetComparison:
         champion: the version that the alias points to.
         in_use: the version in the target; empty: none.
         same: they are the same.
+        lost: the version that was in use when the target lost it, which a host does that is started anew; else empty.
     """
 
     champion: ModelVersion
     in_use: str
     same: bool
+    lost: str = ""
 
     @property
     def cursor(self) -> str:
@@ -129,7 +131,14 @@ def compare(mlflow: Mlflow, rule: DeploymentRule) -> TargetComparison | None:
     require_holder(release, rule.holder(), place=target.place, take_over=False)
     same = release is not None and (release.model, release.version) == (rule.model, champion.version)
     same = same and release is not None and release.run_id in ("", champion.run_id)
-    return TargetComparison(champion=champion, in_use=release.version if release else "", same=same)
+    lost = target.lost() if release is None else None
+    require_holder(lost, rule.holder(), place=target.place, take_over=False)
+    return TargetComparison(
+        champion=champion,
+        in_use=release.version if release else "",
+        same=same,
+        lost=lost.version if lost is not None and lost.model == rule.model else "",
+    )
 
 
 def next_run(
@@ -140,12 +149,18 @@ def next_run(
     if found.same:
         return dg.SkipReason(f"Version {version} of {rule.model} is in use.")
     difference = f"version {version} of {rule.model} is the champion, and {found.in_use or 'nothing'} is in use"
+    config: dict[str, object] = {}
     if rule.block.when is When.APPROVAL:
-        return dg.SkipReason(
-            f"Awaiting approval: {difference}; materialize {deployed_key(rule.pipeline).to_user_string()}"
-        )
+        if not found.lost:
+            return dg.SkipReason(
+                f"Awaiting approval: {difference}; materialize {deployed_key(rule.pipeline).to_user_string()}"
+            )
+        # That one was approved, whatever is the champion now.
+        version = found.lost
+        op = "__".join(deployed_key(rule.pipeline).path)
+        config = {"ops": {op: {"config": {"version": version}}}}
     tags = found.champion.tags
-    if tags.get(VersionTag.DEPLOYMENT_FAILED) and tags.get(VersionTag.REJECTED):
+    if not config and tags.get(VersionTag.DEPLOYMENT_FAILED) and tags.get(VersionTag.REJECTED):
         return dg.SkipReason(f"Version {version} of {rule.model} could not be put into use, and waits to be promoted.")
     job = names.deployment_job(rule.pipeline)
     if instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_UNFINISHED), limit=1):
@@ -166,7 +181,7 @@ def next_run(
             return dg.SkipReason(
                 f"Run {last.dagster_run.run_id[:8]} failed: {difference}; it is tried again at {due:%H:%M} UTC."
             )
-    return dg.RunRequest(tags=need)
+    return dg.RunRequest(tags=need, run_config=config)
 
 
 def _evaluation(rule: DeploymentRule, found: TargetComparison) -> dg.AssetCheckEvaluation:

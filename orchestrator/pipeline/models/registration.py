@@ -121,6 +121,7 @@ def superfluous(
         for version in ours[:-keep]
         if version.version not in aliased
         and version.version not in needed
+        and not any(value for name, value in version.tags.items() if name.startswith(VersionTag.DEPLOYED_TO))
         and not version.tags.get(VersionTag.PROMOTED)
         and not version.tags.get(VersionTag.REJECTED)
     ]

@@ -70,6 +70,10 @@ class DirectoryTarget:
                     "directory, or remove the link"
                 ) from None
 
+    def lost(self) -> Release | None:
+        """Nothing: a link outlives a restart; see `Target`."""
+        return None
+
     def deploy(self, release: Release, model: ModelFolder, *, take_over: bool = False) -> Release | None:
         """Copy the files, and switch the link; see `Target`."""
         with self._explained(), self._locked():

@@ -116,6 +116,12 @@ class HostTarget:
             return None
         return Release.parse(record, place=self.place) if record else None
 
+    def lost(self) -> Release | None:
+        """What was served last, of a host that serves nothing: it was started anew, say; see `Target`."""
+        with self._connected() as ssh:
+            answer = self._call(ssh, "state", {}, seconds=_STATE_SECONDS)
+        return Release.parse(answer["last"], place=self.place) if not answer["slots"] and answer["last"] else None
+
     def deploy(self, release: Release, model: ModelFolder, *, take_over: bool = False) -> Release | None:
         """Start the model in the free slot, try it, move the requests over, and stop the old one; see `Target`."""
         if model.read(EXAMPLE) is None:

@@ -198,6 +198,14 @@ class Target(Protocol):
             TargetUnavailable: the target does not answer.
         """
 
+    def lost(self) -> Release | None:
+        """What was in use there and is not any more, through nobody's decision; None: nothing, or that cannot be.
+
+        Raises:
+            TargetHeld: what is there is not ours.
+            TargetUnavailable: the target does not answer.
+        """
+
     def deploy(self, release: Release, model: ModelFolder, *, take_over: bool = False) -> Release | None:
         """Put a model into use, and keep the one before it. A crash at any point leaves one of the two in use.
 

@@ -67,6 +67,10 @@ class S3Target:
         with explained(self.place):
             return self._pointer()[0]
 
+    def lost(self) -> Release | None:
+        """Nothing: objects stay; see `Target`."""
+        return None
+
     def deploy(self, release: Release, model: ModelFolder, *, take_over: bool = False) -> Release | None:
         """Upload the files, then write the pointer; see `Target`."""
         with explained(self.place):

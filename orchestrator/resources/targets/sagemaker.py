@@ -107,6 +107,10 @@ class SageMakerTarget:
             found = self._described()
         return found.release if found and found.status not in _FAILED else None
 
+    def lost(self) -> Release | None:
+        """Nothing: SageMaker itself keeps it in service; see `Target`."""
+        return None
+
     def deploy(self, release: Release, model: ModelFolder, *, take_over: bool = False) -> Release | None:
         """Make model and configuration, update the endpoint, try a prediction; else go back. See `Target`."""
         with explained(self.place):

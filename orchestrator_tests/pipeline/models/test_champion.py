@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.errors import MlflowError, MlflowNotFound
+from orchestrator.errors import MlflowError, MlflowNotFound, TargetUnavailable
 from orchestrator.names import CHAMPION_ALIAS, MlflowTag, VersionTag
 from orchestrator.pipeline.models.champion import Candidate, Decision, Promotion, decide, look, settle
+from orchestrator.pipeline.models.champion_asset import _remove_old
 from orchestrator.pipeline.models.declared import ChampionRule, Goal
 from orchestrator.pipeline.models.registration import register_all, remove_old, superfluous
 from orchestrator.resources.mlflow import MetricPoint, Mlflow, ModelVersion, RegisteredModel, Run
+from orchestrator.resources.targets import ModelFolder, Release
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_tests.support.mlflow_client import client, post
 from orchestrator_tests.support.real_models import RealModels
@@ -444,6 +446,46 @@ def test_old_versions_are_removed_but_not_what_is_in_use(models: RealModels, mlf
     assert decision.champion.version.version == "1"
 
 
+def test_what_a_target_holds_is_not_removed_and_nothing_where_that_is_not_known(
+    models: RealModels, mlflow: Mlflow
+) -> None:
+    """As under `approval`, where the version in use may be older than all that stay."""
+    runs = [models.train(accuracy, build=build) for build, accuracy in enumerate((0.7, 0.8, 0.9), start=1)]
+    register_all(mlflow, models.rule, runs)
+    decision = settle(mlflow.registry, mlflow, models.rule)
+    assert decision.champion is not None
+
+    class InUse:
+        place = "a stand-in"
+        holds: Release | None = None
+        had: Release | None = None
+
+        def state(self) -> Release | None:
+            if self.holds is None and self.had is None:
+                raise TargetUnavailable("the target does not answer")
+            return self.holds
+
+        def lost(self) -> Release | None:
+            return self.had
+
+        def deploy(self, release: Release, model: ModelFolder, *, take_over: bool = False) -> Release | None:
+            raise NotImplementedError
+
+    target, needed = InUse(), {decision.champion.version.version}
+    first = Release(model=models.rule.model, version="1", run_id=runs[0], pipeline="churn", deployment="lab")
+
+    def remove() -> list[str]:
+        return _remove_old(mlflow, models.rule, keep=1, needed=needed, target=lambda: target)
+
+    assert remove() == []
+    target.had = first
+    assert remove() == ["2"]
+    target.holds, target.had = first, None
+    assert remove() == []
+    target.holds = replace(first, version="3")
+    assert remove() == ["1"]
+
+
 def test_which_versions_are_superfluous() -> None:
     ours = {MlflowTag.PIPELINE: "churn"}
     versions = [
@@ -453,6 +495,9 @@ def test_which_versions_are_superfluous() -> None:
         ModelVersion("churn", "4", tags={**ours, VersionTag.REJECTED: "{}"}),
         ModelVersion("churn", "5", tags=ours),
         ModelVersion("churn", "6", tags=ours),
+        ModelVersion("churn", "7", tags={**ours, f"{VersionTag.DEPLOYED_TO}c0ffee": "directory /srv"}),
+        ModelVersion("churn", "8", tags={**ours, f"{VersionTag.DEPLOYED_TO}c0ffee": ""}),
+        ModelVersion("churn", "10", tags=ours),
     ]
 
     def removed(keep: int) -> list[str]:
@@ -460,7 +505,7 @@ def test_which_versions_are_superfluous() -> None:
         return [version.version for version in old]
 
     assert removed(0) == []
-    assert removed(1) == ["1"]
+    assert removed(1) == ["1", "6", "8"]
     assert removed(9) == []
 
 

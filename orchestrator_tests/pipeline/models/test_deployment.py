@@ -260,6 +260,32 @@ class TestApproval:
         [check] = result.get_asset_check_evaluations()
         assert not check.passed
 
+    def test_a_host_that_was_started_anew_gets_back_what_was_approved_whatever_is_the_champion(
+        self, pipeline: PipelineWithTarget, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pipeline.promote(pipeline.register())
+        assert pipeline.run().success
+        served = pipeline.in_use()
+        pipeline.promote(pipeline.register())
+        assert not pipeline.tick().run_requests
+        (pipeline.directory / "current").unlink()
+        monkeypatch.setattr(DirectoryTarget, "lost", lambda _: served)
+        [request] = pipeline.tick().run_requests or []
+        assert request.tags[names.RunTag.MODEL_VERSION] == "1"
+        assert request.run_config == {"ops": {f"{pipeline.model}__deployed_model": {"config": {"version": "1"}}}}
+        assert pipeline.run(version="1").success
+        assert not pipeline.tick().run_requests
+
+
+def test_where_a_version_is_in_use_stands_at_it(pipeline: PipelineWithTarget) -> None:
+    first, second = pipeline.register(), pipeline.register()
+    for version, other in ((first, second), (second, first)):
+        pipeline.promote(version)
+        assert pipeline.run().success
+        places = [value for name, value in pipeline.tags(version).items() if name.startswith(VersionTag.DEPLOYED_TO)]
+        assert places == [f"directory {pipeline.directory}"]
+        assert not any(name.startswith(VersionTag.DEPLOYED_TO) for name in pipeline.tags(other))
+
 
 def test_an_automatic_deployment_of_another_version_is_refused(pipeline: PipelineWithTarget) -> None:
     pipeline.promote(pipeline.register())

@@ -12,6 +12,7 @@ import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -154,6 +155,41 @@ def test_the_new_model_is_ready_before_the_old_one_is_drained(
     haproxy.commands.clear()
     target.deploy(release(2), served_model(tmp_path, 2))
     assert haproxy.commands == []
+
+
+def restart(haproxy: RuntimeSocket, directory: Path) -> None:
+    """What a restart of the host leaves: files, and no process."""
+    for name, port in haproxy.ports.items():
+        Slot(str(directory), name, ("127.0.0.1", port)).stop()
+        haproxy.states[name] = "UP"
+
+
+def test_a_host_that_was_started_anew_says_what_it_served_and_not_what_failed_there(
+    target: HostTarget, haproxy: RuntimeSocket, tmp_path: Path
+) -> None:
+    assert target.lost() is None
+    target.deploy(release(1), served_model(tmp_path, 1))
+    assert target.lost() is None
+    with pytest.raises(DeploymentFailed):
+        target.deploy(release(2), served_model(tmp_path, 2, kind="rejects"))
+    restart(haproxy, tmp_path / "serving")
+    assert version_of(target) == ""
+    lost = target.lost()
+    assert lost is not None
+    assert lost.version == "1"
+    assert target.deploy(release(1), served_model(tmp_path, 1)) is None
+    assert version_of(target) == "1"
+
+
+def test_what_a_deployment_left_that_did_not_end_is_removed_after_a_while(target: HostTarget, tmp_path: Path) -> None:
+    serving = tmp_path / "serving"
+    for name, age in (("incoming-7", deploying.LEFT_SECONDS + 60), ("incoming-8", 0)):
+        (serving / name).mkdir(parents=True)
+        (serving / name / "MLmodel").write_text("flavors: {}")
+        for path in (serving / name / "MLmodel", serving / name):
+            os.utime(path, (time.time() - age,) * 2)
+    target.deploy(release(1), served_model(tmp_path, 1))
+    assert sorted(path.name for path in serving.glob("incoming-*")) == ["incoming-8"]
 
 
 def test_a_model_that_does_not_predict_is_stopped_and_the_old_one_untouched(

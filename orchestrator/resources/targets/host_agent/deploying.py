@@ -37,6 +37,8 @@ SOURCE = globals().get("SOURCE", "")
 UP_SECONDS = 30
 PREDICTION_SECONDS = 60
 LARGEST_ANSWER = 64 << 20
+LEFT_SECONDS = 3600
+"""A release of which nothing has come for so long is left of a deployment that did not end."""
 
 
 class ServingHost:
@@ -90,6 +92,7 @@ class ServingHost:
         """Which files are not here yet."""
         self.require_no_stranger()
         self.require_holder()
+        self.remove_leftovers()
         os.makedirs(self.incoming(), exist_ok=True)
         kept = os.path.join(self.releases, self.call["folder"])
         found = []
@@ -142,6 +145,7 @@ class ServingHost:
                 self.backend.set(free.name, "maint")
                 end = free.log_end()
                 free.stop()
+                free.forget()
                 if isinstance(error, Refused):
                     error.log = end
                 raise
@@ -227,12 +231,28 @@ class ServingHost:
         if found:
             raise Refused("model", f"{fault}: {found} in {answer}")
 
+    def remove_leftovers(self) -> None:
+        names = os.listdir(self.base) if os.path.isdir(self.base) else []
+        for place in (os.path.join(self.base, name) for name in names if name.startswith("incoming-")):
+            if place != self.incoming() and time.time() - newest(place) > LEFT_SECONDS:
+                shutil.rmtree(place, ignore_errors=True)
+
     def prune(self) -> None:
         names = {slot.release() for slot in self.slots}
         others = [name for name in os.listdir(self.releases) if name not in names]
         others.sort(key=lambda name: os.path.getmtime(os.path.join(self.releases, name)), reverse=True)
         for name in others[max(0, self.call["keep"] - len(names)) :]:
             shutil.rmtree(os.path.join(self.releases, name), ignore_errors=True)
+
+
+def newest(folder: str) -> float:
+    """When something in a folder was changed last."""
+    found = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+    times = []
+    for path in [folder, *found]:
+        with contextlib.suppress(OSError):
+            times.append(os.lstat(path).st_mtime)
+    return max(times, default=time.time())
 
 
 def ask(

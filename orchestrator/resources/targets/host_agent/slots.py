@@ -118,6 +118,12 @@ class Slot:
             )
         write_json(self.path("keeper.json"), pid=keeper.pid, birth=birth(keeper.pid))
 
+    def forget(self) -> None:
+        """What was served here never was in use."""
+        for name in ("job.json", "release"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path(name))
+
     def stop(self) -> None:
         """End our processes here; the server gets its time to end what it has begun."""
         for number, seconds in ((signal.SIGTERM, STOP_SECONDS + 5), (signal.SIGKILL, 10)):
