@@ -87,6 +87,7 @@ SERIES = {
     "OrchestratorInstancesWithoutRuns": ('orchestrator_instances{pipeline="churn",state="running"}', "1x30"),
     "OrchestratorQueueStands": ('orchestrator_oldest_queued_seconds{pipeline="churn"}', "4000+60x30"),
     "OrchestratorSensorLags": ('orchestrator_sensor_lag_builds{pipeline="churn"}', "51x60"),
+    "OrchestratorChampionWaits": ('orchestrator_champion_waits{pipeline="churn"}', "1x30"),
     "OrchestratorRunsFail": ('orchestrator_runs_ended_total{pipeline="churn",status="FAILURE"}', "0+1x30"),
     "OrchestratorLeasesExpire": ('orchestrator_leases_expiring{pipeline="churn"}', "1x30"),
     "OrchestratorJanitorFails": (
@@ -111,6 +112,7 @@ def test_each_alert_goes_off_and_is_silent_else(alert: str, tmp_path: Path) -> N
         {"series": 'orchestrator_instances{pipeline="churn",state="running"}', "values": "1x60"},
         {"series": 'orchestrator_runs{pipeline="churn",status="STARTED"}', "values": "1x60"},
         {"series": 'orchestrator_oldest_queued_seconds{pipeline="churn"}', "values": "60x60"},
+        {"series": 'orchestrator_champion_waits{pipeline="churn"}', "values": "0x60"},
         {"series": 'orchestrator_runs_ended_total{pipeline="churn",status="SUCCESS"}', "values": "0+1x60"},
         {"series": 'orchestrator_janitor_actions_total{action="terminate_instance",result="done"}', "values": "0+1x60"},
         {"series": 'orchestrator_budget_used_usd{period="day"}', "values": "10x60"},

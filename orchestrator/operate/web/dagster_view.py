@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import dagster as dg
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME  # noqa: TID251 - see above
 from dagster._core.definitions.run_request import InstigatorType  # noqa: TID251 - see above
+from dagster._core.remote_representation.external import RemoteSensor  # noqa: TID251 - see above
 from dagster._core.scheduler.instigation import (  # noqa: TID251 - see above
+    InstigatorState,
     InstigatorTick,
     SensorInstigatorData,
     TickStatus,
@@ -27,6 +29,7 @@ from orchestrator.dagster_instance import sql_run_storage
 from orchestrator.errors import SettingsError
 
 _OF_A_PIPELINE = names.jenkins_sensor("")
+_OF_A_DEPLOYMENT = names.deployment_sensor("")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,31 @@ class DagsterView:
 
     def sensors(self) -> Iterator[SensorView]:
         """The janitor and the sensors of all pipelines."""
+        for sensor, state in self._remote_sensors(lambda name: name == names.JANITOR or name.endswith(_OF_A_PIPELINE)):
+            data = state.instigator_data
+            ticks = (
+                (data.last_tick_timestamp, data.last_tick_start_timestamp)
+                if isinstance(data, SensorInstigatorData)
+                else ()
+            )
+            yield SensorView(
+                name=sensor.name,
+                is_on=state.is_running,
+                interval=sensor.min_interval_seconds,
+                ticked_at=max((tick for tick in ticks if tick), default=None),
+                cursor=data.cursor if isinstance(data, SensorInstigatorData) else None,
+                may_have_failed=isinstance(data, SensorInstigatorData) and data.last_tick_success_timestamp is None,
+                ids=(sensor.get_remote_origin_id(), sensor.selector_id),
+            )
+
+    def deployment_cursors(self) -> Iterator[tuple[str, str | None]]:
+        """Each pipeline that has a deployment, and what its sensor has seen last."""
+        for sensor, state in self._remote_sensors(lambda name: name.endswith(_OF_A_DEPLOYMENT)):
+            data = state.instigator_data
+            cursor = data.cursor if isinstance(data, SensorInstigatorData) else None
+            yield sensor.name.removesuffix(_OF_A_DEPLOYMENT), cursor
+
+    def _remote_sensors(self, wanted: Callable[[str], bool]) -> Iterator[tuple[RemoteSensor, InstigatorState]]:
         stored = {
             state.selector_id: state
             for state in self.instance.all_instigator_state(instigator_type=InstigatorType.SENSOR)
@@ -120,25 +148,8 @@ class DagsterView:
                 continue
             for repository in entry.code_location.get_repositories().values():
                 for sensor in repository.get_sensors():
-                    if sensor.name != names.JANITOR and not sensor.name.endswith(_OF_A_PIPELINE):
-                        continue
-                    state = sensor.get_current_instigator_state(stored.get(sensor.selector_id))
-                    data = state.instigator_data
-                    ticks = (
-                        (data.last_tick_timestamp, data.last_tick_start_timestamp)
-                        if isinstance(data, SensorInstigatorData)
-                        else ()
-                    )
-                    yield SensorView(
-                        name=sensor.name,
-                        is_on=state.is_running,
-                        interval=sensor.min_interval_seconds,
-                        ticked_at=max((tick for tick in ticks if tick), default=None),
-                        cursor=data.cursor if isinstance(data, SensorInstigatorData) else None,
-                        may_have_failed=isinstance(data, SensorInstigatorData)
-                        and data.last_tick_success_timestamp is None,
-                        ids=(sensor.get_remote_origin_id(), sensor.selector_id),
-                    )
+                    if wanted(sensor.name):
+                        yield sensor, sensor.get_current_instigator_state(stored.get(sensor.selector_id))
 
     def failed_ticks(self, sensor: SensorView, *, after: float) -> Sequence[InstigatorTick]:
         """The ticks of a sensor that have failed since a moment."""

@@ -7,6 +7,7 @@ target that has lost its model are all found the same way.
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -18,12 +19,15 @@ from orchestrator.dagster_instance import set_pool_limit
 from orchestrator.errors import MlflowNotFound, SettingsError
 from orchestrator.names import VersionTag
 from orchestrator.pipeline.models.deployment import DeploymentRule, When, deployed_key, deployed_model, in_use_result
+from orchestrator.pipeline.models.deployment_cursor import DeploymentCursor
 from orchestrator.resources import retry
 from orchestrator.resources.mlflow import Mlflow, MlflowResource, ModelVersion
 from orchestrator.resources.targets.release import require_holder
 
 if TYPE_CHECKING:
     from orchestrator.dagster_instance import UnresolvedAssetJobDefinition
+
+_log = logging.getLogger(__name__)
 
 PAUSE = timedelta(minutes=5)
 """After a deployment that failed because of something else than the model; it doubles each time."""
@@ -81,6 +85,8 @@ def deployment_sensor(
         events = []
         if context.cursor != found.cursor:
             events = [_evaluation(rule, found)]
+            if isinstance(request, dg.SkipReason) and not found.same:
+                _log.warning(f"{rule.pipeline}: {request.skip_message} (in the UI: {page_of(rule.pipeline)})")
         return dg.SensorResult(
             run_requests=[request] if isinstance(request, dg.RunRequest) else [],
             skip_reason=request if isinstance(request, dg.SkipReason) else None,
@@ -110,7 +116,7 @@ class TargetComparison:
     @property
     def cursor(self) -> str:
         """Both, to notice a change."""
-        return f"{self.champion.version} {self.in_use}"
+        return DeploymentCursor(champion=self.champion.version, in_use=self.in_use).dump()
 
 
 def compare(mlflow: Mlflow, rule: DeploymentRule) -> TargetComparison | None:
@@ -184,6 +190,15 @@ def next_run(
     return dg.RunRequest(tags=need, run_config=config)
 
 
+def page_of(pipeline: str) -> str:
+    """The path of the asset's page in Dagster's UI, where a person materializes it."""
+    return "/".join(("/assets", *deployed_key(pipeline).path))
+
+
+def _link(rule: DeploymentRule) -> dg.MetadataValue:
+    return dg.MetadataValue.url(page_of(rule.pipeline))
+
+
 def _evaluation(rule: DeploymentRule, found: TargetComparison) -> dg.AssetCheckEvaluation:
     champion = found.champion.version
     result = in_use_result(champion=champion, in_use=found.in_use if found.in_use != champion or found.same else "")
@@ -191,7 +206,7 @@ def _evaluation(rule: DeploymentRule, found: TargetComparison) -> dg.AssetCheckE
         asset_key=deployed_key(rule.pipeline),
         check_name=names.IN_USE,
         passed=found.same,
-        metadata=result.metadata,
+        metadata={**result.metadata, **({} if found.same else {"materialize": _link(rule)})},
         severity=dg.AssetCheckSeverity.WARN,
         description=result.description,
     )

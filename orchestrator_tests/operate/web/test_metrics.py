@@ -21,6 +21,7 @@ from orchestrator.operate.web.metrics.families import MetricSource
 from orchestrator.operate.web.metrics.of_dagster import DagsterMetrics
 from orchestrator.operate.web.refreshed import CachePolicy
 from orchestrator.pipeline.builds.cursor import Cursor, JobCursor, UnreadRange
+from orchestrator.pipeline.models.deployment_cursor import DeploymentCursor
 from orchestrator.resources.ec2 import Instance
 from orchestrator_tests.support import janitor_world
 from orchestrator_tests.support.dagster_internals import EmptyWorkspaceTarget, RunsTable, WorkspaceProcessContext
@@ -220,6 +221,8 @@ def test_sensors_their_lag_and_failed_ticks(view: DagsterView, monkeypatch: pyte
         timestamp = now + 5
         error = None
 
+    cursors = {"churn": DeploymentCursor(champion="7", in_use="").dump(), "iris": "3 3", "new": None}
+    monkeypatch.setattr(view, "deployment_cursors", cursors.items)
     monkeypatch.setattr(view, "sensors", sensors)
     monkeypatch.setattr(view, "failed_ticks", lambda sensor, *, after: [Tick] if after < Tick.timestamp else [])
     page = page_of(view)
@@ -228,6 +231,9 @@ def test_sensors_their_lag_and_failed_ticks(view: DagsterView, monkeypatch: pyte
         assert samples["orchestrator_sensor_lag_builds", ("churn",)] == 10
         assert samples["orchestrator_sensor_lag_builds", ("iris",)] == 0
         assert samples["orchestrator_sensor_on", ("iris_jenkins_sensor",)] == 0
+        assert samples["orchestrator_champion_waits", ("churn",)] == 1
+        assert samples["orchestrator_champion_waits", ("iris",)] == 0
+        assert ("orchestrator_champion_waits", ("new",)) not in samples
         assert samples["orchestrator_sensor_tick_age_seconds", ("churn_jenkins_sensor",)] < 60
         assert ("orchestrator_sensor_tick_age_seconds", ("iris_jenkins_sensor",)) not in samples
         assert samples["orchestrator_errors_total", ("other",)] == 2

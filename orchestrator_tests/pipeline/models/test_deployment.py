@@ -231,15 +231,19 @@ class TestApproval:
         pipeline.when = "approval"
         return pipeline
 
-    def test_nobody_launches_it_and_the_check_warns_once(self, pipeline: PipelineWithTarget) -> None:
+    def test_nobody_launches_it_and_the_check_warns_once(
+        self, pipeline: PipelineWithTarget, caplog: pytest.LogCaptureFixture
+    ) -> None:
         version = pipeline.register()
         pipeline.promote(version)
         result = pipeline.tick()
+        assert f"(in the UI: /assets/{pipeline.model}/deployed_model)" in caplog.text
         assert not result.run_requests
         assert "Awaiting approval" in (result.skip_message or "")
         [check] = result.asset_events
         assert isinstance(check, dg.AssetCheckEvaluation)
         assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+        assert check.metadata["materialize"].value == f"/assets/{pipeline.model}/deployed_model"
         assert not pipeline.tick().asset_events
 
         assert pipeline.run(version="1").success

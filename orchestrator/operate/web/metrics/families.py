@@ -84,6 +84,11 @@ SENSOR_LAG = GaugeSpec(
     "New builds, at most, that the sensor knows of and has not read yet, to train them",
     ("pipeline",),
 )
+CHAMPION_WAITS = GaugeSpec(
+    "orchestrator_champion_waits",
+    "1: the champion is not in use in the pipeline's target: it waits for a deployment, or for approval; 0: it is",
+    ("pipeline",),
+)
 INSTANCES = GaugeSpec(
     "orchestrator_instances",
     "Instances of this deployment that still cost money",
@@ -106,8 +111,8 @@ BUDGET_USED = GaugeSpec(
 )
 
 GAUGES = (
-    READY, SOURCE_UP, RUNS, OLDEST_QUEUED, LEASES_EXPIRING, HEARTBEAT_AGE, SENSOR_ON, TICK_AGE, SENSOR_LAG, INSTANCES,
-    USD_PER_HOUR, UNPRICED, OVERDUE, BUDGET_LIMIT, BUDGET_USED,
+    READY, SOURCE_UP, RUNS, OLDEST_QUEUED, LEASES_EXPIRING, HEARTBEAT_AGE, SENSOR_ON, TICK_AGE, SENSOR_LAG,
+    CHAMPION_WAITS, INSTANCES, USD_PER_HOUR, UNPRICED, OVERDUE, BUDGET_LIMIT, BUDGET_USED,
 )  # fmt: skip
 
 

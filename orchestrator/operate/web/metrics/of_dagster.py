@@ -18,6 +18,7 @@ from orchestrator.operate.web.dagster_view import DagsterView, RunState, SensorV
 from orchestrator.operate.web.health import missing_parts
 from orchestrator.operate.web.metrics import families
 from orchestrator.pipeline.builds.cursor import Cursor
+from orchestrator.pipeline.models.deployment_cursor import DeploymentCursor
 
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 ENDED_AT_ONCE = 200
@@ -87,12 +88,18 @@ class DagsterMetrics:
                 {(each.name,): now - each.ticked_at for each in sensors if each.is_on and each.ticked_at is not None}
             ),
             families.SENSOR_LAG.family({(each.pipeline,): _lag(each) for each in sensors if each.pipeline}),
+            families.CHAMPION_WAITS.family(dict(self._waiting())),
             *self._runs(now),
         ]
         self._count_ended(now)
         self._count_failed_ticks(sensors)
         self._count_janitor()
         return found
+
+    def _waiting(self) -> Iterator[tuple[tuple[str, ...], float]]:
+        for pipeline, text in self._view.deployment_cursors():
+            if cursor := DeploymentCursor.parse(text):
+                yield (pipeline,), float(cursor.waiting)
 
     def _runs(self, now: float) -> Iterator[GaugeMetricFamily]:
         counts: Counter[tuple[str, ...]] = Counter()
