@@ -150,6 +150,9 @@ EC2_PRICES = RetryPolicy(total_seconds=0, connect_seconds=3, answer_seconds=5)
 IMDS = RetryPolicy(total_seconds=0, connect_seconds=1, answer_seconds=1)
 """AWS's metadata service, which answers at once where there is one."""
 
+PACKAGE_INDEX = RetryPolicy(total_seconds=0, connect_seconds=3, answer_seconds=10)
+"""The training asks it, too; what it says here is nice to have."""
+
 SSH = SshPolicy(
     total_seconds=20,
     connect_seconds=15,

@@ -30,6 +30,7 @@ from orchestrator.pipeline.training.mlflow_run import TrackedRun
 from orchestrator.pipeline.training.mlproject import require_runnable
 from orchestrator.pipeline.training.on_instance import OnInstance
 from orchestrator.pipeline.training.plan import Plan
+from orchestrator.pipeline.training.private_index import require_index_login
 from orchestrator.pipeline.training.reach import require_mlflow_in_reach
 from orchestrator.pipeline.training.run_history import Liveness
 from orchestrator.resources import retry
@@ -154,6 +155,7 @@ class Attempt:
         self._ec2_once.require_usable_subnets()
         require_mlflow_in_reach(self._environment["MLFLOW_TRACKING_URI"], ec2=self._ec2.address)
         job_files(self._environment, self._settings)
+        require_index_login(self._settings, self._environment)
         experiment = self._tracked.require_experiment()
         require_runnable(self.plan)
         _log.info(

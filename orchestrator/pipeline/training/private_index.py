@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.errors import SettingsError
 from orchestrator.remote.job import JobFile
+from orchestrator.resources.package_index import rejected_login
 from orchestrator.settings.groups import MlflowSettings, PrivateIndexSettings
 from orchestrator.settings.source import PipelineSettings
 
@@ -58,6 +59,26 @@ def index_file(settings: PipelineSettings, environment: Mapping[str, str]) -> li
     host = urlsplit(index.url).hostname
     text = f"machine {host} login {index.user} password {index.password.get_secret_value()}\n"
     return [JobFile("netrc", text, variable=NETRC, secret=True)]
+
+
+def require_index_login(settings: PipelineSettings, environment: Mapping[str, str]) -> None:
+    """Refuse a login that the index rejects, as far as it can be asked from here.
+
+    Args:
+        settings: of the pipeline.
+        environment: of the training; one with a NETRC of its own shows another login.
+
+    Raises:
+        SettingsError: it rejects the login.
+    """
+    index = settings.index
+    if not index_file(settings, environment) or not (index.url and index.user and index.password):
+        return
+    if status := rejected_login(index.url, user=index.user, password=index.password.get_secret_value()):
+        raise SettingsError(
+            f"{status} from {urlsplit(index.url).hostname}: PRIVATE_INDEX_USER or its password is rejected, or may not "
+            "read PRIVATE_INDEX_URL; correct PRIVATE_INDEX_USER and PRIVATE_INDEX_PASSWORD"
+        )
 
 
 def index_secrets(index: PrivateIndexSettings) -> list[str]:

@@ -239,3 +239,19 @@ def test_a_wrong_password_is_named_before_anything_is_installed(indexed: Indexed
         attempt.train()
     attempt.close()
     assert "wrong-password" not in str(failed.value) + "".join(output)
+
+
+@pytest.mark.services
+def test_a_wrong_password_is_refused_before_an_instance_is_launched(indexed: IndexedWorld) -> None:
+    output: list[str] = []
+    attempt = indexed.attempt(830, "uv", output.append, password="wrong-password")
+    with pytest.raises(
+        SettingsError, match="403 from localhost: PRIVATE_INDEX_USER or its password is rejected"
+    ) as failed:
+        attempt.check()
+    attempt.close()
+    assert "wrong-password" not in str(failed.value)
+    assert indexed.world.ec2.find(pipeline="tiny", partition="830") is None
+    with_the_right_one = indexed.attempt(831, "uv", output.append)
+    with_the_right_one.check()
+    with_the_right_one.close()
