@@ -18,6 +18,7 @@ import yaml
 from orchestrator_sandbox.git import EXAMPLE, git
 from orchestrator_sandbox.mlflow import MlflowServer
 from orchestrator_sandbox.package_index import PackageIndexServer
+from orchestrator_tests.support.package_index import PASSWORD, USER
 
 ENVIRONMENT = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
@@ -161,14 +162,25 @@ def test_without_a_private_index_the_checkout_s_own_package_is_used(project: Pat
     assert (done.returncode, done.stdout) == (0, "No private index (PIP_INDEX_URL): training with src/ as it is\n")
 
 
+def jenkins_publishes(checkout: Path, index: PackageIndexServer) -> subprocess.CompletedProcess[str]:
+    """Run the shell step of the Jenkinsfile that publishes, with what Jenkins puts into its environment."""
+    (checkout / ".venv").symlink_to(sys.prefix)
+    (step,) = re.findall(r"sh '''\n(.*?)'''", (checkout / "Jenkinsfile").read_text(), re.DOTALL)
+    (checkout.parent / "step.sh").write_text(step.replace("\\\\", "\\"))  # as Groovy reads it
+    login = {"NEXUS_USER": USER, "NEXUS_PASSWORD": PASSWORD}
+    return script(checkout, "../step.sh", UPLOAD_URL=index.upload_url, INDEX_URL=index.url, **login)
+
+
 @pytest.mark.services
 def test_a_version_is_published_once_and_another_build_of_the_commit_must_be_the_same(
     checkout: Path, tmp_path: Path
 ) -> None:
-    with PackageIndexServer(tmp_path / "index") as index:
-        for _ in range(2):
-            done = script(checkout, "publish.sh", **index.publishing())
-            assert done.returncode == 0, done.stderr
+    with PackageIndexServer(tmp_path / "index", user=USER, password=PASSWORD) as index:
+        done = jenkins_publishes(checkout, index)
+        assert done.returncode == 0, done.stderr
+        assert PASSWORD not in done.stdout + done.stderr
+        done = script(checkout, "publish.sh", **index.publishing())
+        assert done.returncode == 0, done.stderr
         (wheel,) = index.packages.iterdir()
         wheel.write_bytes(wheel.read_bytes() + b"\0")
         done = script(checkout, "publish.sh", **index.publishing())

@@ -242,16 +242,16 @@ def test_a_wrong_password_is_named_before_anything_is_installed(indexed: Indexed
 
 
 @pytest.mark.services
-def test_a_wrong_password_is_refused_before_an_instance_is_launched(indexed: IndexedWorld) -> None:
-    output: list[str] = []
-    attempt = indexed.attempt(830, "uv", output.append, password="wrong-password")
-    with pytest.raises(
-        SettingsError, match="403 from localhost: PRIVATE_INDEX_USER or its password is rejected"
-    ) as failed:
-        attempt.check()
-    attempt.close()
+def test_a_wrong_password_is_refused_before_an_instance_is_launched(world: World, tmp_path: Path) -> None:
+    def attempt(number: int, **settings: str) -> Attempt:
+        return world.attempt(number, run=ThisRun(f"run-{number}"), settings={**index.env(), **settings})
+
+    with PackageIndex(tmp_path / "index") as index:
+        wrong, right = attempt(830, PRIVATE_INDEX_PASSWORD="wrong-password"), attempt(831)
+        with pytest.raises(SettingsError, match="403 from localhost: PRIVATE_INDEX_USER or its password is") as failed:
+            wrong.check()
+        right.check()
+        for each in (wrong, right):
+            each.close()
     assert "wrong-password" not in str(failed.value)
-    assert indexed.world.ec2.find(pipeline="tiny", partition="830") is None
-    with_the_right_one = indexed.attempt(831, "uv", output.append)
-    with_the_right_one.check()
-    with_the_right_one.close()
+    assert world.ec2.find(pipeline="tiny", partition="830") is None
