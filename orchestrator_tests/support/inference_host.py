@@ -172,11 +172,18 @@ def served_model(directory: Path, version: int, *, kind: str = "") -> ModelFolde
 
 
 class Clients:
-    """Threads that ask for predictions without a pause, and count the answers."""
+    """Threads that ask for predictions, and count the answers.
 
-    def __init__(self, host: HAProxyHost, count: int) -> None:
+    Args:
+        host: whom they ask.
+        count: how many there are.
+        pause: of each one, in seconds, after an answer.
+    """
+
+    def __init__(self, host: HAProxyHost, count: int, *, pause: float = 0) -> None:
         self.answers: Counter[tuple[int, str] | str] = Counter()
         self._host = host
+        self._pause = pause
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
@@ -197,7 +204,7 @@ class Clients:
         until(lambda: self.answers.total() >= wanted, seconds=120)
 
     def _ask(self) -> None:
-        while not self._ended.is_set():
+        while not self._ended.wait(self._pause):
             try:
                 answer: tuple[int, str] | str = self._host.asked()
             except (OSError, http.client.HTTPException) as error:

@@ -198,7 +198,7 @@ def test_kill_9_while_a_host_is_deployed_to_costs_no_request(
         deployments.promote(1)
         assert deployments.deploy()
         deployments.promote(2)
-        with Clients(host, 2) as load:
+        with Clients(host, 2, pause=0.05) as load:
             load.await_answers(2)
             worker = deployments.worker()
             try:
