@@ -205,7 +205,7 @@ def champion_metadata(mlflow: Mlflow, decision: Decision, rule: ChampionRule) ->
             "Jenkins build": _link(version.tags.get(MlflowTag.JENKINS_URL)),
             "commit": _commit(champion),
             f"metrics/{printable(rule.metric)[:200]}": _float(champion.value),
-            "better than the next by": _float(lead_of(decision, rule)),
+            "better than the next by": _float(lead_of(decision, rule), digits=6),
             "warning": _doubt(decision),
         }
     return {key: value for key, value in known.items() if value is not None}
@@ -268,5 +268,6 @@ def _commit(champion: Candidate) -> dg.MetadataValue | None:
     return dg.MetadataValue.text(printable(commit)[:100]) if commit else None
 
 
-def _float(value: float | None) -> dg.MetadataValue | None:
-    return None if value is None else dg.MetadataValue.float(value)
+def _float(value: float | None, *, digits: int = 17) -> dg.MetadataValue | None:
+    """A number with so many significant digits; 17 are all."""
+    return None if value is None else dg.MetadataValue.float(float(f"{value:.{digits}g}"))
