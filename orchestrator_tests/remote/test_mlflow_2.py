@@ -18,6 +18,7 @@ from orchestrator.pipeline.training.attempt import Attempt
 from orchestrator_sandbox.docker_engine import DockerEngine
 from orchestrator_sandbox.git import GitRemote
 from orchestrator_sandbox.mlflow import MlflowServer
+from orchestrator_tests.remote.test_model_check import ONE, Project
 from orchestrator_tests.support.attempts import ThisRun, World, trained_metrics
 from orchestrator_tests.support.containers import volumes
 from orchestrator_tests.support.env_managers import package_index
@@ -212,3 +213,21 @@ def test_a_training_that_failed_in_a_pipe_is_red(
     attempt.close()
     [run] = world.mlflow.find_runs(world.environment["MLFLOW_EXPERIMENT_ID"], tags={"dagster_run_id": f"run-{number}"})
     assert run.status == "FAILED"
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("log", ["log_model", "log_model_2"], ids=["as MLflow 3", "as MLflow 2"])
+def test_the_model_is_loaded_in_the_training_s_environment(
+    mlflow_server: MlflowServer, mlflow_2: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str
+) -> None:
+    """MLflow 2 does not see the models of MLflow 3, and says that it has loaded none."""
+    project = Project(mlflow_server, tmp_path, monkeypatch)
+    script = ONE.replace("log_model(uri", f"{log}(uri").replace("import finished_run, log_model", f"import {log}")
+    script = script.replace("import os, sys, json", "import os, sys, json; sys.path.append(SITE)")
+    script = script.replace("SITE", repr(next(place for place in sys.path if place.endswith("site-packages"))))
+    result = project.run(asked={}, script=script, program=mlflow_2)
+    if log == "log_model":
+        assert result is None
+    else:
+        assert result is not None
+        assert (result["state"], result["predicted"]) == ("loaded", True), project.output
