@@ -34,8 +34,8 @@ def main(job: dict[str, Any]) -> None:
     # The models are no part of what the training is to leave behind.
     os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"
     try:
-        mlflow: Any = importlib.import_module("mlflow")
-        importlib.import_module("mlflow.pyfunc")
+        # The training's own, which is no dependency of ours.
+        mlflow, _ = (importlib.import_module(name) for name in ("mlflow", "mlflow.pyfunc"))
     except ImportError as error:
         report(state="unsuitable", reason=f"{type(error).__name__}: {error}")
         return
