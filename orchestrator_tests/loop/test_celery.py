@@ -21,7 +21,7 @@ AWAY_SECONDS = 10
 LONG_AWAY_SECONDS = 60
 
 _log = logging.getLogger(__name__)
-"""The times of a run of `make test-matrix`: `ARGS="--log-file=matrix.log --log-file-level=INFO"`."""
+"""What is done when: `--log-file=matrix.log --log-file-level=INFO --log-file-format="%(asctime)s %(message)s"`."""
 
 
 @pytest.fixture(scope="module")
