@@ -10,9 +10,11 @@ from pathlib import Path
 from sqlite3 import Connection
 
 import boto3
+import botocore.loaders
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from botocore.client import ClientCreator
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -49,6 +51,23 @@ def _read_migrations_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScriptDirectory, "from_config", staticmethod(from_config))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _describe_aws_once() -> Iterator[None]:
+    """boto3 parses its description of EC2 (1 MB), and makes a class with 800 methods of it, anew for each session."""
+    loader, known = botocore.loaders.create_loader(None), dict[str, type]()
+    make = ClientCreator._create_client_class  # type: ignore[attr-defined]
+
+    def create(self: ClientCreator, service: str, model: object) -> type:
+        if service not in known:
+            known[service] = make(self, service, model)
+        return known[service]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", lambda _path=None: loader)
+        patch.setattr(ClientCreator, "_create_client_class", create)
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import boto3
-import botocore.loaders
 import moto.settings
 import pytest
 from botocore.awsrequest import AWSRequest, AWSResponse
@@ -106,11 +104,6 @@ class Account:
         return [raw["InstanceId"] for group in answer["Reservations"] for raw in group["Instances"]]
 
 
-@functools.cache
-def _shared_loader(search_path: str | None = None) -> botocore.loaders.Loader:
-    return botocore.loaders.create_loader(search_path)
-
-
 def owner(**changed: Any) -> Owner:
     """Build 7 of pipeline `iris`."""
     values: dict[str, Any] = {
@@ -183,8 +176,6 @@ def open_account(monkeypatch: pytest.MonkeyPatch, *, endpoint: str | None = None
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # a second and a half for each test
     monkeypatch.setattr(moto.settings, "ENABLE_KEYPAIR_VALIDATION", True)
-    # boto3 parses its description of EC2 (1 MB) anew for each session; here, the sessions share one.
-    monkeypatch.setattr("botocore.session.create_loader", _shared_loader)
     if endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with nullcontext() if endpoint else mock_aws():
