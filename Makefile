@@ -16,6 +16,8 @@ SERVICES := pg_ctlcluster:postgresql pgbouncer:pgbouncer sshd:openssh-server hap
 
 MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What is compiled is kept, though containers often say otherwise: each test's processes would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## list the targets
