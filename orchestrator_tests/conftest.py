@@ -15,6 +15,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from botocore.client import ClientCreator
+from hypothesis import settings
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -29,6 +30,10 @@ from orchestrator_tests.support.containers import OF_THE_IMAGE
 from orchestrator_tests.support.follower import LOGGER, Follower
 from orchestrator_tests.support.gate import Gate
 from orchestrator_tests.support.ssh_server import SshHost
+
+# Whatever profile is chosen: how long an example takes says how busy the machine is, and no more.
+settings.register_profile("patient", settings.default, deadline=None)
+settings.load_profile("patient")
 
 
 @event.listens_for(Engine, "connect")
