@@ -163,9 +163,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "loop/test_backfill.py",
         "loop/test_other_systems.py",
         "loop/test_stack.py",
-        "cli/test_commands.py",
         "training/test_attempt.py",
         "janitor/test_sensor.py",
+        "web/test_matrix.py",
+        "remote/test_training.py",
+        "web/test_people_served.py",
+        "remote/test_ends.py",
+        "cli/test_commands.py",
+        "remote/test_machine_facts.py",
+        "pipeline/test_defs_folder.py",
     )
     ranks = {name: rank for rank, name in enumerate(longest_first)}
     items.sort(key=lambda item: ranks.get("/".join(item.path.parts[-2:]), len(ranks)))
