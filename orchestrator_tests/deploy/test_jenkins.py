@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import requests
 
 from orchestrator_sandbox.docker_engine import DockerEngine
 from orchestrator_sandbox.processes.child import free_port
-from orchestrator_tests.support.package_index import MODULE, PASSWORD, USER, PackageIndex
+from orchestrator_tests.support.package_index import MODULE, PACKAGE, PASSWORD, USER, PackageIndex
 
 pytestmark = pytest.mark.services
 
@@ -225,3 +226,36 @@ def test_requirement_files_may_lie_on_a_server_that_wants_the_login(workspace: W
     assert (workspace.directory / "jenkins-custom-requirements.txt").read_text() == f"{WHEEL}\n"
     done = workspace.step("credentials", "requirements", **names, NEXUS_PASSWORD="wrong")
     assert "could not be fetched from DEV_DIR" in done.stderr
+
+
+def test_what_a_projects_own_jenkinsfile_does_installs_from_the_index_and_leaves_no_login(
+    index: PackageIndex, tmp_path: Path
+) -> None:
+    page = (SCRIPT.parents[2] / "docs" / "private-packages.md").read_text()
+    script = page.partition("sh '''")[2].partition("'''")[0].replace("\\\\n", "\\n")  # as Groovy reads it
+    address = "https://nexus.example.com/repository/pypi-all/simple"
+    test = ".venv/bin/pytest"
+    assert address in script
+    assert test in script
+    script = script.replace(address, index.url).replace("nexus.example.com", "localhost")
+    script = script.replace(test, f".venv/bin/python -c 'import {MODULE}' && echo tested")
+    (tmp_path / "requirements.txt").write_text(f"{PACKAGE}==1.0\n")
+    (tmp_path / "tmp").mkdir()
+
+    def run(password: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": f"{sys.base_prefix}/bin:{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+            "TMPDIR": str(tmp_path / "tmp"),
+            "NEXUS_USER": USER,
+            "NEXUS_PASSWORD": password,
+        }
+        words = ["sh", "-xe", "-c", script]  # as Jenkins runs it
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    refused = run("wrong")
+    assert refused.returncode != 0
+    done = run(PASSWORD)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["tested"]), done.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert PASSWORD not in done.stdout
