@@ -85,8 +85,9 @@ def _docker(settings: LauncherSettings, inst_data: ConfigurableClassData | None)
     from dagster_docker import DockerRunLauncher
 
     # A run's container needs our settings, wherever they come from, and the time to terminate its instance. What it
-    # leaves would hold those settings, secrets included, for whoever may inspect it.
-    kwargs = {"stop_timeout": CLEAN_UP_SECONDS, "auto_remove": True}
+    # leaves would hold those settings, secrets included, for whoever may inspect it. The image's health check is for
+    # `serve`: a run would be found ill by it, and ended by what looks after ill containers.
+    kwargs = {"stop_timeout": CLEAN_UP_SECONDS, "auto_remove": True, "healthcheck": {"test": ["NONE"]}}
     config = {**settings.config}
     given = config.get("env_vars", [])
     if isinstance(given, list):  # what is something else is refused below

@@ -20,6 +20,7 @@ from orchestrator.operate.worker import work
 
 OLD_DAGSTER_YAML = "run_queue: {max_user_code_failure_retries: 10, user_code_failure_retry_delay: 15}\n"
 URL = "redis://:geheim@localhost:1/0"
+OF_CONTAINERS = {"stop_timeout": 120, "auto_remove": True, "healthcheck": {"test": ["NONE"]}}
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_a_container_gets_the_settings_of_runs_and_none_of_the_uis(home: Path, m
     assert isinstance(launcher, DockerRunLauncher)
     assert {"JENKINS_TOKEN=11aa", "MLFLOW_EXPERIMENT_ID=7", "AWS_DEFAULT_REGION=eu-central-1"} <= set(launcher.env_vars)
     assert not any(entry.startswith(("UI_", "RUN_LAUNCHER")) for entry in launcher.env_vars)
-    assert launcher.container_kwargs == {"stop_timeout": 120, "auto_remove": True}
+    assert launcher.container_kwargs == OF_CONTAINERS
 
 
 def test_what_the_configuration_of_containers_says_comes_on_top_of_our_own(
@@ -190,7 +191,7 @@ def test_what_the_configuration_of_containers_says_comes_on_top_of_our_own(
     assert isinstance(launcher, DockerRunLauncher)
     variables = dict(entry.split("=", 1) for entry in launcher.env_vars)
     assert (variables["HTTPS_PROXY"], variables["MLFLOW_EXPERIMENT_ID"]) == ("http://proxy:3128", "8")
-    assert launcher.container_kwargs == {"stop_timeout": 120, "auto_remove": False, "mem_limit": "1g"}
+    assert launcher.container_kwargs == {**OF_CONTAINERS, "auto_remove": False, "mem_limit": "1g"}
 
 
 def test_a_container_that_has_the_files_of_secrets_gets_none_of_them_as_a_variable(
