@@ -12,7 +12,7 @@ PYTEST := $(VENV)/bin/pytest $(DISTRIBUTED)
 # It marks lines in our own code only; coverage.py traces all that runs, and doubles the time of the tests.
 SLIPCOVER := $(VENV)/bin/python -m slipcover
 # What `make test-services` needs on top: program, and the Debian package that brings it.
-SERVICES := pg_ctlcluster:postgresql pgbouncer:pgbouncer sshd:openssh-server haproxy:haproxy cloud-init:cloud-init git-lfs:git-lfs dockerd:docker.io debootstrap:debootstrap chromium:chromium chromedriver:chromium-driver promtool:prometheus redis-server:redis-server docker-compose:docker-compose busybox:busybox-static ip:iproute2 iptables:iptables
+SERVICES := pg_ctlcluster:postgresql pgbouncer:pgbouncer sshd:openssh-server haproxy:haproxy cloud-init:cloud-init git-lfs:git-lfs dockerd:docker.io debootstrap:debootstrap chromium:chromium chromedriver:chromium-driver promtool:prometheus redis-server:redis-server docker-compose:docker-compose busybox:busybox-static ip:iproute2 iptables:iptables curl:curl
 
 MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
