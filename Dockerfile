@@ -15,6 +15,9 @@ ARG EXTRAS=""
 ARG REQUIREMENTS=""
 ARG CUSTOM_REQUIREMENTS=""
 RUN case "$INDEX_URL" in *@*) echo "INDEX_URL holds a login, which the builder would keep: give it as --secret id=netrc" >&2; exit 1 ;; esac
+# For `strip`, below; it stays behind in this stage, as uv does.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/orchestrator
 COPY pyproject.toml requirements.lock README.md ./
 # uv as the lock has it, with its hash; it stays behind in this stage. A secret is there during its command, and in no layer.
@@ -31,29 +34,38 @@ RUN --mount=type=secret,id=netrc,target=/root/.netrc --mount=type=bind,target=/c
   uv pip install --no-cache --constraint requirements.lock --build-constraint requirements.lock \
   ${INDEX_URL:+--default-index "$INDEX_URL"} ${REQUIREMENTS:+--requirement "/context/$REQUIREMENTS"} \
   ${CUSTOM_REQUIREMENTS:+--requirement "/context/$CUSTOM_REQUIREMENTS"} --editable ".${EXTRAS:+[$EXTRAS]}"
-# What nobody runs here goes: tests of other packages, sources of what is compiled, maps from web pages to theirs, and
-# Arrow's network protocol.
+# What nobody runs here goes: tests of other packages, sources of what is compiled, maps from web pages to theirs, symbols
+# for debuggers (but where auditwheel has patched a library, which `strip` would break: *.libs), Arrow's network protocol,
+# and copies of its library under names for linkers.
 # The rest is compiled, because the user below may not write what Python compiles, and each run would compile it again;
 # but for what the orchestrator does not import by itself.
-RUN for package in matplotlib numpy pandas pyarrow scipy sklearn; do \
-    find /opt/venv/lib/*/site-packages/"$package" -type d -name tests -prune -exec rm -r {} +; \
+RUN for package in joblib matplotlib numpy pandas pyarrow scipy skops sklearn tornado; do \
+    find /opt/venv/lib/*/site-packages/"$package" -type d \( -name test -o -name tests \) -prune -exec rm -r {} +; \
   done \
   && find /opt/venv/lib/*/site-packages/dagster_webserver /opt/venv/lib/*/site-packages/mlflow -name '*.map' -delete \
   && find /opt/venv/lib \( -name '*.pyx' -o -name '*.pxd' \) -delete \
-  && rm -r /opt/venv/lib/*/site-packages/pyarrow/include /opt/venv/lib/*/site-packages/pyarrow/*flight* \
-  && python -m compileall -q -x '/(databricks|mlflow|narwhals|pandas|pyarrow|scipy|sklearn|skops)/' /opt/venv/lib orchestrator
+  && rm -r /opt/venv/lib/*/site-packages/pyarrow/include \
+  && find /opt/venv/lib/*/site-packages/pyarrow -type f \( -name '*flight*' -o -name 'libarrow_python*.so' \
+    -o -name 'libarrow_python*.so.*.*.*' \) -delete \
+  && find /opt/venv/lib -name '*.so*' -type f ! -path '*.libs/*' -exec strip --strip-unneeded {} + \
+  && python -m compileall -q -x '/(databricks|fontTools|gunicorn|huey|joblib|mlflow|mpl_toolkits|narwhals|pandas|pyarrow|pygments/lexers|scipy|sklearn|skops)/' \
+    /opt/venv/lib orchestrator
 
 FROM ${BASE_IMAGE}
 ARG EXTRAS=""
 # git: what Jenkins says is compared with the repository; tini: signals reach the children, and zombies are reaped;
 # PostgreSQL's programs are those of `orchestrator backup`, which need a server that is no newer than they are.
+# Left out: what is for readers, Git's servers and mailers, and the library of Perl that those want; Debian's perl-base stays.
 # The base's own packages may be older than their last security fix. Debian keeps one version of each: none is named.
 # hadolint ignore=DL3008
 RUN case ",$EXTRAS," in *,postgres,*) set -- postgresql-client ;; esac \
   && apt-get update && apt-get upgrade -y --no-install-recommends \
-  && apt-get install -y --no-install-recommends -o DPkg::Options::=--path-exclude=/usr/share/doc/* \
-    -o DPkg::Options::=--path-exclude=/usr/share/locale/* ca-certificates git tini "$@" \
-  && apt-get clean && rm -rf /var/lib/apt/lists/*
+  && printf 'path-exclude=%s\n' '/usr/share/doc/*' '/usr/share/locale/*' '/usr/share/man/*' '/usr/share/gitweb/*' \
+    '/usr/lib/git-core/git-http-backend' '/usr/lib/git-core/git-http-push' '/usr/lib/git-core/git-imap-send' \
+    '/usr/lib/git-core/git-shell' '/usr/lib/git-core/scalar' '/usr/bin/git-shell' '/usr/bin/scalar' \
+    '/usr/lib/*/libperl.so*' '/usr/lib/*/perl/5*' '/usr/share/perl/5*' >/etc/dpkg/dpkg.cfg.d/orchestrator \
+  && apt-get install -y --no-install-recommends ca-certificates git tini "$@" \
+  && apt-get clean && rm -rf /var/lib/apt/lists/* /etc/dpkg/dpkg.cfg.d/orchestrator
 ENV PATH=/opt/venv/bin:$PATH VIRTUAL_ENV=/opt/venv PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
   HOME=/home/orchestrator DAGSTER_HOME=/var/lib/orchestrator MPLCONFIGDIR=/tmp/matplotlib PORT=7860
 # By number, as Kubernetes and Hugging Face want it; a base may have a name for it.

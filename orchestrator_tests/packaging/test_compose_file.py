@@ -72,7 +72,7 @@ def test_the_docker_socket_is_in_one_service_that_is_off(compose: dict[str, Any]
     with_socket = [name for name, service in compose["services"].items() if "docker.sock" in str(service)]
     assert with_socket == ["serve-docker"]
     assert compose["services"]["serve-docker"]["profiles"] == ["docker-launcher"]
-    assert "COMPOSE_PROFILES=local\n" in (FOLDER / "env.example").read_text()
+    assert "COMPOSE_PROFILES=local,jenkins\n" in (FOLDER / "env.example").read_text()
 
 
 def test_jenkins_configuration_is_yaml_whose_secrets_it_gets(compose: dict[str, Any]) -> None:

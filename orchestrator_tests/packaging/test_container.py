@@ -11,6 +11,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from orchestrator.errors import SandboxError
 from orchestrator_sandbox.docker_engine import DockerEngine
 from orchestrator_sandbox.processes.child import free_port
 from orchestrator_tests.support.base_image import import_base
-from orchestrator_tests.support.dockerfile import PROJECT
+from orchestrator_tests.support.dockerfile import PROJECT, check_out
 from orchestrator_tests.support.group_index import MODULE, USER, GroupIndex
 from orchestrator_tests.support.layers import where_found
 from orchestrator_tests.support.waiting import until
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.services
 TOKEN = "a-token-of-the-ui-for-the-tests-only"
 START_SECONDS = 600
 MEGABYTE = 1_000_000
-LARGEST = 900 * MEGABYTE
+LARGEST = 700 * MEGABYTE
 PATIENCE_SECONDS = 60
 
 SERVED: Mapping[str, str] = {"ORCHESTRATOR_DEPLOYMENT": "team-a", "UI_TOKEN": TOKEN, "UI_INSECURE": "true"}
@@ -90,17 +91,7 @@ class BuiltImage:
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout, as `git clone` brings it."""
     directory = tmp_path_factory.mktemp("context")
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    names = [name for name in files.split("\0") if name and (PROJECT / name).is_file()]
-    tar = subprocess.Popen(["tar", "-c", *names], cwd=PROJECT, stdout=subprocess.PIPE)
-    subprocess.run(["tar", "-x"], cwd=directory, stdin=tar.stdout, check=True)
-    assert tar.wait() == 0
+    check_out(directory)
     return directory
 
 
@@ -126,13 +117,15 @@ def image(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{planted}\n")
     (context / "team-requirements.txt").write_text(f"{GroupIndex.package}==1.0\n")
+    (context / "public-requirements.txt").write_text("iniconfig\n")
     netrc = tmp_path_factory.mktemp("secret") / "netrc"
     netrc.write_text(f"machine 127.0.0.1 login {USER} password {password}\n")
     with GroupIndex(password=password) as index:
         docker_engine.build(
             context,
             *("--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"INDEX_URL={index.url}"),
-            *("--build-arg", "EXTRAS=postgres,celery"),
+            *("--build-arg", "EXTRAS=postgres,celery,docker"),
+            *("--build-arg", "REQUIREMENTS=public-requirements.txt"),
             *("--build-arg", "CUSTOM_REQUIREMENTS=team-requirements.txt", "--secret", f"id=netrc,src={netrc}"),
             *("--tag", "orchestrator:test"),
         )
@@ -161,6 +154,24 @@ def test_it_is_small(image: BuiltImage) -> None:
     assert sizes[0] - sizes[1] <= LARGEST
 
 
+def test_what_was_made_smaller_still_loads(image: BuiltImage) -> None:
+    """Each compiled file of a package, and not only those that a test happens to import."""
+    code = (
+        "import ctypes, os, pathlib, sysconfig\n"
+        "site = pathlib.Path(sysconfig.get_path('purelib'))\n"
+        "files = [file for file in site.rglob('*.so*') if not file.parent.name.endswith('.libs')]\n"
+        "import numpy, pandas, scipy.linalg, scipy.optimize, sklearn.ensemble, pyarrow.parquet, pyarrow.dataset\n"
+        "for file in files: ctypes.CDLL(str(file), mode=os.RTLD_LAZY)\n"
+        "print(len(files), flush=True)\n"
+        "os._exit(0)"  # some are not made to be unloaded after others
+    )
+    words = ("--rm", "--network=none", "--entrypoint=python", image.name, "-c", code)
+    assert int(image.engine.run("run", *words, seconds=START_SECONDS)) > 200
+    git = ("--rm", "--network=none", "--entrypoint=git", image.name, "ls-remote", "https://127.0.0.1:9/nothing")
+    with pytest.raises(SandboxError, match="Failed to connect"):  # by its program for https
+        image.engine.run("run", *git)
+
+
 def test_its_user_is_a_number_and_owns_the_volume(image: BuiltImage) -> None:
     (described,) = json.loads(image.engine.run("inspect", image.name))
     assert described["Config"]["User"] == "1000:1000"
@@ -185,7 +196,7 @@ def test_it_starts_lets_in_who_logs_in_gets_healthy_and_stops(image: BuiltImage,
     assert image.in_container(container, "id", "-u") == "1000"
     assert "PostgreSQL" in image.in_container(container, "pg_dump", "--version")
     assert image.in_container(container, "python", "-c", f"import {MODULE}; print({MODULE}.FEATURES)") == "7"
-    imports = "import mlflow.sklearn, dagster_mlflow, pandas, pyarrow.parquet, pyarrow.dataset"
+    imports = "import iniconfig, mlflow.sklearn, dagster_mlflow, pandas, pyarrow.parquet, pyarrow.dataset"
     assert image.in_container(container, "python", "-c", imports) == ""
     image.engine.run("stop", f"--time={PATIENCE_SECONDS}", container, seconds=2 * PATIENCE_SECONDS)
     # 137: it was killed. On a quiet machine it ends within 10 s, which is what `docker stop` waits by default.
@@ -232,15 +243,17 @@ class Composed:
 
     Attributes:
         directory: of its compose.yaml.
+        profile: which of the three `serve`.
     """
 
     engine: DockerEngine
     directory: Path
+    profile: str
 
     def compose(self, *words: str, seconds: float = 600) -> str:
         files = ("--file", str(self.directory / "compose.yaml"), "--file", str(self.directory / "test.yaml"))
         done = subprocess.run(
-            ["/usr/bin/docker-compose", *files, "--profile", "celery", *words],
+            ["/usr/bin/docker-compose", *files, "--profile", self.profile, "--profile", "jenkins", *words],
             env=self.engine.environment,
             capture_output=True,
             text=True,
@@ -260,6 +273,17 @@ class Composed:
     def secret(self, name: str) -> str:
         return (self.directory / "secrets" / name).read_text()
 
+    def counted(self, what: str) -> int:
+        """How many rows of the database are so."""
+        count = f"--command=SELECT count(*) FROM {what}"
+        psql = ("psql", "--user=orchestrator", "--tuples-only", count, "orchestrator")
+        return int(self.engine.run("exec", "--user=postgres", self.container("postgres"), *psql))
+
+    def assert_no_secret_is_described(self, *containers: str) -> None:
+        described = self.engine.run("inspect", *containers)
+        for name in ("POSTGRES_PASSWORD", "UI_TOKEN", "JENKINS_TOKEN", "REDIS_PASSWORD"):
+            assert self.secret(name) not in described
+
     def asked(self, url: str, token: str = "") -> str:
         """What a program on the machine is answered; the machine being the engine's network namespace."""
         code = (
@@ -277,55 +301,89 @@ OVERRIDE = """
 services:
   jenkins:
     image: orchestrator:test
-    entrypoint: [python, /checkout/orchestrator_tests/packaging/compose/jenkins.py]
+    entrypoint: [tini, --, python, /checkout/orchestrator_tests/packaging/compose/jenkins.py]
     environment: {PYTHONPATH: /checkout, HOME: /tmp}
     volumes: ["CHECKOUT:/checkout:ro"]
     healthcheck:
       test: [CMD, python, -c, "import socket; socket.create_connection(('127.0.0.1', 8080), 5)"]
+  serve-docker:
+    volumes: ["SOCKET:/var/run/docker.sock"]
 """
-HEALTHY = ("postgres", "redis", "mlflow", "git", "jenkins", "serve-celery", "flower")
+EVERYWHERE = ("postgres", "mlflow", "git", "jenkins")
 
 
 @pytest.fixture(scope="module")
-def composed(image: BuiltImage, context: Path) -> Iterator[Composed]:
+def apart(image: BuiltImage, context: Path) -> Iterator[tuple[DockerEngine, Path]]:
+    """An engine in a network of its own, and deploy/compose, prepared for it."""
     stand_ins = PROJECT / "orchestrator_tests/packaging/compose"
     dockerfile = ("--file", str(stand_ins / "postgres.Dockerfile"))
     image.engine.build(stand_ins, *dockerfile, "--build-arg", f"BASE_IMAGE={image.base}", "--tag", "services:test")
     image.engine.end()
     directory = context / "deploy/compose"
     subprocess.run([directory / "prepare"], capture_output=True, check=True)
-    images = "ORCHESTRATOR_IMAGE=orchestrator:test\nPOSTGRES_IMAGE=services:test\nREDIS_IMAGE=services:test\n"
-    with (directory / ".env").open("a") as settings:
-        settings.write(images)
     context.chmod(0o755)
-    (directory / "test.yaml").write_text(OVERRIDE.replace("CHECKOUT", str(context)))
     with DockerEngine(image.engine.directory, own_network=True) as engine:
-        composed = Composed(engine, directory)
-        composed.compose("up", "--detach", "--no-build", seconds=START_SECONDS)
+        socket = Path(engine.host.removeprefix("unix://"))
+        settings = {
+            "ORCHESTRATOR_IMAGE": "orchestrator:test",
+            "POSTGRES_IMAGE": "services:test",
+            "REDIS_IMAGE": "services:test",
+            "DOCKER_GROUP": str(socket.stat().st_gid),
+        }
+        with (directory / ".env").open("a") as file:
+            file.writelines(f"{name}={text}\n" for name, text in settings.items())
+        (directory / "test.yaml").write_text(OVERRIDE.replace("CHECKOUT", str(context)).replace("SOCKET", str(socket)))
+        yield engine, directory
+
+
+@contextmanager
+def brought_up(apart: tuple[DockerEngine, Path], profile: str) -> Iterator[Composed]:
+    engine, directory = apart
+    composed = Composed(engine, directory, profile)
+    composed.compose("up", "--detach", "--no-build", seconds=START_SECONDS)
+    yield composed
+    composed.compose("down", "--volumes", "--timeout", "60")
+    assert engine.run("ps", "--all", "--quiet") == ""
+
+
+@pytest.fixture
+def on_celery(apart: tuple[DockerEngine, Path]) -> Iterator[Composed]:
+    with brought_up(apart, "celery") as composed:
         yield composed
-        composed.compose("down", "--volumes", "--timeout", "60")
-        assert engine.run("ps", "--all", "--quiet") == ""
 
 
-def test_the_compose_file_brings_up_a_server_that_lets_in_and_sees_jenkins(composed: Composed) -> None:
-    for service in HEALTHY:
-        until(partial(composed.is_healthy, service), seconds=START_SECONDS, every=1)
+@pytest.fixture
+def on_docker(apart: tuple[DockerEngine, Path]) -> Iterator[Composed]:
+    with brought_up(apart, "docker-launcher") as composed:
+        yield composed
+
+
+def test_the_compose_file_brings_up_a_server_that_lets_in_and_sees_jenkins(on_celery: Composed) -> None:
+    for service in (*EVERYWHERE, "redis", "serve-celery", "flower"):
+        until(partial(on_celery.is_healthy, service), seconds=START_SECONDS, every=1)
     ping = ("celery", "--app", "orchestrator.launchers.app", "inspect", "ping", "--timeout=30")
-    assert "pong" in composed.engine.run("exec", composed.container("worker"), *ping, seconds=START_SECONDS)
-    version = composed.asked("http://127.0.0.1:7860/server_info", composed.secret("UI_TOKEN"))
+    assert "pong" in on_celery.engine.run("exec", on_celery.container("worker"), *ping, seconds=START_SECONDS)
+    version = on_celery.asked("http://127.0.0.1:7860/server_info", on_celery.secret("UI_TOKEN"))
     assert json.loads(version)["dagster_version"]
-    assert "MLflow" in composed.asked("http://127.0.0.1:5000/")
+    assert "MLflow" in on_celery.asked("http://127.0.0.1:5000/")
     # Jenkins' green build of the sample: launched through Redis, executed by the worker as far as one gets without an
     # AMI, recorded in PostgreSQL.
-    stored = (
-        "psql",
-        "--user=orchestrator",
-        "--tuples-only",
-        "--command=SELECT count(*) FROM runs WHERE status = 'FAILURE'",
-        "orchestrator",
-    )
-    postgres = composed.container("postgres")
-    until(lambda: int(composed.engine.run("exec", "--user=postgres", postgres, *stored)) > 0, seconds=START_SECONDS)
-    described = composed.engine.run("inspect", *composed.engine.run("ps", "--quiet").split())
-    for name in ("POSTGRES_PASSWORD", "UI_TOKEN", "JENKINS_TOKEN", "REDIS_PASSWORD"):
-        assert composed.secret(name) not in described
+    until(lambda: on_celery.counted("runs WHERE status = 'FAILURE'"), seconds=START_SECONDS)
+    on_celery.assert_no_secret_is_described(*on_celery.engine.run("ps", "--quiet").split())
+
+
+@pytest.mark.matrix
+def test_with_the_profile_docker_launcher_a_run_has_a_container_whose_description_holds_no_secret(
+    on_docker: Composed,
+) -> None:
+    def of_a_run() -> str:
+        return on_docker.engine.run("ps", "--quiet", "--filter", "label=dagster/run_id")
+
+    container = until(of_a_run, seconds=START_SECONDS, every=0.2).split()[0]
+    on_docker.assert_no_secret_is_described(container)
+    # It reads settings and secrets, PostgreSQL and Jenkins, and gets as far as one does without an AMI.
+    until(lambda: on_docker.counted("runs WHERE status = 'FAILURE'"), seconds=START_SECONDS)
+    assert on_docker.counted("event_logs WHERE event LIKE '%AMI_ID is not set%'")
+    until(lambda: not of_a_run(), seconds=60)  # with all that it was given
+    for service in (*EVERYWHERE, "serve-docker"):
+        until(partial(on_docker.is_healthy, service), seconds=START_SECONDS, every=1)

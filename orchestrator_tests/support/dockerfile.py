@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,15 @@ def copy_into(directory: Path) -> None:
                 shutil.copytree(PROJECT / source, directory / target, ignore=ignored)
             else:
                 shutil.copy(PROJECT / source, directory / target)
+
+
+def check_out(directory: Path) -> None:
+    """What `git clone` brings of this checkout, as it is now."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    names = [name for name in files.split("\0") if name and (PROJECT / name).is_file()]
+    tar = subprocess.run(["tar", "-c", *names], cwd=PROJECT, stdout=subprocess.PIPE, check=True)
+    subprocess.run(["tar", "-x"], cwd=directory, input=tar.stdout, check=True)
 
 
 def install_command(python: Path) -> list[str]:

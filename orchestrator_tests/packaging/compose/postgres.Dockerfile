@@ -6,4 +6,5 @@ COPY postgres.sh /usr/local/bin/docker-entrypoint.sh
 ENV PGDATA=/var/lib/postgresql/data
 RUN install -d -o postgres -g postgres /var/lib/postgresql/data /var/run/postgresql && install -d -o redis -g redis /data
 VOLUME /var/lib/postgresql/data
+STOPSIGNAL SIGINT
 ENTRYPOINT ["docker-entrypoint.sh"]
