@@ -17,7 +17,8 @@ import dagster as dg
 from orchestrator import names
 from orchestrator.dagster_instance import set_pool_limit
 from orchestrator.errors import MlflowNotFound, SettingsError
-from orchestrator.names import VersionTag
+from orchestrator.names import DagsterTag, VersionTag
+from orchestrator.pipeline.models.champion_asset import DECIDED_UP_TO, champion_key, decided_up_to
 from orchestrator.pipeline.models.deployment import DeploymentRule, When, deployed_key, deployed_model, in_use_result
 from orchestrator.pipeline.models.deployment_cursor import DeploymentCursor
 from orchestrator.resources import retry
@@ -77,14 +78,19 @@ def deployment_sensor(
         with contextlib.suppress(SettingsError):  # a storage without limits; the target itself takes one at a time
             set_pool_limit(context.instance, pool=names.deployment_job(rule.pipeline), limit=1)
         resource: MlflowResource = getattr(context.resources, names.ResourceKey.MLFLOW)
+        recorded = _recorded_champion(context.instance, rule)  # before the alias, which a decision moves first
         with rule.mlflow(resource) as mlflow:
-            found = compare(mlflow.with_policy(retry.JANITOR_MLFLOW), rule)
+            asked = mlflow.with_policy(retry.JANITOR_MLFLOW)
+            found = compare(asked, rule)
+            page = asked.registry.url_of(found.champion) if found else None
         if found is None:
             return dg.SkipReason(f"{rule.model} has no champion yet.")
         request = next_run(context.instance, rule, found, now=datetime.now(UTC))
-        events = []
+        events: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
+        if recorded not in (None, found.champion.version):
+            events.append(_moved_champion(context.instance, rule, found.champion, page))
         if context.cursor != found.cursor:
-            events = [_evaluation(rule, found)]
+            events.append(_evaluation(rule, found))
             if isinstance(request, dg.SkipReason) and not found.same:
                 _log.warning(f"{rule.pipeline}: {request.skip_message} (in the UI: {page_of(rule.pipeline)})")
         return dg.SensorResult(
@@ -193,6 +199,37 @@ def next_run(
 def page_of(pipeline: str) -> str:
     """The path of the asset's page in Dagster's UI, where a person materializes it."""
     return "/".join(("/assets", *deployed_key(pipeline).path))
+
+
+def _recorded_champion(instance: dg.DagsterInstance, rule: DeploymentRule) -> str | None:
+    """The version that `P/champion_model` shows; None: there was no decision, one is under way, or it is no asset."""
+    if not rule.after_champion:
+        return None
+    runs = dg.RunsFilter(job_name=names.champion_job(rule.pipeline), statuses=_UNFINISHED)
+    if instance.get_run_records(runs, limit=1):
+        return None
+    records = instance.fetch_materializations(champion_key(rule.pipeline), limit=1).records
+    event = records[0].asset_materialization if records else None
+    return (event.tags or {}).get(DagsterTag.DATA_VERSION, "") if event else None
+
+
+def _moved_champion(
+    instance: dg.DagsterInstance, rule: DeploymentRule, champion: ModelVersion, page: str | None
+) -> dg.AssetMaterialization:
+    """Lets the asset show an alias that was moved without a decision: by a person, or because a deployment failed."""
+    sentence = f"version {champion.version} of {rule.model} is the champion: promoted, rolled back to, or restored"
+    return dg.AssetMaterialization(
+        champion_key(rule.pipeline),
+        description="The alias was moved without a decision",
+        metadata={
+            "champion": dg.MetadataValue.text(sentence),
+            "version": dg.MetadataValue.text(champion.version),
+            "model": dg.MetadataValue.url(page) if page else dg.MetadataValue.text(rule.model),
+            "MLflow run ID": dg.MetadataValue.text(champion.run_id),
+            DECIDED_UP_TO: dg.MetadataValue.int(decided_up_to(instance, rule.pipeline)),
+        },
+        tags={DagsterTag.DATA_VERSION: champion.version},
+    )
 
 
 def _link(rule: DeploymentRule) -> dg.MetadataValue:

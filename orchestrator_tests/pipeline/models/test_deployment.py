@@ -17,6 +17,8 @@ from orchestrator.definitions import shared
 from orchestrator.errors import DeploymentFailed, TargetUnavailable
 from orchestrator.names import VersionTag
 from orchestrator.pipeline.component import TrainingPipeline
+from orchestrator.pipeline.models.champion_asset import decided_up_to, newest_model
+from orchestrator.pipeline.models.declared import ChampionBlock, Goal
 from orchestrator.pipeline.models.deployment import DeploymentBlock, DeploymentRule
 from orchestrator.pipeline.models.deployment_sensor import compare, next_run
 from orchestrator.resources.mlflow import Mlflow, MlflowResource, ModelVersion
@@ -37,6 +39,7 @@ class PipelineWithTarget:
     experiment: str
     directory: Path
     when: str = "automatic"
+    chooses: bool = False
     model: str = field(default_factory=lambda: f"churn_{uuid4().hex[:8]}")
     dagster: dg.DagsterInstance = field(default_factory=dg.DagsterInstance.ephemeral)
     cursor: str | None = None
@@ -50,7 +53,8 @@ class PipelineWithTarget:
     @property
     def component(self) -> TrainingPipeline:
         block = {"when": self.when, "target": {"directory": str(self.directory)}}
-        return TrainingPipeline(name=self.model, deployment=DeploymentBlock.model_validate(block))
+        champion = ChampionBlock(metric="accuracy", goal=Goal.MAXIMIZE, model=self.model) if self.chooses else None
+        return TrainingPipeline(name=self.model, champion=champion, deployment=DeploymentBlock.model_validate(block))
 
     @property
     def key(self) -> dg.AssetKey:
@@ -103,6 +107,22 @@ class PipelineWithTarget:
             tags={names.RunTag.MODEL_VERSION: launched_for} if launched_for else None,
             raise_on_error=False,
         )
+
+    def decide(self) -> bool:
+        """A run that chooses the champion."""
+        job = self.definitions.resolve_job_def(names.champion_job(self.model))
+        return job.execute_in_process(instance=self.dagster, raise_on_error=False).success
+
+    def shown_champions(self) -> list[str]:
+        """The versions that `P/champion_model` has shown, the newest first."""
+        records = self.dagster.fetch_materializations(dg.AssetKey([self.model, "champion_model"]), limit=10).records
+        events = [record.asset_materialization for record in records]
+        return [str(event.metadata["version"].value) for event in events if event and "version" in event.metadata]
+
+    def report(self, result: SensorExecutionData) -> None:
+        """What Dagster's daemon does with the events of a tick."""
+        for event in result.asset_events:
+            self.dagster.report_runless_asset_event(event)
 
     def in_use(self) -> Release | None:
         return DirectoryTarget(self.directory).state()
@@ -279,6 +299,56 @@ class TestApproval:
         assert request.run_config == {"ops": {f"{pipeline.model}__deployed_model": {"config": {"version": "1"}}}}
         assert pipeline.run(version="1").success
         assert not pipeline.tick().run_requests
+
+
+class TestAliasThatIsMovedWithoutADecision:
+    """By `promote`, `rollback`, a deployment that failed, or in MLflow's own pages."""
+
+    @pytest.fixture
+    def pipeline(self, pipeline: PipelineWithTarget) -> PipelineWithTarget:
+        pipeline.chooses = True
+        return pipeline
+
+    @pytest.mark.parametrize("when", ["automatic", "approval"])
+    def test_the_asset_shows_it_at_the_next_tick_so_that_what_is_in_use_is_out_of_date(
+        self, pipeline: PipelineWithTarget, when: str
+    ) -> None:
+        pipeline.when = when
+        pipeline.report(pipeline.tick())
+        versions = [pipeline.register(0.8), pipeline.register(0.9)]
+        assert pipeline.decide()
+        for version in (*versions, *versions):
+            pipeline.promote(version)
+            pipeline.report(pipeline.tick())
+            assert pipeline.shown_champions()[0] == version.version
+            shown = len(pipeline.shown_champions())
+            pipeline.report(pipeline.tick())
+            assert len(pipeline.shown_champions()) == shown
+
+    def test_it_does_not_make_a_decision_forgotten(self, pipeline: PipelineWithTarget) -> None:
+        versions = [pipeline.register(0.8), pipeline.register(0.9)]
+        trained = dg.AssetKey([pipeline.model, "trained_model"])
+        metadata = {"MLflow run ID": versions[1].run_id}
+        pipeline.dagster.report_runless_asset_event(dg.AssetMaterialization(trained, metadata=metadata))
+        assert pipeline.decide()
+        decided = decided_up_to(pipeline.dagster, pipeline.model)
+        assert decided == newest_model(pipeline.dagster, pipeline.model) > 0
+        for number in range(12):
+            pipeline.promote(versions[number % 2])
+            pipeline.report(pipeline.tick())
+        assert decided_up_to(pipeline.dagster, pipeline.model) == decided
+
+    def test_a_decision_that_is_under_way_records_it_itself(self, pipeline: PipelineWithTarget) -> None:
+        versions = [pipeline.register(0.8), pipeline.register(0.9)]
+        assert pipeline.decide()
+        shown = pipeline.shown_champions()
+        job = pipeline.definitions.resolve_job_def(names.champion_job(pipeline.model))
+        run = pipeline.dagster.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+        for version in versions:
+            pipeline.promote(version)
+            pipeline.report(pipeline.tick())
+        assert pipeline.shown_champions() == shown
+        pipeline.dagster.delete_run(run.run_id)
 
 
 def test_where_a_version_is_in_use_stands_at_it(pipeline: PipelineWithTarget) -> None:
