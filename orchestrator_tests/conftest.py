@@ -60,6 +60,14 @@ def _read_migrations_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _cover_this_process_only() -> Iterator[None]:
+    """slipcover takes a pytest that a test starts, as the sandbox's Jenkins does, for one of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SLIPCOVER_ENABLED", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _describe_aws_once() -> Iterator[None]:
     """boto3 parses its description of EC2 (1 MB), and makes a class with 800 methods of it, anew for each session."""
     loader, known = botocore.loaders.create_loader(None), dict[str, type]()
