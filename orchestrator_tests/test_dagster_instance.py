@@ -24,6 +24,7 @@ import orchestrator
 from orchestrator import dagster_instance, names
 from orchestrator.errors import SettingsError
 from orchestrator_tests.support.dagster_internals import (
+    DATA_VERSION_TAG,
     BulkActionsFilter,
     BulkActionStatus,
     EventLogStorage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.definitions.instigation_logger import get_instigation_log_records
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.definitions.sensor_definition import SensorExecutionData
@@ -26,6 +27,7 @@ from dagster._serdes import deserialize_value, serialize_value
 from dagster._symbol_annotations.public import is_public
 
 __all__ = [
+    "DATA_VERSION_TAG",
     "PARENT_RUN_ID_TAG",
     "BulkActionStatus",
     "BulkActionsFilter",
