@@ -40,7 +40,7 @@ RUN --mount=type=secret,id=netrc,target=/root/.netrc --mount=type=bind,target=/c
 # The rest is compiled, because the user below may not write what Python compiles, and each run would compile it again;
 # but for what the orchestrator does not import by itself.
 RUN for package in joblib matplotlib numpy pandas pyarrow scipy skops sklearn tornado; do \
-    find /opt/venv/lib/*/site-packages/"$package" -type d \( -name test -o -name tests \) -prune -exec rm -r {} +; \
+    find /opt/venv/lib -path "*/site-packages/$package/*" -type d \( -name test -o -name tests \) -prune -exec rm -r {} +; \
   done \
   && find /opt/venv/lib/*/site-packages/dagster_webserver /opt/venv/lib/*/site-packages/mlflow -name '*.map' -delete \
   && find /opt/venv/lib \( -name '*.pyx' -o -name '*.pxd' \) -delete \
