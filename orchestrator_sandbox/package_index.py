@@ -18,7 +18,7 @@ _SERVE = "import sys; sys.modules['bcrypt'] = None; from pypiserver.__main__ imp
 
 
 class PackageIndexServer:
-    """A pypiserver that wants a login for everything, and knows no other index. A version is uploaded once.
+    """A pypiserver that wants a login for everything, and knows no other index by itself. A version is uploaded once.
 
     Its address names the host unlike those of the sandbox's other servers: a netrc file knows hosts only, and they are
     not to be shown its login.
@@ -27,6 +27,7 @@ class PackageIndexServer:
         directory: where packages, log and password are kept.
         user: the one user's name.
         password: default: one that is kept in the directory.
+        beyond: the index where it sends whoever asks for packages that it does not have; default: nowhere.
 
     Attributes:
         url: its address for pip and uv.
@@ -38,7 +39,9 @@ class PackageIndexServer:
         SandboxError: it did not start.
     """
 
-    def __init__(self, directory: Path, *, user: str = "team", password: str | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, user: str = "team", password: str | None = None, beyond: str | None = None
+    ) -> None:
         private_folder(directory)
         self.user = user
         self.password = password or kept_secret(directory / "password")
@@ -55,7 +58,8 @@ class PackageIndexServer:
         self._server = ChildProcess(
             [
                 *(sys.executable, "-c", _SERVE, "run", "-v", "-i", "127.0.0.1", "-p", str(self.port)),
-                *("--server", "wsgiref", "--disable-fallback", "-P", str(passwords), "-a", "list,download,update"),
+                *(("--fallback-url", beyond) if beyond else ("--disable-fallback",)),
+                *("--server", "wsgiref", "-P", str(passwords), "-a", "list,download,update"),
                 str(self.packages),
             ],
             name="the package index",

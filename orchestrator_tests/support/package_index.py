@@ -18,9 +18,9 @@ MODULE = "greeting_of_acme"
 class PackageIndex(PackageIndexServer):
     """The sandbox's index, with the package in it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, beyond: str | None = None) -> None:
         wheel(private_folder(directory / "packages"))
-        super().__init__(directory, user=USER, password=PASSWORD)
+        super().__init__(directory, user=USER, password=PASSWORD, beyond=beyond)
 
     def handed_out(self) -> int:
         """How often it has handed the package out so far."""
