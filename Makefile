@@ -42,7 +42,7 @@ test-services: $(INSTALLED) debian-packages ## the tests that need Debian packag
 	@$(PYTEST) -m "services and not matrix" --numprocesses=3 $(ARGS)
 
 .PHONY: test-matrix
-test-matrix: $(INSTALLED) debian-packages ## every fault in every phase of a run, which takes the better part of an hour
+test-matrix: $(INSTALLED) debian-packages ## every fault in every phase of a run, and what takes minutes: an hour and a half
 	@$(PYTEST) -m matrix $(ARGS)
 
 .PHONY: image-check
